@@ -1,0 +1,48 @@
+# Needs python3 (3.10 or newer) with venv, and make: apt-get install python3 python3-venv make
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+# More arguments for pip: PIP_ARGS="--index-url ..." chooses another build of torch, for instance.
+PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+SOURCES = setup.cfg pyproject.toml constraints.txt
+
+.PHONY: help demo install test test-slow lint parity clean
+
+help: ## this list
+	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
+
+demo: $(VENV)/.installed ## train, evaluate and sample a small model: no download, two minutes on two cores
+	$(BIN)/python train.py experiment=demo
+
+install: $(VENV)/.installed ## the environment in .venv
+
+test: lint ## lint, then the fast tests
+	$(BIN)/python -m pytest -q
+
+test-slow: $(VENV)/.installed-test ## the tests that take minutes
+	$(BIN)/python -m pytest -q -m slow
+
+lint: $(VENV)/.installed-test ## ruff check
+	$(BIN)/ruff check .
+
+parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
+	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+	$(BIN)/python tests/parity.py --data $(DATA)
+
+clean: ## remove the environment and caches; runs and data stay
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
+		echo 'error: needs Python 3.10 or newer as $(PYTHON); choose one with make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
+		echo 'error: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
+
+$(VENV)/.installed: $(SOURCES) | $(BIN)/python
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.installed-test: $(VENV)/.installed
+	$(PIP) -e .[test]
+	@touch $@

@@ -1,0 +1,26 @@
+"""
+Measure a Transformer-XL on this machine; random weights of the model's shape unless a checkpoint is named.
+
+  python benchmark.py suite=inference                                  base: 64 tokens at a time, memory 640
+  python benchmark.py suite=inference model=large benchmark.batch_sizes=[1,8]
+  python benchmark.py suite=inference benchmark.runtimes=[cached,export] benchmark.precisions=[fp32,bf16]
+  python benchmark.py suite=inference benchmark.checkpoint=runs/... benchmark.json=table.json
+  python benchmark.py suite=train benchmark.micro_batch_sizes=[4,16]   a training step and its parts, MFU, memory
+"""
+
+import sys
+
+from txl.choices import Suite
+from txl.command import run
+from txl.config import BenchmarkConfig
+
+
+def start(config: BenchmarkConfig) -> int:
+    from txl import inference_speed, train_speed
+
+    suites = {Suite.inference: inference_speed.run, Suite.train: train_speed.run}
+    return suites[config.suite](config)
+
+
+if __name__ == "__main__":
+    sys.exit(run("benchmark", BenchmarkConfig, start, __doc__))

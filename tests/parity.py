@@ -1,0 +1,95 @@
+"""Do we learn as fast as the reference? The published curves again, seed by seed (about 25 minutes on 2 cores).
+
+    make parity DATA=path/to/data        # holds wikitext-mini/ and tinyshakespeare/
+
+Trains the two configurations of tests/published/reference_curves.json, writes docs/results/parity.{md,json}, and exits
+with 1 when a bound does not hold. Finished seeds are not run again.
+"""
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parent.parent
+REFERENCE = json.loads((PROJECT / "tests" / "published" / "reference_curves.json").read_text())
+SHAKESPEARE = next(key for key in REFERENCE if key.startswith("tinyshakespeare"))
+MEAN_BOUND, POINT_BOUND, SHAKESPEARE_BOUND = 0.03, 0.06, 1.80
+
+
+def curve(experiment: str, data: str, seed: int, runs: Path) -> dict[int, float]:
+    """Validation loss by step of one training, in nats per token."""
+    run_dir = runs / f"{experiment}-s{seed}"
+    command = [sys.executable, str(PROJECT / "train.py"), f"experiment={experiment}", data, f"seed={seed}"]
+    subprocess.run([*command, f"run_dir={run_dir}", "resume=auto", "hardware=cpu"], cwd=PROJECT, check=True)
+    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
+    return {record["step"]: record["loss"] for record in records if record["kind"] == "valid"}
+
+
+def wikitext_mini(data: Path, seeds: int, runs: Path) -> tuple[dict, list[str]]:
+    reference = {int(step): point for step, point in REFERENCE["wikitext-mini"]["valid_loss"].items()}
+    curves = [curve("wikitext-mini", f"data.path={data}/wikitext-mini", seed, runs) for seed in range(1, seeds + 1)]
+    rows, table = [], ["| step | reference (3 seeds) | txl mean | sd | difference |", "|---:|---:|---:|---:|---:|"]
+    for step, point in reference.items():
+        ours = [points[step] for points in curves]
+        mean, sd = statistics.mean(ours), statistics.stdev(ours) if seeds > 1 else 0.0
+        rows.append({"step": step, "reference": point["mean"], "mean": mean, "sd": sd, "values": ours})
+        table.append(f"| {step} | {point['mean']:.4f} | {mean:.4f} | {sd:.4f} | {mean - point['mean']:+.4f} |")
+    differences = [row["mean"] - row["reference"] for row in rows]
+    average, worst = statistics.mean(differences), max(differences)
+    held = average <= MEAN_BOUND and worst <= POINT_BOUND
+    table.append("")
+    table.append(
+        f"Average difference {average:+.4f} nats (bound {MEAN_BOUND:+.2f}), largest {worst:+.4f} "
+        f"(bound {POINT_BOUND:+.2f}): {'holds' if held else 'DOES NOT HOLD'}."
+    )
+    return {"rows": rows, "average": average, "worst": worst, "held": held}, table
+
+
+def tinyshakespeare(data: Path, runs: Path) -> tuple[dict, list[str]]:
+    reference = {int(step): loss for step, loss in REFERENCE[SHAKESPEARE]["valid_loss"].items()}
+    ours = curve("tinyshakespeare", f"data.file={data}/tinyshakespeare/input.txt", 1, runs)
+    table = ["| step | reference | txl (seed 1) |", "|---:|---:|---:|"]
+    table += [f"| {step} | {loss:.4f} | {ours[step]:.4f} |" for step, loss in reference.items()]
+    final = ours[max(reference)]
+    held = final <= SHAKESPEARE_BOUND
+    table.append("")
+    table.append(f"At the end {final:.4f} nats (bound {SHAKESPEARE_BOUND}): {'holds' if held else 'DOES NOT HOLD'}.")
+    return {"rows": ours, "held": held}, table
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, required=True, help="folder with wikitext-mini/ and tinyshakespeare/")
+    parser.add_argument("--seeds", type=int, default=6)
+    parser.add_argument("--runs", type=Path, default=PROJECT / "runs" / "parity")
+    arguments = parser.parse_args()
+    data, runs = arguments.data.resolve(), arguments.runs.resolve()
+    mini, mini_table = wikitext_mini(data, arguments.seeds, runs)
+    play, play_table = tinyshakespeare(data, runs)
+    lines = [
+        "# Training parity with the reference",
+        "",
+        "Validation loss in nats per token; evaluated with `tgt_len 64 mem_len 64 clamp_len -1 same_length false "
+        "batch 10`. Made by `make parity DATA=…`.",
+        "",
+        f"## wikitext-mini, {arguments.seeds} seeds",
+        "",
+        *mini_table,
+        "",
+        "## tinyshakespeare",
+        "",
+        *play_table,
+    ]
+    results = PROJECT / "docs" / "results"
+    results.mkdir(parents=True, exist_ok=True)
+    (results / "parity.md").write_text("\n".join(lines) + "\n")
+    (results / "parity.json").write_text(json.dumps({"wikitext-mini": mini, "tinyshakespeare": play}, indent=1) + "\n")
+    print("\n".join(lines))
+    return 0 if mini["held"] and play["held"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

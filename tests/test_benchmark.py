@@ -1,0 +1,68 @@
+"""benchmark.py measures every combination once and keeps the table as JSON."""
+
+import json
+
+from composing import composed
+from tiny import run
+from txl import inference_speed, train_speed
+
+SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=2"]
+SMALL += ["evaluation.tgt_len=4", "evaluation.mem_len=8", "benchmark.segments=2"]
+
+
+def test_inference_is_measured_for_every_combination(tmp_path):
+    sizes, runtimes = "benchmark.batch_sizes=[1,3]", "benchmark.runtimes=[eager,cached]"
+    combinations = ["suite=inference", sizes, runtimes, "benchmark.precisions=[fp32,bf16]"]
+    done = run("benchmark.py", *SMALL, *combinations, "benchmark.json=out/table.json", cwd=tmp_path)
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    rows = table["rows"]
+    assert table["machine"]["threads"] == 1
+    found = {(row["batch_size"], row["runtime"], row["precision"]) for row in rows}
+    assert len(rows) == len(found) == 8
+    for row in rows:
+        expected = row["batch_size"] * row["tgt_len"] * 1000 / row["latency_ms"]["mean"]
+        assert abs(row["tokens_per_second"] - expected) < 1e-6 * expected
+    assert "Throughput Avg (tok/s)" in done.stdout and "published" not in done.stdout  # no published row for a CPU
+
+
+def test_published_rows_stand_beside_the_nearest_machine(monkeypatch):
+    row = {"batch_size": 1, "precision": "bf16"}
+    for name, machine, throughput in (("NVIDIA H200", "A100", 4163.7), ("Tesla T4", "T4", 3775.3)):
+        monkeypatch.setattr(inference_speed.torch.cuda, "get_device_name", lambda device, name=name: name)
+        rows = inference_speed.published_rows("base", row, inference_speed.torch.device("cuda"))
+        assert len(rows) == 2 and all(machine in r["machine"] for r in rows)
+        assert rows[0]["Throughput Avg (tok/s)"] == throughput
+        assert "pure Python" in inference_speed.line(rows[0], rows[0]["implementation"])
+
+
+def test_training_is_measured_with_its_parts_and_its_share_of_the_ceiling(tmp_path):
+    sizes = [
+        "benchmark.micro_batch_sizes=[1,2]",
+        "train.tgt_len=8",
+        "train.mem_len=8",
+        "valid.tgt_len=8",
+        "benchmark.steps=2",
+    ]
+    sizes += ["benchmark.precisions=[fp32,bf16]", "benchmark.profile=trace.json", "benchmark.json=table.json"]
+    done = run("benchmark.py", "suite=train", *SMALL, *sizes, cwd=tmp_path)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert [(row["micro_batch_size"], row["precision"]) for row in rows] == [
+        (1, "fp32"), (2, "fp32"), (1, "bf16"), (2, "bf16"),
+    ]  # fmt: skip
+    for row in rows:
+        assert 0 < sum(row["part_seconds"].values()) < 1.5 * row["step_seconds"]
+        assert abs(row["tokens_per_second"] * row["step_seconds"] - 8 * row["micro_batch_size"]) < 1e-6
+        assert 0 < row["mfu"] < 1 and row["peak_memory_gb"] > 0
+    assert "MFU" in done.stdout
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_the_work_of_a_token_is_what_the_design_counted():
+    config = composed("model=base")
+    products = train_speed.products_per_token(config, 267_735, 256)
+    assert abs(products / (68e6 + 15e6) - 1) < 0.1
+
+
+def test_a_mistake_is_one_line(tmp_path):
+    done = run("benchmark.py", "benchmark.batch_sizes=[0]", *SMALL, cwd=tmp_path, expect=2)
+    assert "benchmark.batch_sizes=[0] must all be above 0" in done.stderr

@@ -1,0 +1,57 @@
+"""Two processes compute what one computes."""
+
+import subprocess
+import time
+
+import pytest
+
+from tiny import PROJECT, TINY_RUN, command, environment, metrics, run, write_corpus
+from txl.distributed import columns_of
+
+
+@pytest.mark.parametrize("batch_size, world_size", [(8, 1), (8, 3), (16, 5), (2, 4)])
+def test_columns_are_dealt_completely_and_evenly(batch_size, world_size):
+    parts = [columns_of(rank, world_size, batch_size) for rank in range(world_size)]
+    assert [column for part in parts for column in part] == list(range(batch_size))
+    assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, "train.max_step=20", "valid.interval=10", "valid.batch_size=3", "precision=fp64"]
+    shared += ["model.dropout=0", "train.roll=true", "train.ext_len=2"]
+    one, two, four = tmp_path / "one", tmp_path / "two", tmp_path / "accumulated"
+    run("train.py", *shared, f"run_dir={one}", cwd=tmp_path)
+    run("train.py", *shared, f"run_dir={two}", "gpus=2", cwd=tmp_path)
+    run("train.py", *shared, f"run_dir={four}", "train.micro_batch_size=2", cwd=tmp_path)
+    for other in (two, four):
+        for kind in ("train", "valid", "test"):
+            mine, theirs = metrics(one, kind), metrics(other, kind)
+            assert [r["step"] for r in mine] == [r["step"] for r in theirs]
+            for a, b in zip(mine, theirs, strict=True):
+                assert b["loss"] == pytest.approx(a["loss"], rel=1e-9)
+    assert len(metrics(two)) == 20
+
+
+def test_a_rank_that_raises_takes_the_others_with_it(tmp_path):
+    """... within ten seconds, and its traceback is the last thing on the console."""
+    data = write_corpus(tmp_path / "text")
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "if os.environ.get('RANK') == '1':\n"
+        "    import txl.trainer as t\n"
+        "    def broken(self): raise RuntimeError('boom on rank 1')\n"
+        "    t.Trainer.step = broken\n"
+    )
+    began = time.monotonic()
+    done = subprocess.run(
+        command("train.py", *data, *TINY_RUN, "gpus=2", f"run_dir={tmp_path}/run", "train.max_step=1000000"),
+        cwd=tmp_path,
+        env=environment(PYTHONPATH=f"{tmp_path}:{PROJECT}"),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 1
+    assert done.stderr.rstrip().endswith("RuntimeError: boom on rank 1"), done.stderr[-2000:]
+    assert time.monotonic() - began < 60

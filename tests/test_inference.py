@@ -1,0 +1,157 @@
+"""The cached runtime reads every token once and computes the same."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tiny import model_config
+from txl.choices import Positions, Runtime
+from txl.config import Geometry
+from txl.errors import ConfigError
+from txl.inference import Cache, CachedTransformerXL, Program, Step, make_program
+from txl.model import TransformerXL
+
+V, CUTOFFS = 50, [20, 35]
+
+
+def build(seed=0, max_distances=64, **changes) -> TransformerXL:
+    torch.manual_seed(seed)
+    model = TransformerXL(model_config(**changes), V, CUTOFFS, max_distances).double().eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.1)
+    return model
+
+
+def stream(B, n, seed=1):
+    return torch.randint(0, V, (B, n + 1), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def losses(model, tokens, geometry):
+    """Losses [B, n] of a stream, read segment by segment (the last one may be shorter)."""
+    mems, parts = [], []
+    for begin in range(0, tokens.shape[1] - 1, geometry.tgt_len):
+        end = min(begin + geometry.tgt_len, tokens.shape[1] - 1)
+        hidden, mems = model(tokens[:, begin:end], mems, geometry)
+        parts.append(model.loss(hidden, tokens[:, begin + 1 : end + 1]))
+    return torch.cat(parts, dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    positions=st.sampled_from([Positions.relative, Positions.shaw]),
+    T=st.integers(1, 9),
+    mem_len=st.integers(0, 24),
+    clamp_len=st.sampled_from([-1, 1, 5, 16]),
+    same_length=st.booleans(),
+    B=st.integers(1, 3),
+    changes=st.sampled_from([{}, {"pre_lnorm": True}, {"untie_r": True}, {"div_val": 2}]),
+)
+def test_the_cached_runtime_computes_the_same_losses(positions, T, mem_len, clamp_len, same_length, B, changes):
+    model = build(positions=positions, **changes)
+    geometry = Geometry(T, mem_len, 0, clamp_len, same_length and mem_len > 0)
+    tokens = stream(B, 50)
+    expected = losses(model, tokens, geometry)
+    torch.testing.assert_close(losses(CachedTransformerXL(model), tokens, geometry), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_in_float32_the_losses_agree_to_1e_5():
+    model = build().float()
+    tokens, geometry = stream(2, 60), Geometry(4, 20, 0, 9, True)
+    expected = losses(model, tokens, geometry)
+    torch.testing.assert_close(losses(CachedTransformerXL(model), tokens, geometry), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_in_bf16_the_losses_agree_within_its_rounding():
+    model = build().float()
+    tokens, geometry = stream(2, 60), Geometry(4, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = losses(model, tokens, geometry)
+        ours = losses(CachedTransformerXL(model), tokens, geometry)
+    torch.testing.assert_close(ours, expected, rtol=2e-2, atol=2e-2)
+    with torch.no_grad():
+        exact = losses(model, tokens, geometry)
+    assert (ours.mean() - exact.mean()).abs() < 1e-2
+
+
+@pytest.mark.parametrize("positions", [Positions.absolute, Positions.absolute_per_layer])
+def test_absolute_positions_are_refused_with_the_remedy(positions):
+    with pytest.raises(ConfigError, match="runtime=eager"):
+        CachedTransformerXL(build(positions=positions))
+
+
+def test_an_extended_context_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match="ext_len=2 needs runtime=eager"):
+        CachedTransformerXL(build(), Geometry(4, 8, ext_len=2))
+
+
+def test_the_cache_is_as_large_as_stated():
+    """Keys and values of the window and at most a tenth more; nothing grows while reading."""
+    model = build(positions=Positions.relative)
+    cached, geometry, B = CachedTransformerXL(model), Geometry(8, 64), 3
+    cache, sizes = [], set()
+    for segment in stream(B, 40 * 8 - 1).split(8, dim=1):
+        _, cache = cached(segment, cache, geometry)
+        sizes.add(cache.key.nbytes + cache.value.nbytes)
+    window = 2 * 2 * B * (64 + 8) * 2 * 8 * 8  # 2 L B (M + T) N H bytes
+    assert len(sizes) == 1 and window <= sizes.pop() <= 1.1 * window
+    assert isinstance(cache, Cache) and len(cache) == 64
+
+
+def test_what_is_allocated_is_what_is_stated():
+    """Window, its spare tenth, projected positions (as constant as weights) and activations; nothing grows."""
+    model, B = build(n_layer=4).float(), 4
+    cached, geometry = CachedTransformerXL(model), Geometry(8, 120, same_length=True)
+    ids, cache = stream(B, 40 * 8 - 1), []
+    for segment in ids.split(8, dim=1):
+        _, cache = cached(segment, cache, geometry)
+    window = 2 * 4 * B * (120 + 8) * 2 * 8 * 4  # 2 L B (M + T) N H bytes
+    held = cache.key.nbytes + cache.value.nbytes
+    projected = sum(keys.nbytes for keys in cached.position_keys(128, geometry))
+    assert projected == 4 * 121 * 2 * 8 * 4  # L R N H bytes, for every batch size the same
+    assert held + projected <= 1.2 * window
+
+
+LOAD = """
+import sys, torch
+kind, file, arguments, result = sys.argv[1:]
+load = torch.jit.load if kind == "torchscript" else torch._inductor.aoti_load_package
+program, memory, losses = load(file), None, []
+inputs, targets, memory = torch.load(arguments)
+for input, target in zip(inputs, targets):
+    loss, *memory = program(input, target, *memory)
+    losses.append(loss)
+assert not any(name.startswith("txl") for name in sys.modules)
+torch.save(torch.cat(losses, dim=1), result)
+"""
+
+
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("export", marks=pytest.mark.slow)])
+def test_a_program_gives_the_same_losses_in_a_process_that_never_imports_txl(kind, tmp_path):
+    model, geometry, B = build(div_val=2).float(), Geometry(4, 12, 0, 9, True), 2
+    tokens = stream(B, 40)
+    expected = losses(model, tokens, geometry)
+    step, file = Step(model, geometry), tmp_path / "step.pt2"
+    program = Program(step, make_program(step, Runtime[kind], B, str(file)))
+    memory, ours = [], []
+    for begin in range(0, 40, 4):
+        loss, memory = program(tokens[:, begin : begin + 4], tokens[:, begin + 1 : begin + 5], memory)
+        ours.append(loss)
+    torch.testing.assert_close(torch.cat(ours, dim=1), expected, rtol=1e-5, atol=1e-5)
+    pairs = [[part.contiguous() for part in ids.split(4, dim=1)] for ids in (tokens[:, :-1], tokens[:, 1:])]
+    torch.save([*pairs, list(step.start(B))], tmp_path / "arguments.pt")
+    arguments = [kind, str(file), str(tmp_path / "arguments.pt"), str(tmp_path / "losses.pt")]
+    subprocess.run([sys.executable, "-c", LOAD, *arguments], check=True, cwd=tmp_path)
+    torch.testing.assert_close(torch.load(tmp_path / "losses.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_file_that_is_no_program_is_named(tmp_path):
+    file = tmp_path / "step.ts"
+    file.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match="is no program of runtime=torchscript"):
+        make_program(Step(build(), Geometry(4, 8)), Runtime.torchscript, 1, str(file))

@@ -1,0 +1,196 @@
+"""Every impossible configuration has one line that says so; which runs are one run; what a resume may change."""
+
+import pytest
+
+from composing import composed
+from txl.config import EvaluateConfig, to_dict
+from txl.errors import ConfigError
+from txl.rules import config_hash, resume_differences
+
+REFUSED = {
+    # one value
+    "model.n_layer=0": "model.n_layer=0 must be above 0",
+    "train.tgt_len=-3": "train.tgt_len=-3 must be above 0",
+    "train.mem_len=-1": "train.mem_len=-1 must be 0 or more",
+    "train.max_step=0": "train.max_step=0 must be above 0",
+    "train.batch_size=0": "train.batch_size=0 must be above 0",
+    "valid.interval=0": "valid.interval=0 must be above 0",
+    "optimizer.lr=nan": "optimizer.lr=NaN must be above 0",
+    "optimizer.lr=inf": "optimizer.lr=Infinity must be above 0",
+    "gpus=0": "gpus=0 must be above 0",
+    "nodes=0": "nodes=0 must be above 0",
+    "seed=-1": "seed=-1 must be 0 or more",
+    "model.dropout=1.0": "model.dropout=1.0 must be at least 0 and below 1",
+    "train.clamp_len=0": "train.clamp_len=0 must be above 0, or -1",
+    "evaluation.clamp_len=-2": "evaluation.clamp_len=-2 must be above 0, or -1",
+    "name=../up": "name=../up must be one folder name",
+    "resume=''": "resume='' must name a folder",
+    # model
+    "model.d_model=511": "model.d_model=511 must be even for the sinusoids of model.positions=relative; use 512",
+    "model.adaptive=false model.div_val=2": "model.div_val=2 needs model.adaptive=true",
+    "model.div_val=16": "model.div_val=16 leaves cluster 3 of data.cutoffs no width: model.d_model=512",
+    "model.d_embed=8 model.div_val=4": "model.d_embed=8 is too small",
+    "model.tie_projs=[]": "model.tie_projs=[] needs an entry",
+    # data
+    "data.cutoffs=[5,5]": "data.cutoffs=[5,5] must rise from above 0",
+    "data.cutoffs=[0,5]": "data.cutoffs=[0,5] must rise from above 0",
+    "data.cutoffs=[267735]": "data.cutoffs=[267735] must end below data.vocab_size=267735",
+    "data=text data.file=a data.split=[.9,.2]": "data.split=[0.9,0.2] must be two or three fractions",
+    "data=text data.file=a data.split=[1.5,-.5]": "data.split=[1.5,-0.5] must be two or three fractions",
+    "data=text data.file=a data.split=[]": "data.split=[] must be two or three fractions",
+    "data=enwik8 data.split_bytes=[1,2]": "data.split_bytes=[1,2] must be three sizes",
+    "data=text": "data.train=null but data=text needs files: data.train=a.txt",
+    "data=text data.train=a": "data.valid=null but data=text needs files",
+    "data=text data.train=a data.valid=b data.file=c": "data.train=a excludes data.file",
+    "data=enwik8 data.lower_case=true": "data.lower_case=true is for words; leave it out with data.vocab=byte",
+    "data=text8 data.min_freq=2": "data.min_freq=2 is for words",
+    # lengths
+    "valid.tgt_len=385": "valid.tgt_len=385 must be at most train.tgt_len + train.mem_len = 384",
+    "train.mem_len=0 valid.tgt_len=200": "valid.tgt_len=200 must be at most train.tgt_len + train.ext_len = 192",
+    "train.mem_len=0 train.same_length=true": "train.same_length=true needs a memory",
+    "evaluation.mem_len=0": "evaluation.same_length=true needs a memory",
+    # optimizer, schedule
+    "optimizer.betas=[0.9]": "optimizer.betas=[0.9] must be two numbers",
+    "optimizer.betas=[0.9,1.0]": "optimizer.betas=[0.9,1.0] must be two numbers",
+    "optimizer=sgd optimizer.betas=[0.9,0.99]": "optimizer.betas=[0.9,0.99] has no meaning for optimizer=sgd",
+    "optimizer.momentum=0.9": "optimizer.momentum=0.9 has no meaning for optimizer=lamb",
+    "optimizer.eps=null": "optimizer.eps=null is needed by optimizer=lamb",
+    "scheduler.warmup_step=40000": "scheduler.warmup_step=40000 must be below train.max_step=40000",
+    "scheduler.max_step=500": "scheduler.warmup_step=1000 must be below scheduler.max_step=500",
+    "optimizer.lr=1e-4": "scheduler.eta_min=0.001 must be at most optimizer.lr=0.0001",
+    "scheduler.patience=3": "scheduler.patience=3 has no meaning for scheduler=cosine",
+    "scheduler=dev_perf scheduler.decay_rate=1": "scheduler.decay_rate=1.0 must be in (0,1)",
+    "scheduler=dev_perf valid.interval=40000": "valid.interval=40000 must be below train.max_step=40000",
+    # machine
+    "hardware=cpu precision=fp16": "precision=fp16 needs a GPU, and hardware=cpu has none; use precision=bf16",
+    "hardware=cpu precision=tf32": "precision=tf32 needs a GPU, and hardware=cpu has none; use precision=fp32",
+    "hardware=dgx2 precision=tf32": "precision=tf32 needs an Ampere or newer GPU, but hardware=dgx2 has V100",
+    "precision.initial_loss_scale=8": "precision.initial_loss_scale=8.0 is for precision=fp16 alone",
+    "nodes=2 hardware=cpu": "nodes=2 needs a launcher that starts every node",
+}
+
+
+@pytest.mark.parametrize("overrides", REFUSED)
+def test_impossible_configurations_are_refused_in_one_line(overrides, monkeypatch):
+    monkeypatch.delenv("RANK", raising=False)
+    with pytest.raises(ConfigError) as error:
+        composed(*overrides.split())
+    assert REFUSED[overrides] in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+ACCEPTED = [
+    "train.max_step=500 scheduler.max_step=40000",  # the beginning of a longer curve
+    "scheduler=constant scheduler.warmup_step=50000",  # a run may end within its warm-up
+    "scheduler=inv_sqrt train.max_step=10",
+    "train.mem_len=0 train.ext_len=64 valid.tgt_len=256",
+    "model.positions=shaw model.d_model=511",
+    "model.adaptive=false data.cutoffs=[5,3000]",
+    "nodes=2 hardware=cpu dry_run=true",
+    "optimizer=sgd optimizer.momentum=0.9",
+    "data=text data.file=a data.split=[.9,.1]",
+]
+
+
+@pytest.mark.parametrize("overrides", ACCEPTED)
+def test_unusual_configurations_that_work_are_accepted(overrides):
+    composed(*overrides.split())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["tgt_len=0"], "tgt_len=0 must be above 0"),
+        (["mem_len=-1"], "mem_len=-1 must be 0 or more"),
+        (["clamp_len=0"], "clamp_len=0 must be above 0, or -1"),
+        (["hardware=cpu", "precision=fp16"], "precision=fp16 needs a GPU"),
+    ],
+)
+def test_impossible_evaluations_are_refused(overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        composed("checkpoint=x", *overrides, name="evaluate", kind=EvaluateConfig)
+
+
+# --------------------------------------------------------------------------- which runs are the same run
+
+BASE = ["model=small", "data=ptb", "hardware=cpu"]
+SAME_RUN = """
+    seed=3 name=other runs=elsewhere run_dir=here resume=auto sample_tokens=9 deterministic=true gpus=2
+    hardware=h200 tracking=wandb checkpoint.interval=7 evaluation.mem_len=9 train.micro_batch_size=4
+    train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20 valid.interval=99 data.path=moved
+    data.cache=elsewhere scheduler.max_step=2000
+"""
+OTHER_RUN = """
+    model.n_layer=5 model.dropout=0.2 data=wt2 data.lower_case=true data.cutoffs=[100] train.batch_size=8
+    train.tgt_len=32 train.mem_len=0 train.clip=1 train.roll=true valid.tgt_len=32 valid.batch_size=8
+    optimizer=lamb optimizer.lr=0.5 scheduler.warmup_step=7 scheduler=constant precision=bf16 train.max_step=3000
+"""
+
+
+@pytest.fixture(scope="module")
+def base():
+    return composed(*BASE)
+
+
+@pytest.mark.parametrize("override", SAME_RUN.split())
+def test_what_cannot_change_the_mathematics_keeps_the_run_folder(base, override):
+    changed = composed(*BASE, override)
+    assert config_hash(changed) == config_hash(base)
+    differences = resume_differences(to_dict(base), to_dict(changed))
+    assert differences == (["seed was 1111, is 3"] if override == "seed=3" else [])
+
+
+@pytest.mark.parametrize("override", OTHER_RUN.split())
+def test_what_changes_the_mathematics_is_another_run(base, override):
+    changed = composed(*BASE, override)
+    assert config_hash(changed) != config_hash(base)
+    differences = resume_differences(to_dict(base), to_dict(changed))
+    key, _, value = override.partition("=")
+    expected = {"train.max_step": "scheduler.max_step=2000", "data": "data.name was ptb, is wt2"}.get(key, f"{key}")
+    assert any(expected in difference for difference in differences), differences
+
+
+def test_own_files_name_the_run_but_may_move():
+    one, other = (composed("data=text", f"data.file={name}") for name in ("a.txt", "b.txt"))
+    assert config_hash(one) != config_hash(other)
+    assert config_hash(one) != config_hash(composed("data=text", "data.file=a.txt", "data.path=folder"))
+    assert resume_differences(to_dict(one), to_dict(other)) == []
+
+
+def test_a_longer_run_keeps_the_folder_where_the_curve_does_not_end_with_it(base):
+    for fixed in (["scheduler=constant"], ["scheduler=inv_sqrt"], ["scheduler.max_step=2000"], ["scheduler=dev_perf"]):
+        short, long = (composed(*BASE, *fixed, f"train.max_step={n}") for n in (1000, 2000))
+        assert config_hash(short) == config_hash(long)
+        assert resume_differences(to_dict(short), to_dict(long)) == []
+        assert resume_differences(to_dict(long), to_dict(short)) == [
+            "train.max_step was 2000, is 1000: it may only rise"
+        ]
+
+
+def test_a_longer_cosine_names_the_remedy(base):
+    longer = composed(*BASE, "train.max_step=4000")
+    (difference,) = resume_differences(to_dict(base), to_dict(longer))
+    assert "set scheduler.max_step=2000 to keep the learning rate's curve" in difference
+    kept = composed(*BASE, "train.max_step=4000", "scheduler.max_step=2000")
+    assert resume_differences(to_dict(base), to_dict(kept)) == []
+
+
+def test_the_plateau_counts_validations():
+    often, seldom = (composed(*BASE, "scheduler=dev_perf", f"valid.interval={n}") for n in (10, 20))
+    assert config_hash(often) != config_hash(seldom)
+    assert resume_differences(to_dict(often), to_dict(seldom)) == ["valid.interval was 10, is 20"]
+
+
+def test_going_to_several_nodes_says_which_values_would_change():
+    one = composed("model=large", "hardware=dgx2", "dry_run=true")
+    many = composed("model=large", "hardware=dgx2", "dry_run=true", "nodes=8")
+    differences = resume_differences(to_dict(one), to_dict(many))
+    assert "optimizer.lr was 0.01, is 0.02" in differences
+    same = composed("model=large", "hardware=dgx2", "dry_run=true", "nodes=8", "recipe=single_node")
+    assert resume_differences(to_dict(one), to_dict(same)) == []
+
+
+def test_an_option_that_came_with_a_later_version_does_not_stop_a_resume(base):
+    old = to_dict(base)
+    old["train"] = {key: value for key, value in old["train"].items() if key != "clip_nonemb"}
+    assert resume_differences(old, to_dict(base)) == []

@@ -1,0 +1,34 @@
+"""
+Train a Transformer-XL language model; without arguments, base on WikiText-103.
+
+  python train.py experiment=demo                          anywhere, no download, about two minutes
+  python train.py model=large precision=bf16 gpus=8        the published recipe on 8 GPUs
+  python train.py ... dry_run=true                         print the plan, start nothing
+  python train.py ... resume=auto                          go on where this run stopped
+  python train.py -m experiment=demo 'seed=range(1,7)'     several runs, one after the other
+  python train.py model=small data=text data.vocab=char data.file=a.txt 'data.split=[.9,.05,.05]'
+"""
+
+import sys
+
+from txl.command import run
+from txl.config import RunConfig
+
+
+def train(config: RunConfig) -> int:
+    if config.dry_run:
+        from txl.plan import make_plan
+
+        print(make_plan(config))
+        if config.cluster.name == "slurm":
+            from txl.slurm import sbatch_script
+
+            print("\n" + sbatch_script(config))
+        return 0
+    from txl.launch import launch
+
+    return launch(config)
+
+
+if __name__ == "__main__":
+    sys.exit(run("train", RunConfig, train, __doc__))

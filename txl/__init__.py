@@ -1,0 +1,1 @@
+"""Transformer-XL: train, evaluate and compare language models with a memory."""

@@ -1,0 +1,125 @@
+"""What the entry points share: compose with Hydra, convert, check, run; a mistake is one line and exit code 2."""
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from txl.config import Config, register, to_typed
+from txl.errors import ConfigError, clear_error, did_you_mean, dotted_keys, unknown_key
+from txl.rules import validate
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+BAD_CONFIGURATION = 2  # exit code
+
+
+def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str) -> int:
+    """Compose `conf/<name>.yaml` with the command line and call `task` with it; returns the exit code.
+
+    With `-m`, the worst exit code of all points: every point is tried, whatever became of the one before.
+    `about` begins what `--help` prints.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own takes two seconds
+        print(help_text(name, about))
+        return 0
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    _, flags = get_args_parser().parse_known_args()
+    if flags:
+        known = did_you_mean(flags[0].lstrip("-"), dotted_keys(kind))
+        return complain(f"{flags[0]} is not a flag; options are written key=value{known}")
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print and hide behind exit code 1
+    # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
+    os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))
+    register()
+    codes: list[int] = []
+
+    def point(cfg: DictConfig) -> None:
+        register()  # again: such a job starts here
+        codes.append(_guarded(lambda: task(validate(to_typed(cfg, kind)))))
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        return complain(explain(error, kind))
+    return max(codes, default=0)
+
+
+def _guarded(task: Callable[[], int]) -> int:
+    """Exit code of one run; Hydra would end a sweep at the first SystemExit, even at a good one."""
+    try:
+        return task()
+    except ConfigError as error:
+        return complain(str(error))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def help_text(name: str, about: str) -> str:
+    """The choices and keys of `conf/<name>.yaml` with their comments."""
+    lines = (CONF / f"{name}.yaml").read_text().splitlines()
+    choices = [line.replace("  - ", "  ", 1) for line in lines if re.match(r"  - \w+: ", line)]
+    keys = ["  " + line for line in lines if re.match(r"\w+: \S", line)]
+    groups = ["Choices (group=option):", *choices, ""] if choices else []
+    end = "All keys, their types and meanings: txl/config.py; --cfg job prints them as composed."
+    return "\n".join([about.strip(), "", *groups, "Keys (key=value):", *keys, "", end])
+
+
+def complain(message: str) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return BAD_CONFIGURATION
+
+
+def explain(error: Exception, kind: type) -> str:
+    """Hydra's and OmegaConf's errors as one line."""
+    from hydra.errors import MissingConfigException, OverrideParseException
+
+    cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
+    text = str(error)
+    if isinstance(error, ConfigError):
+        return text
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        options = ", ".join(error.options)
+        return f"{group}={option} does not exist{did_you_mean(option, error.options)} There are: {options}"
+    if isinstance(error, OverrideParseException):
+        return f"{error.override} cannot be read: {error.message.partition(chr(10))[0]}; quote it: 'key=\"value\"'"
+    if text.startswith("Error resolving interpolation"):
+        return "model= and data= must both be chosen"
+    unknown = re.search(r"Could not (?:override|delete) '(\S+?)'", text)
+    if unknown and unknown[1] not in dotted_keys(kind):
+        return in_file(text) + str(unknown_key(unknown[1], kind))
+    if isinstance(cause, OmegaConfBaseException):
+        return in_file(text) + str(clear_error(cause, kind))
+    if isinstance(error, YAMLError):
+        return " ".join(text.split())
+    if text.startswith("Config group override must"):
+        keys = (arg.partition("=")[0] for arg in sys.argv[1:])
+        groups = [key for key in keys if key.isidentifier() and (CONF / key).is_dir()]
+        return f"a choice ({', '.join(groups)}) must name one of the files in its folder of conf/, no other value"
+    if text.startswith("Ambiguous value"):
+        return f"{text.split(chr(39))[1]} gives several values: add -m to run each, or write a list as [a,b]"
+    return first_line(text)
+
+
+def in_file(text: str) -> str:
+    """`model/mine.yaml: ` where Hydra names a file."""
+    file = re.match(r"In '(\S+)': ", text)
+    return f"{file[1]}.yaml: " if file else ""
+
+
+def first_line(text: str) -> str:
+    return text.partition("\n")[0]

@@ -1,0 +1,420 @@
+"""What a run is: every option as a typed field, and the way from Hydra's configuration to these types and back.
+
+Fields have no defaults here when `conf/` gives them a value: one home per value. The rules between values are in
+rules.py. Nothing here imports torch or Hydra, so that a mistake answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, is_dataclass
+from enum import Enum
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from txl.choices import (
+    Arithmetic,
+    AttentionBackend,
+    Init,
+    Metric,
+    OptimizerName,
+    Positions,
+    Recipe,
+    Runtime,
+    SchedulerName,
+    Split,
+    Suite,
+    Task,
+    Then,
+    VocabKind,
+    WandbMode,
+)
+from txl.errors import ConfigError, clear_error, unknown_key
+
+# --------------------------------------------------------------------------- sections
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The lengths under which a loss is computed. No perplexity is printed without them."""
+
+    tgt_len: int
+    mem_len: int
+    ext_len: int = 0
+    clamp_len: int = -1
+    same_length: bool = False
+
+    def __str__(self) -> str:
+        text = f"tgt_len {self.tgt_len} mem_len {self.mem_len}"
+        if self.ext_len:
+            text += f" ext_len {self.ext_len}"
+        return f"{text} clamp_len {self.clamp_len} same_length {str(self.same_length).lower()}"
+
+
+@dataclass
+class ModelConfig:
+    """Architecture and initialisation; the names are the paper's."""
+
+    name: str = MISSING
+    n_layer: int = MISSING
+    n_head: int = MISSING
+    d_model: int = MISSING
+    d_head: int = MISSING
+    d_inner: int = MISSING
+    d_embed: int | None = None  # embedding width; null: d_model
+    dropout: float = MISSING
+    dropatt: float = MISSING
+    positions: Positions = MISSING
+    pre_lnorm: bool = MISSING
+    untie_r: bool = MISSING  # one pair of attention biases (u, w) per layer
+    adaptive: bool = MISSING  # adaptive input and softmax over data.cutoffs
+    div_val: int = MISSING  # each further cluster is this much narrower
+    tie_weight: bool = MISSING  # softmax weights are the embedding's
+    tie_projs: list[bool] = MISSING  # per cluster; the last entry holds for all further ones
+    init: Init = MISSING
+    init_std: float = MISSING
+    init_range: float = MISSING
+    emb_init: Init = MISSING
+    emb_init_range: float = MISSING
+    proj_init_std: float = MISSING
+
+
+@dataclass
+class DataConfig:
+    """One data set: files, tokenization, vocabulary."""
+
+    name: str = MISSING
+    path: str | None = MISSING  # folder that train/valid/test are relative to
+    train: str | None = None
+    valid: str | None = None
+    test: str | None = None
+    file: str | None = None  # one file instead of three, cut by `split`
+    split: list[float] = MISSING
+    split_bytes: list[int] = field(default_factory=list)  # enwik8/text8: sizes of train, valid, test
+    vocab: VocabKind = MISSING
+    lower_case: bool = MISSING
+    min_freq: int = MISSING
+    max_size: int | None = None  # keep the most frequent words only
+    cutoffs: list[int] = MISSING  # where the adaptive clusters begin
+    vocab_size: int | None = None  # what encoding must yield, where it is known
+    metric: Metric = MISSING
+    cache: str = MISSING  # folder of the encoded splits
+    url: str | None = None
+    sha256: str | None = None
+    max_bytes: int | None = None  # size cap of the corpus made from the standard library
+
+
+@dataclass
+class TrainConfig:
+    batch_size: int = MISSING  # sequences per optimizer step, all ranks together
+    micro_batch_size: int | None = None  # sequences per device and forward; null: from the cap
+    micro_batch_cap: dict[str, dict[str, int]] | None = MISSING  # hardware -> precision -> largest micro batch
+    max_step: int = MISSING
+    tgt_len: int = MISSING
+    mem_len: int = MISSING
+    ext_len: int = MISSING
+    clamp_len: int = MISSING
+    same_length: bool = MISSING
+    clip: float = MISSING  # largest gradient norm; 0: no clipping
+    clip_nonemb: bool = MISSING  # measure and clip all but the embedding's gradient
+    roll: bool = MISSING  # rotate every column by a random amount each epoch
+    log_interval: int = MISSING
+    time_limit_minutes: float | None = None  # save and stop cleanly after this long
+    target_throughput: float | None = None  # tokens/s; missed: exit code 3
+    target_perplexity: float | None = None  # of the final test; missed: exit code 3
+
+
+@dataclass
+class ValidConfig:
+    interval: int = MISSING
+    batch_size: int = MISSING
+    tgt_len: int = MISSING
+    max_steps: int | None = None  # segments; null: the whole split
+
+
+@dataclass
+class EvaluationConfig:
+    """The published evaluation block that goes with the recipe (longer memory, clamped distances)."""
+
+    tgt_len: int = MISSING
+    mem_len: int = MISSING
+    ext_len: int = MISSING
+    clamp_len: int = MISSING
+    same_length: bool = MISSING
+    batch_size: int = MISSING
+
+
+@dataclass
+class CheckpointConfig:
+    interval: int = MISSING  # steps; 0: only at validation and at the end
+    minutes: float | None = MISSING  # and whenever this long has passed
+    keep: int = MISSING  # newest checkpoints kept besides the best one
+    save_all: bool = MISSING  # keep every one
+
+
+@dataclass
+class OptimizerConfig:
+    name: OptimizerName = MISSING
+    lr: float = MISSING
+    weight_decay: float = MISSING
+    betas: list[float] = field(default_factory=list)  # lamb, adam
+    eps: float | None = None  # lamb, adam, adagrad
+    momentum: float | None = None  # sgd
+
+
+@dataclass
+class SchedulerConfig:
+    name: SchedulerName = MISSING
+    warmup_step: int = MISSING
+    max_step: int | None = None  # length of the curve; null: train.max_step
+    eta_min: float = MISSING  # where the cosine ends
+    decay_rate: float | None = None  # dev_perf: factor on the rate after more than
+    patience: int | None = None  # this many validations without progress,
+    lr_min: float | None = None  # and its lower end
+    first_update_at_base_lr: bool = MISSING  # as the reference: update n+1 uses lr_at(n), the first the base rate
+
+
+@dataclass
+class PrecisionConfig:
+    name: Arithmetic = MISSING
+    initial_loss_scale: float | None = None  # fp16 only
+
+
+@dataclass
+class HardwareConfig:
+    name: str = MISSING
+    gpus: int | None = MISSING  # per node; 0: CPU processes; null: as many as the machine has
+    gpu: str | None = MISSING  # name of the accelerator, for tables; null: what the machine has
+    memory_gb: float | None = MISSING  # of one accelerator
+
+
+@dataclass
+class ClusterConfig:
+    """Where ranks run. All but the name is for cluster=slurm."""
+
+    name: str = MISSING  # local; slurm: submit a job; srun: be a rank of the step that srun started
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    minutes: int | None = None  # time limit of one attempt; a run goes on over as many as it takes
+    cpus_per_task: int | None = None
+    mem_gb: int | None = None  # per node
+    signal_delay: int | None = None  # seconds before the time limit at which ranks save and requeue
+    max_timeouts: int | None = None  # requeues after a time limit
+    sbatch: list[str] = field(default_factory=list)  # further flags: ["--exclusive", "--gres=gpu:16"]
+    srun: list[str] = field(default_factory=list)  # further flags: ["--cpu-bind=cores"]
+    setup: list[str] = field(default_factory=list)  # shell lines before srun, such as "module load cuda"
+    container: str | None = None  # image, for pyxis
+    container_mounts: list[str] = field(default_factory=list)  # from:to, besides the working directory
+    python: str | None = None  # on the nodes; null: the one that submits
+    wait: bool = False  # follow rank 0's log and end with the job's status
+
+
+@dataclass
+class WandbConfig:
+    mode: WandbMode = MISSING
+    project: str = MISSING
+    entity: str | None = None
+    group: str | None = None
+    tags: list[str] = MISSING
+    job_type: str = MISSING
+    name: str | None = None  # null: <name>-<run folder>
+
+
+@dataclass
+class TrackingConfig:
+    wandb: WandbConfig = field(default_factory=WandbConfig)
+    environment: bool = MISSING  # write environment.json (versions, devices, git state)
+
+
+@dataclass
+class RunConfig:
+    """Everything `train.py` needs."""
+
+    model: ModelConfig = MISSING
+    data: DataConfig = MISSING
+    train: TrainConfig = MISSING
+    valid: ValidConfig = MISSING
+    evaluation: EvaluationConfig = MISSING
+    checkpoint: CheckpointConfig = MISSING
+    optimizer: OptimizerConfig = MISSING
+    scheduler: SchedulerConfig = MISSING
+    precision: PrecisionConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    cluster: ClusterConfig = MISSING
+    tracking: TrackingConfig = MISSING
+    recipe: Recipe = MISSING
+    nodes: int = MISSING
+    gpus: int | None = None  # processes per node; null: hardware.gpus, one on a CPU
+    seed: int = MISSING
+    name: str = MISSING  # runs/<name>/<config hash>-s<seed>
+    runs: str = MISSING  # folder of all runs
+    run_dir: str | None = None  # null: derived from the three above
+    resume: str | None = None  # auto, or a checkpoint folder
+    sample_tokens: int = MISSING  # length of the text written after training; 0: none
+    attention: AttentionBackend = MISSING
+    recompute: bool = MISSING  # layers' activations in the backward pass: less memory, a third more work
+    deterministic: bool = MISSING
+    then: Then = MISSING  # what follows training in the same job
+    preflight: bool = MISSING  # start the ranks and check them, train nothing
+    preflight_torch: bool = MISSING  # with devices and collectives; false: only what needs no torch
+    dry_run: bool = MISSING
+
+
+@dataclass
+class EvaluateConfig:
+    """Everything `evaluate.py` needs; null: as the checkpoint's recipe was published (`evaluation` of its run)."""
+
+    task: Task = MISSING
+    checkpoint: str = MISSING  # run folder, or one of its checkpoints
+    split: Split = MISSING
+    runtime: Runtime = MISSING
+    program: str | None = None  # torchscript, export: file to load the program from, or to write it to
+    tgt_len: int | None = None
+    mem_len: int | None = None
+    ext_len: int | None = None
+    clamp_len: int | None = None
+    same_length: bool | None = None
+    batch_size: int | None = None
+    max_steps: int | None = None  # segments; null: the whole split
+    repeat: int = MISSING  # read the split so often
+    data_path: str | None = None  # another folder of the same data set
+    precision: PrecisionConfig = MISSING
+    hardware: HardwareConfig = MISSING
+    gpus: int | None = None  # processes; null: as many as hardware.gpus, one on a CPU
+    latency: bool = MISSING  # time every segment on its own, its losses included
+    target_perplexity: float | None = None  # (or bits per character) missed: exit code 3
+    target_throughput: float | None = None  # tokens/s; missed: exit code 3
+    json: str | None = None  # file for the result
+    npz: str | None = None  # file for the latency of every segment
+    text: str | None = None  # evaluate this text, typed by hand; -: standard input
+    token_losses: bool = MISSING  # of `text`: a table of every token's loss
+    prompt: str | None = None  # generate: the text to go on from; -: standard input
+    prompts: str | None = None  # generate: a file with one prompt per line
+    max_tokens: int = MISSING
+    temperature: float = MISSING
+    top_k: int | None = None  # choose among the k likeliest tokens only
+    top_p: float | None = None  # choose among the likeliest tokens that together have this probability
+    seed: int = MISSING
+
+
+@dataclass
+class BenchmarkSection:
+    batch_sizes: list[int] = MISSING
+    runtimes: list[Runtime] = MISSING
+    precisions: list[Arithmetic] = MISSING
+    segments: int = MISSING  # measured, after the memory is full and the first few are over
+    micro_batch_sizes: list[int] = MISSING  # suite=train
+    steps: int = MISSING  # suite=train: measured, after the warm-up
+    warmup_steps: int = MISSING
+    profile: str | None = None  # suite=train: file for a trace of torch's profiler
+    checkpoint: str | None = None  # these weights; null: random ones of the model's shape
+    json: str | None = None  # file for the table
+
+
+@dataclass
+class BenchmarkConfig(RunConfig):
+    """Everything `benchmark.py` needs: a run's configuration, and what to measure of it."""
+
+    suite: Suite = MISSING
+    benchmark: BenchmarkSection = MISSING
+
+
+# --------------------------------------------------------------------------- derived lengths
+
+
+def train_geometry(config: RunConfig) -> Geometry:
+    t = config.train
+    return Geometry(t.tgt_len, t.mem_len, t.ext_len, t.clamp_len, t.same_length)
+
+
+def valid_geometry(config: RunConfig) -> Geometry:
+    """Lengths of validation: what shorter segments give up goes to the memory, or to ext_len where there is none."""
+    t, tgt_len = config.train, config.valid.tgt_len
+    spare = t.tgt_len - tgt_len
+    if t.mem_len == 0:
+        return Geometry(tgt_len, 0, t.ext_len + spare, t.clamp_len, t.same_length)
+    return Geometry(tgt_len, t.mem_len + spare, t.ext_len, t.clamp_len, t.same_length)
+
+
+# --------------------------------------------------------------------------- conversion
+
+Config = TypeVar("Config", RunConfig, EvaluateConfig, BenchmarkConfig)
+
+
+def register() -> None:
+    """Make the types and the resolvers of `conf/` known to Hydra."""
+    from hydra.core.config_store import ConfigStore
+
+    store = ConfigStore.instance()
+    store.store(name="train_types", node=RunConfig)
+    store.store(name="evaluate_types", node=EvaluateConfig)
+    store.store(name="benchmark_types", node=BenchmarkConfig)
+    OmegaConf.register_new_resolver("by_recipe", _by_recipe, replace=True)
+    OmegaConf.register_new_resolver("world_size", _world_size, replace=True)
+    OmegaConf.register_new_resolver("at_least", max, replace=True)
+    OmegaConf.register_new_resolver("metric_of", lambda kind: "ppl" if kind is VocabKind.word else "bpc", replace=True)
+
+
+def is_multi_node(recipe: Recipe, nodes: int) -> bool:
+    """Whether the published multi-node values hold."""
+    return recipe is Recipe.multi_node or (recipe is Recipe.auto and nodes > 1)
+
+
+def _by_recipe(single_node: Any, multi_node: Any, *, _root_: DictConfig) -> Any:
+    return multi_node if is_multi_node(_root_.recipe, _root_.nodes) else single_node
+
+
+def _world_size(*, _root_: DictConfig) -> int:
+    return _root_.nodes * (_root_.gpus or _root_.hardware.gpus or 1)
+
+
+def to_typed(cfg: DictConfig, kind: type[Config] = RunConfig) -> Config:
+    """Hydra's configuration -> dataclasses: keys and types are checked here, values by `rules.validate`.
+
+    `+key=value` gets past Hydra's own check; here it is a ConfigError as any other misspelt key.
+    """
+    try:
+        values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise clear_error(error, kind) from None
+    return _build(kind, values, kind)
+
+
+def to_dict(config: Any) -> Any:
+    """Dataclasses -> plain dicts, lists, numbers and text, for YAML and JSON; enumerations as their names."""
+    if is_dataclass(config):
+        return {name: to_dict(getattr(config, name)) for name in config.__dataclass_fields__}
+    if isinstance(config, Enum):
+        return config.name
+    if isinstance(config, dict):
+        return {key: to_dict(value) for key, value in config.items()}
+    if isinstance(config, list):
+        return [to_dict(value) for value in config]
+    return config
+
+
+def from_dict(values: dict[str, Any], kind: type[Config] = RunConfig) -> Config:
+    """The inverse of `to_dict`: keys and types are checked, rules are not (they held where it was written)."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"a configuration is a table of keys, not {type(values).__name__}: the file is damaged")
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(kind), values)
+        return _build(kind, OmegaConf.to_container(cfg, throw_on_missing=True), kind)
+    except OmegaConfBaseException as error:
+        raise clear_error(error, kind) from None
+
+
+def _build(cls: type, values: dict[str, Any], kind: type, prefix: str = "") -> Any:
+    hints = get_type_hints(cls)
+    for key in values:
+        if key not in hints:
+            raise unknown_key(f"{prefix}{key}", kind)
+    return cls(
+        **{
+            key: _build(hints[key], value, kind, f"{prefix}{key}.") if is_dataclass(hints[key]) else value
+            for key, value in values.items()
+        }
+    )

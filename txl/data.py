@@ -1,0 +1,247 @@
+"""Text as streams of token ids.
+
+    corpus = open_corpus(config.data)            encoded on first use, once for all processes and runs
+    corpus.vocab                                 vocab.py
+    corpus.splits                                ("train", "valid", "test"), or without test
+    corpus.tokens("train")                       a memory-mapped array of ids: opening it costs nothing
+    corpus.fingerprint                           equal where ids and vocabulary are equal, wherever the files are
+    corpus.name, corpus.metric                   as configured
+
+    stream = TokenStream(corpus.tokens("train"), batch_size=64, tgt_len=192)
+    batch = stream.next()                        batch.input, batch.target [B, T]
+
+Shapes: B columns (sequences of a batch), T segment length. Only batches need torch; encoding does not.
+"""
+
+import hashlib
+import json
+import logging
+import re
+import time
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from txl.cache import made_once, read_json
+from txl.config import DataConfig, VocabKind
+from txl.encoding import encode
+from txl.errors import ConfigError
+from txl.sources import SPLITS, cut, find_files, identity
+from txl.vocab import vocabulary_from_dict
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the token files; another number: they are made anew
+
+
+class Corpus:
+    """An encoded data set."""
+
+    def __init__(self, folder: Path, data: DataConfig):
+        self.folder, self.name, self.metric = folder, data.name, data.metric
+        meta = read_json(folder / "meta.json")
+        self.vocab = vocabulary_from_dict(read_json(folder / "vocabulary.json"))
+        self.fingerprint: str = meta["fingerprint"]
+        self.splits = tuple(split for split in SPLITS if split in meta["splits"])
+        self._dtype = np.dtype(meta["dtype"])
+
+    def tokens(self, split: str) -> np.ndarray:
+        """Ids, [tokens] uint8, uint16 or int32, read-only. ConfigError where the data set has no such split."""
+        if split not in self.splits:
+            raise ConfigError(
+                f"data={self.name} has no {split} split; it has {', '.join(self.splits)}; give data.{split}"
+            )
+        return np.memmap(self.folder / f"{split}.bin", self._dtype, mode="r")
+
+
+def open_corpus(data: DataConfig) -> Corpus:
+    """The encoded data set; encoded now if its text, or how it is to be read, is new.
+
+    Safe when many processes start at once: one works, the others wait. Raises ConfigError for text that is missing,
+    empty, not UTF-8, or has words outside a vocabulary without `<unk>`.
+    """
+    files = find_files(data)
+    sources = identity(files)
+
+    def make(draft: Path) -> None:
+        log.info("encoding data=%s (%s)", data.name, ", ".join(str(path) for path in files.values()))
+        began = time.perf_counter()
+        encode(cut(files, data), data, draft, sources)
+        if identity(files) != sources:
+            raise ConfigError(f"data={data.name}: its files changed while they were read; start again")
+        log.info("encoded data=%s in %.1f s", data.name, time.perf_counter() - began)
+
+    corpus = Corpus(made_once(_cache_folder(data, sources), make, _is_whole), data)
+    sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}" for split in corpus.splits)
+    _announce(f"data={data.name}: {sizes} tokens, vocabulary {len(corpus.vocab):,}, fingerprint {corpus.fingerprint}")
+    return corpus
+
+
+@cache
+def _announce(line: str) -> None:
+    """Once, however often this process opens the corpus."""
+    log.info(line)
+
+
+def encoded_vocab_size(data: DataConfig) -> int | None:
+    """Of a data set that is encoded already; None otherwise (this never encodes)."""
+    try:
+        folder = _cache_folder(data, identity(find_files(data)))
+    except ConfigError:
+        return None
+    return read_json(folder / "meta.json")["vocab_size"] if _is_whole(folder) else None
+
+
+def _cache_folder(data: DataConfig, sources: list[dict]) -> Path:
+    """Named by everything that the token files depend on."""
+    how: dict[str, Any] = {"format": FORMAT, "vocab": data.vocab.name, "sources": sources}
+    if data.vocab is VocabKind.word:
+        how |= {"lower_case": data.lower_case, "min_freq": data.min_freq, "max_size": data.max_size}
+    if sources[0]["key"] == "file":
+        how |= {"split_bytes": data.split_bytes} if data.split_bytes else {"split": data.split}
+    key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
+    name = re.sub(r"[^\w.+-]", "_", data.name)
+    return Path(data.cache).expanduser() / f"{name}-{key}"
+
+
+def _is_whole(folder: Path) -> bool:
+    meta = read_json(folder / "meta.json")
+    if meta is None:
+        return False
+    width = np.dtype(meta["dtype"]).itemsize
+    sizes = {f"{split}.bin": entry["tokens"] * width for split, entry in meta["splits"].items()}
+    sizes["vocabulary.json"] = meta["vocab_bytes"]
+    files = {folder / name: size for name, size in sizes.items()}
+    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+
+
+# --------------------------------------------------------------------------- batches
+
+
+class Batch(NamedTuple):
+    """One segment of every column."""
+
+    input: "Tensor"  # [B, T + up to ext_len] int64
+    target: "Tensor"  # [B, T] int64: the token after each of the last T inputs
+    counted: bool  # False: it only warms the memory
+
+
+class TokenStream:
+    """A split cut into `batch_size` parallel columns (the remainder dropped), read in segments of `tgt_len`.
+
+    columns: which of them this process holds; what they contain does not depend on it.
+    ext_len: tokens before the segment that its input begins with (fewer at the stream's start).
+    warmup_len: memory to fill before anything counts: each column begins with the end of the one before it (the first
+    with the end of the last), in ceil(warmup_len / tgt_len) segments that are not counted.
+    roll_seed: each epoch e rotates every column to the left by a random amount, drawn from a generator seeded with
+    roll_seed + e, on top of what earlier epochs did.
+
+    Raises ConfigError for lengths below 1 and for a split that does not fill one segment.
+    """
+
+    def __init__(
+        self,
+        tokens: np.ndarray,
+        batch_size: int,
+        tgt_len: int,
+        ext_len: int = 0,
+        columns: range | None = None,
+        roll_seed: int | None = None,
+        warmup_len: int = 0,
+    ):
+        for name, value, least in (
+            ("batch_size", batch_size, 1),
+            ("tgt_len", tgt_len, 1),
+            ("ext_len", ext_len, 0),
+            ("mem_len", warmup_len, 0),
+        ):
+            if value < least:
+                raise ConfigError(f"{name}={value} must be {least} or more")
+        assert not (warmup_len and roll_seed is not None), "warming is for evaluation, rolling for training"
+        self._check_size(tokens, batch_size, tgt_len)
+        self.batch_size, self.tgt_len, self.ext_len, self.roll_seed = batch_size, tgt_len, ext_len, roll_seed
+        self.columns = range(batch_size) if columns is None else columns
+        self.n_rows = len(tokens) // batch_size
+        self.n_warmup = -(-warmup_len // tgt_len)
+        self.n_batches = self.n_warmup - (-(self.n_rows - 1) // tgt_len)
+        self.epoch, self.index = 1, 0
+        self._tokens = np.asarray(tokens)[: self.n_rows * batch_size]
+        self._starts = np.arange(self.columns.start, self.columns.stop)[:, None] * self.n_rows
+        self._shifts = 0, np.zeros(batch_size, np.int64)  # an epoch, and by how much its columns are rotated
+
+    @staticmethod
+    def _check_size(tokens: np.ndarray, batch_size: int, tgt_len: int) -> None:
+        needed = batch_size * (tgt_len + 1)
+        if len(tokens) >= needed:
+            return
+        split = f"{Path(tokens.filename).stem} split" if isinstance(tokens, np.memmap) else "text"
+        most = len(tokens) // (tgt_len + 1)
+        remedy = f"lower batch_size to at most {most}, or tgt_len" if most else "lower batch_size and tgt_len"
+        raise ConfigError(
+            f"batch_size={batch_size} with tgt_len={tgt_len} needs {needed:,} tokens for one segment, the {split} has "
+            f"{len(tokens):,}; {remedy}, or give more text"
+        )
+
+    def batch(self, epoch: int, index: int) -> Batch:
+        """Segment `index` of an epoch (from 1): a pure function of (roll_seed, epoch, index)."""
+        import torch
+
+        assert epoch >= 1 and 0 <= index < self.n_batches, (epoch, index)
+        lead = self.n_warmup * self.tgt_len
+        start = index * self.tgt_len
+        length = min(self.tgt_len, lead + self.n_rows - 1 - start)
+        begin = max(0, start - self.ext_len)
+        rows = np.arange(begin, start + length + 1) - lead
+        if self.roll_seed is None:
+            # Before its first row a column goes on backwards into the one before it: what warms the memory.
+            positions = (self._starts + rows) % len(self._tokens)
+        else:
+            shift = self._shift(epoch)[self.columns.start : self.columns.stop, None]
+            positions = self._starts + (rows + shift) % self.n_rows
+        ids = torch.from_numpy(self._tokens[positions].astype(np.int64))  # [B, begin ... start + length]
+        return Batch(ids[:, :-1].contiguous(), ids[:, -length:].contiguous(), index >= self.n_warmup)
+
+    def _shift(self, epoch: int) -> np.ndarray:
+        """[batch_size] rotation to the left, all epochs up to this one together, modulo n_rows."""
+        import torch
+
+        done, shift = self._shifts
+        if done > epoch:
+            done, shift = 0, np.zeros_like(shift)
+        while done < epoch:
+            done += 1
+            generator = torch.Generator().manual_seed(self.roll_seed + done)
+            # One draw per column, of all columns: the same whichever of them this process holds.
+            draws = [torch.randint(0, self.n_rows, (1,), generator=generator).item() for _ in range(self.batch_size)]
+            shift = (shift + np.array(draws)) % self.n_rows
+        self._shifts = done, shift
+        return shift
+
+    def next(self) -> Batch:
+        """The batch at the current position, which then advances; after the last one the next epoch begins."""
+        batch = self.batch(self.epoch, self.index)
+        self.index += 1
+        if self.index == self.n_batches:
+            self.epoch, self.index = self.epoch + 1, 0
+        return batch
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that the latest batch of `next` was in."""
+        return self.epoch if self.index else self.epoch - 1
+
+    @property
+    def last_index(self) -> int:
+        """The place of that batch in its epoch."""
+        return (self.index or self.n_batches) - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.index = state["epoch"], state["index"]

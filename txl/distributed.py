@@ -1,0 +1,101 @@
+"""Several processes as one: who I am, which columns of the batch are mine, sums over all ranks."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class World:
+    """This process among the others."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @staticmethod
+    def from_environment() -> "World":
+        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun and our launcher set them."""
+        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+        local = int(os.environ.get("LOCAL_RANK", rank))
+        return World(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+
+
+def columns_of(rank: int, world_size: int, batch_size: int) -> range:
+    """The columns of a global batch that a rank holds: contiguous, and as even as possible."""
+    return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+
+
+def init_process_group(world: World, device: torch.device) -> None:
+    """gloo on the CPU; nccl (and gloo for control) on GPUs. Nothing for a single process, or a second time."""
+    if world.world_size > 1 and not dist.is_initialized():
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=30))
+
+
+def close_process_group() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def sum_over_ranks(tensor: Tensor) -> Tensor:
+    """The sum over all ranks, in place."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+def gather_objects(value: object) -> list:
+    """Every rank's value, on every rank, by rank."""
+    if not dist.is_initialized():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values
+
+
+def broadcast_object(value: object) -> object:
+    """Rank 0's value."""
+    if not dist.is_initialized():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0)
+    return box[0]
+
+
+def barrier() -> None:
+    if dist.is_initialized():
+        dist.all_reduce(torch.zeros(1))  # over gloo, also where GPUs train: no device is involved
+
+
+class Agreement:
+    """Do all ranks stop at the same step? An asynchronous maximum over gloo, read one step later.
+
+    A signal reaches some ranks earlier than others. Each step starts a reduction of the flag raised so far and
+    reads the one that the step before started, so no step waits for the network.
+    """
+
+    def __init__(self):
+        self._flag: Tensor | None = None
+        self._work = None
+
+    def exchange(self, wish: int) -> int:
+        """Give this rank's wish (0: go on); returns the largest wish of all ranks, as of the last call."""
+        if not dist.is_initialized():
+            return wish
+        agreed = 0
+        if self._work is not None:
+            self._work.wait()
+            agreed = int(self._flag.item())
+        self._flag = torch.tensor([wish])
+        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
+        return agreed

@@ -1,0 +1,46 @@
+"""One rank of `evaluate.py`: on its own, or started by `launch.evaluate` beside others."""
+
+import json
+import os
+import sys
+import traceback
+from pathlib import Path
+
+from txl.choices import Task
+from txl.config import EvaluateConfig, from_dict
+from txl.distributed import World, close_process_group, init_process_group
+from txl.errors import ConfigError
+from txl.evaluator import Evaluator
+from txl.hardware import pick_device, set_threads
+from txl.rules import check_cpu_arithmetic
+from txl.writer import write
+
+
+def run_rank(config: EvaluateConfig, world: World) -> int:
+    """This rank's part of an evaluation, or a generation; returns the exit code."""
+    device = pick_device(config.hardware, world.local_rank)
+    if device.type == "cpu":
+        check_cpu_arithmetic(config.precision.name, "this machine")
+    set_threads(device, world.local_world_size)
+    init_process_group(world, device)
+    try:
+        if config.task is Task.generate:
+            return write(config, device)
+        return Evaluator(config, world, device).run()
+    finally:
+        close_process_group()
+
+
+def main(folder: Path) -> int:
+    """A rank that `launch.evaluate` started."""
+    config = from_dict(json.loads((folder / "evaluate.json").read_text()), EvaluateConfig)
+    try:
+        return run_rank(config, World.from_environment())
+    except Exception as error:
+        text = f"error: {error}" if isinstance(error, ConfigError) else traceback.format_exc()
+        (folder / "logs" / f"rank_{os.environ['RANK']}.error").write_text(text)
+        os._exit(1)  # a graceful end would wait for the others' collectives
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,275 @@
+"""What `evaluate.py` does on a rank: the model of a checkpoint, in the runtime asked for, over splits or typed text."""
+
+import json
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from txl import checkpoint as ckpt
+from txl.choices import Metric, Runtime, Split
+from txl.config import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig, from_dict
+from txl.data import TokenStream, open_corpus
+from txl.distributed import World, columns_of
+from txl.errors import ConfigError
+from txl.evaluation import Result, evaluate
+from txl.inference import CachedTransformerXL, Program, Step, make_program
+from txl.model import TransformerXL
+from txl.precision import autocast, parameter_dtype, set_matmul_precision
+from txl.timing import percentiles
+from txl.vocab import Vocabulary, WordVocabulary, vocabulary_from_dict
+
+MISSED_TARGET = 3  # exit code
+RULE = "=" * 100
+
+
+@dataclass
+class Loaded:
+    """A model as a checkpoint holds it, and what its run recorded beside it."""
+
+    model: TransformerXL
+    vocab: Vocabulary
+    data: DataConfig
+    evaluation: EvaluationConfig
+    folder: Path
+
+
+def load(checkpoint: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Loaded:
+    """Raises CheckpointError for a folder that is no checkpoint, is torn, or does not fit its own description."""
+    folder = ckpt.resolve(checkpoint)
+    ckpt.verify(folder)
+    run, vocab = ckpt.read(folder, "run.json"), vocabulary_from_dict(ckpt.read(folder, "vocabulary.json"))
+    config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
+    longest = sum(run["train"][key] for key in ("tgt_len", "ext_len", "mem_len"))
+    model = TransformerXL(config, len(vocab), data.cutoffs, longest)
+    ckpt.load_weights(model, ckpt.read(folder, "model.pt"), str(folder))
+    model.to(device, dtype).eval()
+    return Loaded(model, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)
+
+
+def geometry_of(config: EvaluateConfig, published: EvaluationConfig) -> tuple[Geometry, int]:
+    """Lengths and batch size: as given, else as the recipe's evaluation was published."""
+
+    def value(key: str):
+        given = getattr(config, key)
+        return getattr(published, key) if given is None else given
+
+    geometry = Geometry(*(value(key) for key in ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")))
+    if geometry.same_length and geometry.mem_len == 0:
+        raise ConfigError("same_length=true needs a memory; set mem_len above 0, or same_length=false")
+    return geometry, value("batch_size")
+
+
+def choose_runtime(runtime: Runtime, model: TransformerXL, geometry: Geometry) -> Runtime:
+    """`auto`: the cached runtime wherever it computes the same as the eager one."""
+    if runtime is not Runtime.auto:
+        return runtime
+    return Runtime.eager if model.positions.adds_to_input or geometry.ext_len else Runtime.cached
+
+
+def in_runtime(model: TransformerXL, runtime: Runtime, geometry: Geometry, batch_size: int, program: str | None = None):
+    """The model as `evaluation.evaluate` runs it; programs under the autocast that holds now."""
+    if runtime is Runtime.eager:
+        return model
+    if runtime is Runtime.cached:
+        return CachedTransformerXL(model, geometry)
+    step = Step(model, geometry, runtime.name)
+    return Program(step, make_program(step, runtime, batch_size, program))
+
+
+class Evaluator:
+    """One evaluation on one rank; rank 0 speaks. `run()` returns the exit code."""
+
+    def __init__(self, config: EvaluateConfig, world: World, device: torch.device):
+        self.config, self.world, self.device = config, world, device
+        set_matmul_precision(config.precision.name)
+        self.loaded = load(config.checkpoint, device, parameter_dtype(config.precision.name))
+        self.geometry, self.batch_size = geometry_of(config, self.loaded.evaluation)
+        self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
+        self.latencies: list[float] | None = [] if config.latency or config.npz else None
+
+    def run(self) -> int:
+        result = self.text() if self.config.text is not None else self.splits()
+        if self.world.is_main and self.config.json:
+            Path(self.config.json).write_text(json.dumps(result, indent=1) + "\n")
+        if self.world.is_main and self.config.npz:
+            np.savez(self.config.npz, latency_seconds=np.array(self.latencies))
+        return self._missed_targets(result)
+
+    def say(self, text: str) -> None:
+        if self.world.is_main:
+            print(text, flush=True)
+
+    # ------------------------------------------------------------------ splits of the data set
+
+    def splits(self) -> dict:
+        config, split = self.config, self.config.split
+        corpus = self._corpus()
+        columns = columns_of(self.world.rank, self.world.world_size, self.batch_size)
+        model = self._in_runtime(len(columns))
+        self.say(self._introduction(self.batch_size))
+        names = ["valid", "test"] if split is Split.all else [split.name]
+        streams = {
+            name: TokenStream(
+                corpus.tokens(name),
+                self.batch_size,
+                self.geometry.tgt_len,
+                ext_len=self.geometry.ext_len,
+                columns=columns,
+                warmup_len=self.geometry.mem_len,
+            )
+            for name in names
+        }
+        results = {}
+        for name, stream in streams.items():
+            latencies = None if self.latencies is None else []
+            results[name] = evaluate(
+                model,
+                stream,
+                self.geometry,
+                self.batch_size,
+                config.precision.name,
+                config.max_steps,
+                config.repeat,
+                latencies,
+            )
+            segments = min(stream.n_batches, (config.max_steps or stream.n_batches) + stream.n_warmup) * config.repeat
+            self._summary(name, results[name], segments, latencies)
+        return self._record({name: result.to_dict() for name, result in results.items()})
+
+    def _corpus(self):
+        """The checkpoint's own data set, or the same one elsewhere; its ids must mean the same."""
+        data = self.loaded.data
+        if self.config.data_path is not None:
+            data.path = self.config.data_path
+        corpus = open_corpus(data)
+        if corpus.vocab.fingerprint != self.loaded.vocab.fingerprint:
+            raise ConfigError(
+                f"checkpoint={self.config.checkpoint} was trained with another vocabulary ({len(self.loaded.vocab):,} "
+                f"tokens) than data={data.name} has ({len(corpus.vocab):,}); "
+                "point data_path at the data that it was trained on"
+            )
+        return corpus
+
+    def _in_runtime(self, batch_size: int):
+        if self.world.world_size > 1 and self.runtime not in (Runtime.eager, Runtime.cached):
+            raise ConfigError(f"runtime={self.runtime.name} runs in one process; use gpus=1, or runtime=cached")
+        with autocast(self.config.precision.name, self.device):
+            return in_runtime(self.loaded.model, self.runtime, self.geometry, batch_size, self.config.program)
+
+    def _introduction(self, batch_size: int) -> str:
+        g = self.geometry
+        return (
+            f"Evaluating with math {self.config.precision.name.name} type {self.runtime.name} bsz {batch_size} "
+            f"tgt_len {g.tgt_len} ext_len {g.ext_len} mem_len {g.mem_len} clamp_len {g.clamp_len} "
+            f"same_length {str(g.same_length).lower()}"
+        )
+
+    def _summary(self, name: str, result: Result, segments: int, latencies: list[float] | None) -> None:
+        self.say(f"Time : {result.seconds:.2f}s, {1000 * result.seconds / max(1, segments):.2f}ms/segment")
+        self.say(RULE)
+        self.say(self._score_line(name, result.loss))
+        self.say(RULE)
+        if latencies:
+            self.latencies.extend(latencies)
+            found = percentiles(latencies)
+            tokens = self.batch_size * self.geometry.tgt_len / found["mean"]
+            self.say(f"Throughput Avg: {tokens:.2f} tok/s")
+            self.say(f"Latency Avg: {1000 * found['mean']:.2f} ms")
+            for percent in (50, 90, 95, 99):
+                self.say(f"Latency {percent}%: {1000 * found[f'p{percent}']:.2f} ms")
+            self.say(RULE)
+
+    def _score_line(self, name: str, loss: float) -> str:
+        if self.loaded.data.metric is Metric.bpc:
+            return f"| {name} loss {loss:5.2f} | {name} bpc {loss / math.log(2):9.5f}"
+        return f"| {name} loss {loss:5.2f} | {name} ppl {math.exp(min(loss, 700)):9.3f}"
+
+    def _record(self, values: dict) -> dict:
+        record = {
+            "checkpoint": str(self.loaded.folder),
+            "runtime": self.runtime.name,
+            "precision": self.config.precision.name.name,
+            "world_size": self.world.world_size,
+            "metric": self.loaded.data.metric.name,
+        }
+        if self.latencies:
+            record["latency_seconds"] = percentiles(self.latencies)
+        return record | values
+
+    def _missed_targets(self, result: dict) -> int:
+        """3 where a result is worse than was asked for."""
+        config, code = self.config, 0
+        for name, values in result.items():
+            if not isinstance(values, dict) or "loss" not in values:
+                continue
+            score = values[result["metric"]]
+            if config.target_perplexity is not None and score > config.target_perplexity:
+                missed = f"{name} {result['metric']} {score:.3f}"
+                self.say(f"target_perplexity={config.target_perplexity:g} was missed: {missed}")
+                code = MISSED_TARGET
+            speed = values["tokens_per_second"]
+            if config.target_throughput is not None and speed < config.target_throughput:
+                self.say(f"target_throughput={config.target_throughput:g} was missed: {speed:.0f} tok/s")
+                code = MISSED_TARGET
+        return code
+
+    # ------------------------------------------------------------------ text typed by hand
+
+    def text(self) -> dict:
+        """The loss of a text: its first token is given, all others are predicted."""
+        ids, unknown = typed_tokens(self.config.text, self.loaded.vocab, end_line=True)
+        if len(ids) < 2:
+            raise ConfigError(f"text={self.config.text!r} has one token: nothing to predict from it; write more")
+        self.batch_size = 1
+        length = min(self.geometry.tgt_len, len(ids) - 1)
+        model = self._in_runtime(1)
+        self.say(self._introduction(1))
+        stream = TokenStream(ids, 1, length, ext_len=self.geometry.ext_len)
+        latencies = None if self.latencies is None else []
+        result = evaluate(model, stream, self.geometry, 1, self.config.precision.name, latencies=latencies)
+        self._summary("text", result, stream.n_batches, latencies)
+        self.say(f"{result.tokens} tokens predicted, {unknown} unknown of {len(ids)}")
+        values = result.to_dict() | {"unknown": unknown}
+        if self.config.token_losses:
+            values["token_losses"] = self._token_losses(ids)
+        return self._record({"text": values})
+
+    @torch.no_grad()
+    def _token_losses(self, ids: np.ndarray) -> list:
+        """[token, nats] of every predicted token, printed as a table."""
+        tokens, mems, nats = torch.from_numpy(ids).to(self.device)[None], [], []
+        for begin in range(0, len(ids) - 1, self.geometry.tgt_len):
+            end = min(begin + self.geometry.tgt_len, len(ids) - 1)
+            input = tokens[:, max(0, begin - self.geometry.ext_len) : end]
+            with autocast(self.config.precision.name, self.device):
+                hidden, mems = self.loaded.model(input, mems, self.geometry)
+                nats += self.loaded.model.loss(hidden, tokens[:, begin + 1 : end + 1])[0].tolist()
+        table = [[self.loaded.vocab.decode([token]), loss] for token, loss in zip(ids[1:].tolist(), nats, strict=True)]
+        for token, loss in table:
+            self.say(f"{loss:9.4f}  {token!r}")
+        return table
+
+
+def typed_tokens(text: str, vocab: Vocabulary, end_line: bool) -> tuple[np.ndarray, int]:
+    """Ids of text typed by hand (`-`: standard input), and how many of them are unknown.
+
+    Words are separated as in WikiText; `end_line`: its last line ends with `<eos>` too.
+    """
+    text = sys.stdin.read() if text == "-" else text
+    if not text.strip():
+        raise ConfigError("the text is empty: write something")
+    if not isinstance(vocab, WordVocabulary):
+        ids = np.asarray(vocab.encode(text), np.int64)
+    else:
+        from txl.moses import tokenize
+
+        lines = [vocab.encode(tokenize(line), add_eos=False) for line in text.rstrip("\n").split("\n")]
+        ends = len(lines) if end_line else len(lines) - 1
+        eos = np.array([vocab.eos_id], np.int64)
+        ids = np.concatenate([part for i, line in enumerate(lines) for part in ((line, eos) if i < ends else (line,))])
+    unknown = 0 if vocab.unk_id is None else int((ids == vocab.unk_id).sum())
+    return ids.astype(np.int64), unknown

@@ -1,0 +1,174 @@
+"""LAMB, the other optimizers, and the learning rate as a pure function of the step."""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from txl.config import OptimizerConfig, OptimizerName, SchedulerConfig, SchedulerName
+
+LAMB_LARGEST_NORM = 10.0  # ||p|| counts at most this much in the trust ratio
+BLOCK = 2**20  # numbers that a CPU updates at once: five blocks of 4 MiB fit its last cache
+
+
+class Lamb(torch.optim.Optimizer):
+    """Layer-wise adaptive moments (You et al. 2020), in the reference's variant.
+
+    No bias correction; weight decay joins the update before its norm is taken;
+    ratio = min(||p||, 10) / (||update|| + eps), and 1 where either norm is 0.
+    """
+
+    def __init__(self, params, lr: float, betas=(0.9, 0.999), eps: float = 1e-6, weight_decay: float = 0.0):
+        super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
+        self.gradient_factor: Tensor | None = None  # what the next step multiplies all gradients by
+
+    @torch.no_grad()
+    def step(self, closure=None) -> None:
+        """One update. Gradients are used up: their memory holds other numbers afterwards."""
+        for group in self.param_groups:
+            params = [p for p in group["params"] if p.grad is not None]
+            for p in params:
+                if not self.state[p]:
+                    self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
+            if params and all(p.device.type == "cpu" and p.is_contiguous() for p in params):
+                self._step_in_blocks(params, group)
+            elif params:
+                self._step_together(params, group)
+        self.gradient_factor = None
+
+    def _step_together(self, params: list[Tensor], group: dict) -> None:
+        """All tensors in one call per operation, which is what a GPU wants."""
+        grads = [p.grad for p in params]
+        if self.gradient_factor is not None:
+            torch._foreach_mul_(grads, self.gradient_factor)
+        exp_avg = [self.state[p]["exp_avg"] for p in params]
+        exp_avg_sq = [self.state[p]["exp_avg_sq"] for p in params]
+        (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
+
+        torch._foreach_lerp_(exp_avg, grads, 1 - beta1)
+        torch._foreach_mul_(exp_avg_sq, beta2)
+        torch._foreach_addcmul_(exp_avg_sq, grads, grads, 1 - beta2)
+        update = torch._foreach_sqrt(exp_avg_sq)
+        torch._foreach_add_(update, eps)
+        torch._foreach_reciprocal_(update)
+        torch._foreach_mul_(update, exp_avg)
+        if decay:
+            torch._foreach_add_(update, params, alpha=decay)
+        weight_norm = torch.stack(torch._foreach_norm(params))
+        ratio = trust_ratio(weight_norm, torch.stack(torch._foreach_norm(update)), eps)
+        torch._foreach_mul_(update, list((-group["lr"] * ratio).unbind()))
+        torch._foreach_add_(params, update)
+
+    def _step_in_blocks(self, params: list[Tensor], group: dict) -> None:
+        """Block by block, so that a CPU's cache holds what the operations on a block share.
+
+        torch's fused Adam, started from zero and without bias correction (step infinity), is LAMB's direction. It
+        takes the gradient's place until the norms, and so the ratio, of the whole tensor are known.
+        """
+        (beta1, beta2), eps, decay = group["betas"], group["eps"], group["weight_decay"]
+        longest = min(BLOCK, max(p.numel() for p in params))
+        scratch, end_of_time = torch.empty(longest, dtype=params[0].dtype), torch.tensor(1e9)
+        divisor = None if self.gradient_factor is None else self.gradient_factor.reciprocal()
+        for p in params:
+            if divisor is not None and divisor.dtype is not torch.float32:  # the fused kernel's is float32
+                p.grad.mul_(self.gradient_factor)
+            state, norms = self.state[p], torch.zeros(2, dtype=torch.float64)
+            tensors = (p, p.grad, state["exp_avg"], state["exp_avg_sq"])
+            for weight, grad, mean, square in zip(*(t.view(-1).split(BLOCK) for t in tensors), strict=True):
+                update = scratch[: len(weight)].zero_()
+                torch._fused_adam_(
+                    [update], [grad], [mean], [square], [], [end_of_time], lr=-1.0, beta1=beta1, beta2=beta2,
+                    weight_decay=0.0, eps=eps, amsgrad=False, maximize=False,
+                    grad_scale=divisor if divisor is not None and divisor.dtype is torch.float32 else None,
+                )  # fmt: skip
+                if decay:
+                    update.add_(weight, alpha=decay)
+                norms += torch.stack([weight.dot(weight), update.dot(update)])
+                grad.copy_(update)
+            p.add_(p.grad, alpha=-group["lr"] * trust_ratio(*norms.sqrt(), eps).item())
+
+
+def trust_ratio(weight_norm: Tensor, update_norm: Tensor, eps: float) -> Tensor:
+    either_zero = (weight_norm == 0) | (update_norm == 0)
+    return torch.where(either_zero, 1.0, weight_norm.clamp(max=LAMB_LARGEST_NORM) / (update_norm + eps))
+
+
+def clip(optimizer: torch.optim.Optimizer, params: list[Tensor], largest: float) -> Tensor:
+    """Scale the gradients of `params` to a joint norm of at most `largest` (0: leave them) -> the norm before.
+
+    Reads them once; where the optimizer can, it scales them while it reads them itself.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if largest > 0:
+        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+        if isinstance(optimizer, Lamb) and len(params) == sum(len(group["params"]) for group in optimizer.param_groups):
+            optimizer.gradient_factor = factor
+        else:
+            torch._foreach_mul_(grads, factor)
+    return norm
+
+
+def build_optimizer(config: OptimizerConfig, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+    params, lr, decay = list(params), config.lr, config.weight_decay
+    betas = tuple(config.betas)
+    match config.name:
+        case OptimizerName.lamb:
+            return Lamb(params, lr, betas, config.eps, decay)
+        case OptimizerName.adam:
+            return torch.optim.Adam(params, lr, betas, config.eps, decay)
+        case OptimizerName.sgd:
+            return torch.optim.SGD(params, lr, config.momentum, weight_decay=decay)
+        case OptimizerName.adagrad:
+            return torch.optim.Adagrad(params, lr, weight_decay=decay, eps=config.eps)
+
+
+@dataclass
+class Plateau:
+    """What the `dev_perf` schedule remembers: the factor on the base rate, and how it got there."""
+
+    factor: float = 1.0
+    best: float = math.inf
+    bad_validations: int = 0
+
+    def update(self, valid_loss: float, config: SchedulerConfig) -> None:
+        """After a validation: a loss that did not fall by 0.01 % for longer than `patience` lowers the rate."""
+        if valid_loss < self.best * (1 - 1e-4):
+            self.best, self.bad_validations = valid_loss, 0
+            return
+        self.bad_validations += 1
+        if self.bad_validations > config.patience:
+            self.factor, self.bad_validations = self.factor * config.decay_rate, 0
+
+
+def lr_at(step: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
+    """Learning rate after `step` updates. `max_step`: the step at which the cosine ends."""
+    warmup = config.warmup_step
+    if config.name is SchedulerName.inv_sqrt:
+        if step == 0 and warmup == 0:
+            return base_lr
+        return base_lr * (step**-0.5 if step > warmup else step / warmup**1.5)
+    if step < warmup:
+        return base_lr * step / warmup
+    if config.name is SchedulerName.cosine:
+        progress = min(1.0, (step - warmup) / max(1, max_step - warmup))
+        return config.eta_min + (base_lr - config.eta_min) * (1 + math.cos(math.pi * progress)) / 2
+    if config.name is SchedulerName.dev_perf:
+        return max(config.lr_min, base_lr * plateau.factor)
+    return base_lr
+
+
+def lr_of_update(done: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
+    """Rate of the update that follows `done` updates.
+
+    The reference sets the rate *after* each update: update n + 1 uses lr_at(n), and the very first one the full
+    base rate. Under LAMB that kick is what starts the zero-initialised biases, so the published recipes keep it
+    (`scheduler.first_update_at_base_lr`). Without it, update n uses lr_at(n).
+    """
+    if not config.first_update_at_base_lr:
+        done += 1
+    elif done == 0:
+        return base_lr
+    return lr_at(done, config, base_lr, max_step, plateau)

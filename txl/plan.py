@@ -1,0 +1,263 @@
+"""The plan of a run: how the batch is split, how big the model is, what it costs. Nothing here imports torch.
+
+`print(make_plan(config))` is what `dry_run=true` shows; `Plan.to_dict()` goes into the run folder.
+"""
+
+import os
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+
+from txl.config import (
+    Arithmetic,
+    DataConfig,
+    ModelConfig,
+    OptimizerName,
+    Positions,
+    RunConfig,
+    TrainConfig,
+    is_multi_node,
+)
+from txl.errors import ConfigError
+from txl.hardware import detect
+from txl.rules import check_cpu_arithmetic, config_hash
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a configuration on a machine."""
+
+    run_dir: str
+    recipe: str  # single_node or multi_node: which of the published values hold
+    nodes: int
+    gpus_per_node: int  # processes, on a CPU
+    gpu: str | None  # None: what the machine has
+    world_size: int
+    local_batch_size: int  # sequences per process and step
+    micro_batch_size: int  # ... and forward pass
+    grad_accum_steps: int
+    tokens_per_step: int
+    max_step: int
+    total_tokens: int
+    parameters: int | None  # None: the vocabulary is not built yet
+    layer_parameters: int
+    memory_gb: float | None  # estimate, per process
+    device_memory_gb: float | None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        size = f"{self.parameters:,} parameters" if self.parameters else "vocabulary not built yet"
+        memory = f"about {self.memory_gb:.1f} GB per process" if self.memory_gb else "vocabulary not built yet"
+        if self.memory_gb and self.device_memory_gb:
+            memory += f", of {self.device_memory_gb:g} GB"
+        rows = {
+            "run folder": self.run_dir,
+            "processes": f"{self.world_size} = {self.nodes} node(s) x {self.gpus_per_node} {self.gpu or ''}".rstrip(),
+            "recipe": self.recipe,
+            "batch": f"{self.world_size * self.local_batch_size} sequences, {self.tokens_per_step:,} tokens per step",
+            "per process": f"{self.grad_accum_steps} accumulation step(s) x micro batch {self.micro_batch_size}",
+            "training": f"{self.max_step:,} steps, {self.total_tokens:,} tokens",
+            "model": f"{size}, {self.layer_parameters:,} of them in layers",
+            "memory": memory,
+        }
+        return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
+    """Raises ConfigError where nodes, gpus and batch do not fit. `vocab_size` None: as far as it is known."""
+    train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
+    nodes, gpus = processes(config)
+    world_size = nodes * gpus
+    micro, steps = split_batch(config, world_size)
+    layers = layer_parameters(config.model)
+    parameters = memory = None
+    if vocab_size:
+        if config.model.adaptive and config.data.cutoffs and config.data.cutoffs[-1] >= vocab_size:
+            raise ConfigError(
+                f"data.cutoffs={config.data.cutoffs} must end below the vocabulary's size {vocab_size}; use fewer, "
+                "or data.cutoffs=[]"
+            )
+        parameters = layers + other_parameters(config.model, train, config.data.cutoffs, vocab_size)
+        terms = memory_terms(config, vocab_size, parameters, micro, micro * steps, world_size)
+        memory = round(sum(terms.values()) / GB, 2)
+    tokens = train.batch_size * train.tgt_len
+    return Plan(
+        run_dir=config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}"),
+        recipe="multi_node" if is_multi_node(config.recipe, config.nodes) else "single_node",
+        nodes=nodes,
+        gpus_per_node=gpus,
+        gpu=config.hardware.gpu,
+        world_size=world_size,
+        local_batch_size=micro * steps,
+        micro_batch_size=micro,
+        grad_accum_steps=steps,
+        tokens_per_step=tokens,
+        max_step=train.max_step,
+        total_tokens=tokens * train.max_step,
+        parameters=parameters,
+        layer_parameters=layers,
+        memory_gb=memory,
+        device_memory_gb=config.hardware.memory_gb,
+    )
+
+
+# --------------------------------------------------------------------------- processes and batch
+
+
+def processes(config: RunConfig) -> tuple[int, int]:
+    """(nodes, processes per node), from the configuration, from torchrun, or from the machine."""
+    wanted = config.gpus or config.hardware.gpus or None
+    if "WORLD_SIZE" in os.environ:
+        world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", wanted or 1))
+        for key, value, started in (("nodes", config.nodes, world // local), ("gpus", wanted, local)):
+            if value not in (None, started):
+                raise ConfigError(f"{key}={value} but the launcher started {started}; set {key}={started}")
+        return config.nodes, local
+    if config.hardware.gpus is None:
+        there = detect()[1]
+        if there == 0:
+            check_cpu_arithmetic(config.precision.name, "this machine")
+        elif config.gpus and config.gpus > there:
+            raise ConfigError(f"gpus={config.gpus} but this machine has {there}; use gpus={there} or hardware=cpu")
+        wanted = config.gpus or there
+    return config.nodes, wanted or 1
+
+
+def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
+    """(micro batch, accumulation steps), so that world_size * micro * steps = train.batch_size."""
+    batch, given = config.train.batch_size, config.train.micro_batch_size
+    if batch % world_size:
+        fitting = [g for g in range(1, world_size // config.nodes) if batch % (config.nodes * g) == 0]
+        raise ConfigError(
+            f"train.batch_size={batch} must be a multiple of world_size = {world_size}; "
+            f"use {multiples(batch, world_size)}" + (f", or gpus={fitting[-1]}" if fitting else "")
+        )
+    local = batch // world_size
+    caps = (config.train.micro_batch_cap or {}).get(config.hardware.name, {})
+    micro = given or min(local, caps.get(config.precision.name.name, local))
+    if local % micro:
+        fitting = max(size for size in range(1, micro + 1) if local % size == 0)
+        raise ConfigError(
+            f"train.batch_size={batch} must be a multiple of world_size * micro_batch_size = {world_size} * {micro}; "
+            f"use {multiples(batch, world_size * micro)}, or train.micro_batch_size={fitting}"
+        )
+    return micro, local // micro
+
+
+def multiples(value: int, of: int) -> str:
+    """The multiples of `of` around a value: `192 or 384`."""
+    below = value // of * of
+    return f"{below} or {below + of}" if below else str(of)
+
+
+# --------------------------------------------------------------------------- parameters
+
+
+def known_vocab_size(data: DataConfig) -> int | None:
+    """As encoded before, or as the data set's own file says; a plan encodes nothing."""
+    if not Path(data.cache).expanduser().is_dir():
+        return data.vocab_size
+    from txl.data import encoded_vocab_size
+
+    return encoded_vocab_size(data) or data.vocab_size
+
+
+def layer_parameters(model: ModelConfig) -> int:
+    """Parameters of all layers: projections of q, k, v, output (and distances), feed-forward, two LayerNorms."""
+    width = model.n_head * model.d_head
+    attention = (5 if model.positions is Positions.relative else 4) * model.d_model * width
+    feed_forward = 2 * model.d_model * model.d_inner + model.d_inner + model.d_model
+    return model.n_layer * (attention + feed_forward + 4 * model.d_model)
+
+
+def other_parameters(model: ModelConfig, train: TrainConfig, cutoffs: list[int], vocab_size: int) -> int:
+    """Parameters of embedding, softmax and positions."""
+    d_embed, width = model.d_embed or model.d_model, model.n_head * model.d_head
+    edges = [0, *(cutoffs if model.adaptive else []), vocab_size]
+    words = [end - begin for begin, end in pairwise(edges)]
+    widths = [d_embed // model.div_val**i for i in range(len(words))]
+    tails = len(words) - 1
+    table = sum(n * w for n, w in zip(words, widths, strict=True))
+    projected = model.div_val > 1 or d_embed != model.d_model
+    own = [not model.tie_projs[min(i, len(model.tie_projs) - 1)] for i in range(len(words))]
+    shared_table = widths[:1] if model.div_val == 1 else widths
+    embedding = table + (model.d_model * sum(shared_table) if projected else 0)
+    softmax = vocab_size + tails * (d_embed + 1) + (0 if model.tie_weight else table)
+    if projected:
+        softmax += model.d_model * sum(w for w, mine in zip(widths, own, strict=True) if mine)
+    return embedding + softmax + position_parameters(model, train.tgt_len + train.ext_len + train.mem_len, width)
+
+
+def position_parameters(model: ModelConfig, longest: int, width: int) -> int:
+    """`longest`: rows of the learned tables."""
+    match model.positions:
+        case Positions.relative:  # u and w
+            return 2 * width * (model.n_layer if model.untie_r else 1)
+        case Positions.shaw:  # keys and biases per distance, u
+            return model.n_layer * (longest * (width + model.n_head) + width)
+        case Positions.absolute_per_layer:
+            return model.n_layer * longest * model.d_model
+        case _:
+            return 0
+
+
+# --------------------------------------------------------------------------- memory
+
+TAIL_SHARE = 0.15  # at most, of all tokens, in one tail cluster of an adaptive softmax
+LOGITS_AT_ONCE = 2**24  # adaptive.py's, which would import torch
+
+
+def memory_terms(
+    config: RunConfig, vocab_size: int, parameters: int, micro: int, local: int, world_size: int
+) -> dict[str, float]:
+    """Bytes on one device at the end of a forward pass, by what they are for. An estimate, for eager attention.
+
+    With b the micro batch, T = ext_len + tgt_len, K = mem_len + T, D, W = n_head * d_head, F = d_inner, N heads,
+    a the bytes of an activation (2 in half precision, with the parameters' 4), m those of a dropout mask:
+
+        weights      4 P, and 2 P of them cast where arithmetic is half
+        gradients    4 P, twice with several processes (the buckets that are reduced); with accumulation twice for
+                     all but the layers, because the softmax's are there before the backward pass
+        optimizer    8 P (LAMB, Adam) or 4 P (Adagrad, SGD with momentum)
+        activations  b L [ a (K D + 3 K W + T (3 W + 2 D)) + 8 T D   inputs of the projections; of the LayerNorms
+                           + N T K (a + dropatt (a + m))             probabilities
+                           + T F (a + dropout (a + m)) + 2 T D m ]   feed-forward; masks
+                     with `recompute`: b [L 4 (T + K) D + the insides of one layer, as above]
+        logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities
+        mems         (local batch) L K D 4: the memory is a view of what it was cut from
+    """
+    model, train, arithmetic = config.model, config.train, config.precision.name
+    full = 8 if arithmetic is Arithmetic.fp64 else 4
+    half = arithmetic in (Arithmetic.bf16, Arithmetic.fp16)
+    a, on_cpu = 2 if half else full, config.hardware.gpus == 0
+    m = a if on_cpu else 1  # CUDA's masks are bytes
+    T, D, F, N, L = train.ext_len + train.tgt_len, model.d_model, model.d_inner, model.n_head, model.n_layer
+    K, W = train.mem_len + T, model.n_head * model.d_head
+    dropped, attention_dropped = (a + m) * (model.dropout > 0), (a + m) * (model.dropatt > 0)
+    states = {OptimizerName.lamb: 2, OptimizerName.adam: 2, OptimizerName.adagrad: 1}
+    per_layer = (
+        a * (K * D + 3 * K * W + T * (3 * W + 2 * D))
+        + 2 * full * T * D
+        + N * T * K * (a + attention_dropped)
+        + T * F * (a + dropped)
+        + 2 * T * D * m * (model.dropout > 0)
+    )
+    edges = [0, *(config.data.cutoffs if model.adaptive else []), vocab_size]
+    head, tails = edges[1] + len(edges) - 2, [end - begin for begin, end in pairwise(edges[1:])]
+    tokens, limit = micro * train.tgt_len, LOGITS_AT_ONCE
+    logits = [(tokens, head), *((TAIL_SHARE * tokens, words) for words in tails)]
+    twice = parameters if world_size > 1 else 0
+    twice += parameters - layer_parameters(model) if local > micro else 0
+    layers = L * full * (T + K) * D + per_layer if config.recompute else L * per_layer
+    return {
+        "weights": parameters * (full + (2 if half else 0)),
+        "gradients": (parameters + twice) * full,
+        "optimizer": parameters * full * states.get(config.optimizer.name, bool(config.optimizer.momentum)),
+        "activations": micro * layers,
+        "logits": 2 * full * max(min(n * words, max(limit, words)) for n, words in logits),
+        "mems": local * L * K * D * full if train.mem_len else 0,
+    }

@@ -1,0 +1,125 @@
+"""Text on disk: byte ranges of files, read in blocks that end where a word, or a character, ends.
+
+Blocks keep memory bounded whatever the size of the file or of its lines. What is not UTF-8 is reported with its line.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from txl.errors import ConfigError
+
+BLOCK = 1 << 18  # bytes: what is computed from a block stays in the processor's cache
+
+
+@dataclass(frozen=True)
+class Span:
+    """The bytes start <= i < stop of a file."""
+
+    path: Path
+    start: int
+    stop: int
+    key: str  # the option that named the file, for messages
+
+    def __str__(self) -> str:
+        return f"{self.key}={self.path}"
+
+    @staticmethod
+    def whole(path: Path, key: str) -> "Span":
+        return Span(path, 0, path.stat().st_size, key)
+
+
+def byte_blocks(span: Span, size: int = 1 << 20) -> Iterator[bytes]:
+    for _, block in _blocks(span, len, size):
+        yield block
+
+
+def character_blocks(span: Span, size: int = BLOCK) -> Iterator[str]:
+    """Every character as it stands in the file, carriage returns too. Raises ConfigError for what is not UTF-8."""
+    for offset, block in _blocks(span, _whole_characters, size):
+        yield _decoded(span, offset, block)
+
+
+def word_blocks(span: Span, size: int = BLOCK) -> Iterator[tuple[int, str]]:
+    """(byte offset, text) of blocks of whole words, every line ending as "\\n", the last one's added if it lacks one.
+
+    Lines end as in Python's text files: "\\n", "\\r\\n" or "\\r". Raises ConfigError for what is not UTF-8.
+    """
+    text = "\n"
+    for offset, block in _blocks(span, _whole_words, size):
+        text = _decoded(span, offset, block)
+        if "\r" in text:
+            text = text.replace("\r\n", "\n").replace("\r", "\n")
+        yield offset, text
+    if not text.endswith("\n"):
+        yield span.stop, "\n"
+
+
+def line_start(path: Path, position: int) -> int:
+    """The first line start at or after a byte position."""
+    if position <= 0:
+        return 0
+    with open(path, "rb") as file:
+        file.seek(position - 1)
+        file.readline()
+        return file.tell()
+
+
+def character_start(path: Path, position: int) -> int:
+    """The first character start at or after a byte position."""
+    with open(path, "rb") as file:
+        file.seek(position)
+        following = file.read(4)
+    continuing = [byte & 0xC0 == 0x80 for byte in following]
+    return position + (continuing.index(False) if False in continuing else len(following))
+
+
+def line_number(path: Path, offset: int) -> int:
+    """The line, from 1, that a byte stands in."""
+    number = 1
+    with open(path, encoding="latin-1", newline="") as lines:  # one character per byte, line ends kept
+        for line in lines:
+            offset -= len(line)
+            if offset < 0:
+                break
+            number += 1
+    return number
+
+
+def _blocks(span: Span, whole: Callable[[bytes], int], size: int) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, block); `whole` says how long the part of a buffer is that may be cut off (0: read on)."""
+    with open(span.path, "rb") as file:
+        file.seek(span.start)
+        offset, buffer, step = span.start, b"", size
+        while data := file.read(min(step, span.stop - offset - len(buffer))):
+            buffer += data
+            end = whole(buffer)
+            step = size if end else 2 * step  # a word longer than a block
+            if end:
+                yield offset, buffer[:end]
+                offset, buffer = offset + end, buffer[end:]
+        if buffer:
+            yield offset, buffer
+
+
+def _whole_words(buffer: bytes) -> int:
+    return max(buffer.rfind(b"\n"), buffer.rfind(b" ")) + 1
+
+
+def _whole_characters(buffer: bytes) -> int:
+    """All but the last character, which may go on; what is longer than a character can be is left to the decoder."""
+    for end in range(len(buffer) - 1, max(-1, len(buffer) - 5), -1):
+        if buffer[end] & 0xC0 != 0x80:
+            return end
+    return len(buffer)
+
+
+def _decoded(span: Span, offset: int, block: bytes) -> str:
+    try:
+        return block.decode()
+    except UnicodeDecodeError as error:
+        line = line_number(span.path, offset + error.start)
+        raise ConfigError(
+            f"{span}: line {line} is not UTF-8 (byte 0x{block[error.start]:02x}); "
+            "convert the file (iconv -t UTF-8), or use data.vocab=byte"
+        ) from None

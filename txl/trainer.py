@@ -1,0 +1,424 @@
+"""The training loop, and the one visible dict of everything that it must remember."""
+
+import contextlib
+import logging
+import math
+import signal
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from txl import checkpoint as ckpt
+from txl.choices import Metric, Then
+from txl.config import Geometry, RunConfig, to_dict, train_geometry, valid_geometry
+from txl.data import Corpus, TokenStream
+from txl.distributed import Agreement, World, columns_of, sum_over_ranks
+from txl.errors import ConfigError
+from txl.evaluation import Result, evaluate
+from txl.generation import generate
+from txl.model import TransformerXL
+from txl.optim import build_optimizer, clip, lr_at, lr_of_update
+from txl.plan import Plan
+from txl.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
+from txl.state import TrainState, merge_mems, random_state, restore_random_state, seed_everything, split_mems
+from txl.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # USR2: SLURM is about to end or preempt the job
+SAVE_DUE, TIME_LIMIT = 1, 99  # wishes that are no signals; of several, the largest is granted
+MISSED_TARGET = 3  # exit code
+
+
+class Objective(nn.Module):
+    """Hidden states and their loss in one forward pass, which is what DistributedDataParallel must wrap."""
+
+    def __init__(self, model: TransformerXL):
+        super().__init__()
+        self.model = model
+
+    def forward(self, input: Tensor, target: Tensor, mems: list[Tensor], geometry: Geometry, scale: float, groups):
+        """-> scale * nats to start the backward pass from, nats without gradient, new mems."""
+        hidden, mems = self.model(input, mems, geometry)
+        return *self.model.total_loss(hidden, target, scale, groups), mems
+
+
+class Trainer:
+    """One run on one rank. `train()` returns the process' exit code."""
+
+    def __init__(self, config: RunConfig, plan: Plan, corpus: Corpus, world: World, device: torch.device):
+        self.config, self.plan, self.corpus, self.world, self.device = config, plan, corpus, world, device
+        self.run_dir = Path(plan.run_dir)
+        self.geometry, self.precision = train_geometry(config), config.precision.name
+        set_matmul_precision(self.precision)
+        torch.use_deterministic_algorithms(config.deterministic)
+        seed_everything(config.seed)
+        self.model = self._build_model()
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        self.scaler = loss_scaler(config.precision, device)
+        self.objective = self._wrap(Objective(self.model))
+        seed_everything(config.seed + 1_000_003 * world.rank)  # ranks hold other columns: other dropout as well
+        self.columns = columns_of(world.rank, world.world_size, config.train.batch_size)
+        self.stream = self._train_stream()
+        self.mems: list[list[Tensor]] = [[] for _ in range(plan.grad_accum_steps)]
+        self.state = TrainState()
+        self.window = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens since the last log line
+        self.clipped = [p for n, p in self.model.named_parameters() if not self._is_embedding(n)]
+        self.checkpoints = ckpt.Checkpoints(
+            self.run_dir / "checkpoints", world, config.checkpoint.keep, config.checkpoint.save_all
+        )
+        self.agreement, self.stop_signal = Agreement(), 0
+        self.tracker: Tracker | None = None
+        self.fence: Callable[[], None] | None = None  # called on rank 0 before it saves: is the run still ours?
+
+    # ------------------------------------------------------------------ building
+
+    def _build_model(self) -> TransformerXL:
+        model, train = self.config.model, self.config.train
+        longest = train.tgt_len + train.ext_len + train.mem_len
+        vocab_size, cutoffs, backend = len(self.corpus.vocab), self.config.data.cutoffs, self.config.attention
+        built = TransformerXL(model, vocab_size, cutoffs, longest, backend, self.config.recompute)
+        return built.to(self.device, parameter_dtype(self.precision))
+
+    def _wrap(self, objective: Objective) -> nn.Module:
+        if self.world.world_size == 1:
+            return objective
+        devices = [self.device] if self.device.type == "cuda" else None
+        # find_unused_parameters keeps the buckets as they are built, so that a resumed run adds up in the same order
+        # (and a tail cluster without a token has no gradient). That it finds none at times is no news.
+        warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+        return DistributedDataParallel(objective, devices, find_unused_parameters=True)
+
+    def _train_stream(self) -> TokenStream:
+        train = self.config.train
+        return TokenStream(
+            self.corpus.tokens("train"),
+            train.batch_size,
+            train.tgt_len,
+            ext_len=train.ext_len,
+            columns=self.columns,
+            roll_seed=self.config.seed if train.roll else None,
+        )
+
+    def _is_embedding(self, name: str) -> bool:
+        return self.config.train.clip_nonemb and name.startswith(("embedding.", "softmax.weights."))
+
+    # ------------------------------------------------------------------ the loop
+
+    def train(self) -> int:
+        """Until max_step, a signal or the time limit; then validate, test and write the summary."""
+        self._open()
+        try:
+            return self._loop()
+        except BaseException:
+            self.tracker.close(1)
+            raise
+
+    def _loop(self) -> int:
+        config, state = self.config, self.state
+        self.model.train()
+        self.started = self.logged = self.saved = time.perf_counter()
+        self.logged_step = self.saved_step = state.step
+        stop = granted = 0
+        while state.step < config.train.max_step and not stop:
+            self.step()
+            if state.step % config.train.log_interval == 0:
+                self.report()
+            if self._due(config.valid.interval):
+                self.validate()
+            elif state.step < config.train.max_step and (self._due(config.checkpoint.interval) or granted == SAVE_DUE):
+                self.save()
+            granted = self.agreement.exchange(self._wish())
+            if granted == SAVE_DUE and state.step - self.saved_step < 2:
+                granted = 0  # an echo: the wish was repeated before it was granted
+            stop = granted if granted > SAVE_DUE else 0
+        state.train_seconds += time.perf_counter() - self.started
+        if state.step < config.train.max_step:
+            return self._interrupted(stop)
+        return self._finish()
+
+    def step(self) -> None:
+        """One optimizer step: every micro-batch forward and backward, clip, update."""
+        config, state, plan = self.config, self.state, self.plan
+        batch = self.stream.next()
+        input = batch.input.to(self.device, non_blocking=True).split(plan.micro_batch_size)
+        target = batch.target.to(self.device, non_blocking=True).split(plan.micro_batch_size)
+        on_host = batch.target.split(plan.micro_batch_size)
+        tokens = config.train.batch_size * batch.target.shape[1]  # of all ranks
+        scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
+        for i in range(plan.grad_accum_steps):
+            groups = self.model.softmax.clusters.group(on_host[i].flatten()).to(self.device)
+            last = i == plan.grad_accum_steps - 1
+            with self._gradients_stay_local(unless=last):
+                with autocast(self.precision, self.device):
+                    loss, nats, self.mems[i] = self.objective(
+                        input[i], target[i], self.mems[i], self.geometry, scale, groups
+                    )
+                self.scaler.scale(loss).backward()
+            self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = clip(self.optimizer, self.clipped, config.train.clip)
+        self.lr = self._learning_rate(lr_of_update)
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.lr
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        state.step += 1
+        state.tokens_seen += tokens
+        self.tracker.progress(state.step, None, None)
+
+    def _gradients_stay_local(self, unless: bool):
+        wrapped = isinstance(self.objective, DistributedDataParallel)
+        return self.objective.no_sync() if wrapped and not unless else contextlib.nullcontext()
+
+    def _learning_rate(self, rule) -> float:
+        config, state = self.config, self.state
+        max_step = config.scheduler.max_step or config.train.max_step
+        return rule(state.step, config.scheduler, config.optimizer.lr, max_step, state.plateau)
+
+    # ------------------------------------------------------------------ what is due
+
+    def _due(self, interval: int) -> bool:
+        return interval > 0 and self.state.step % interval == 0
+
+    def _wish(self) -> int:
+        """What this rank would have all ranks do after the next step; rank 0's clock says when minutes have passed."""
+        limit, minutes, now = self.config.train.time_limit_minutes, self.config.checkpoint.minutes, time.perf_counter()
+        if self.stop_signal:
+            return self.stop_signal
+        if limit is not None and self.state.train_seconds + now - self.started > 60 * limit:
+            return TIME_LIMIT
+        return SAVE_DUE if self.world.is_main and minutes is not None and now - self.saved > 60 * minutes else 0
+
+    # ------------------------------------------------------------------ reporting, validating, saving
+
+    def report(self) -> None:
+        """The log line: the only place where the host waits for the device."""
+        nats, tokens = sum_over_ranks(self.window.clone()).tolist()
+        now, state = time.perf_counter(), self.state
+        steps, elapsed = state.step - self.logged_step, now - self.logged
+        self.window.zero_()
+        self.logged, self.logged_step = now, state.step
+        self.tracker.train_step(
+            epoch=self.stream.last_epoch,
+            step=state.step,
+            batch=self.stream.last_index + 1,
+            n_batches=self.stream.n_batches,
+            lr=self._learning_rate(lr_at),
+            ms_per_batch=1000 * elapsed / max(1, steps),
+            tokens_per_second=tokens / elapsed,
+            loss=nats / max(1.0, tokens),
+            grad_norm=self.grad_norm.item(),
+            tokens_seen=state.tokens_seen,
+            loss_scale=self.scaler.get_scale() if self.scaler.is_enabled() else None,
+        )
+
+    def validate(self) -> None:
+        """Loss on the validation split; a checkpoint; the plateau schedule's decision."""
+        config, state, began = self.config, self.state, time.perf_counter()
+        result = self._evaluate("valid", config.valid.max_steps)
+        is_best = result.loss < state.best_valid_loss
+        if is_best:
+            state.best_valid_loss, state.best_step = result.loss, state.step
+        state.plateau.update(result.loss, config.scheduler)
+        state.validated_step = state.step
+        self.tracker.validation(
+            number=state.step // config.valid.interval,
+            step=state.step,
+            seconds=result.seconds,
+            loss=result.loss,
+            tokens=result.tokens,
+            geometry=result.geometry,
+            batch_size=result.batch_size,
+            is_best=is_best,
+        )
+        self._pause(time.perf_counter() - began)
+        self.save(best=is_best)
+
+    def _evaluate(self, split: str, max_steps: int | None = None) -> Result:
+        """With the lengths of the training run (its own memory, grown by what validation segments are shorter)."""
+        return self._loss_over(split, valid_geometry(self.config), self.config.valid.batch_size, max_steps)
+
+    def _loss_over(self, split: str, geometry: Geometry, batch_size: int, max_steps: int | None = None) -> Result:
+        stream = TokenStream(
+            self.corpus.tokens(split),
+            batch_size,
+            geometry.tgt_len,
+            ext_len=geometry.ext_len,
+            columns=columns_of(self.world.rank, self.world.world_size, batch_size),
+            warmup_len=geometry.mem_len,
+        )
+        return evaluate(self.model, stream, geometry, batch_size, self.precision, max_steps)
+
+    def save(self, best: bool = False) -> None:
+        if self.fence is not None:
+            self.fence()
+        began = time.perf_counter()
+        # Time spent so far belongs to the state; the clock goes on from here.
+        self.state.train_seconds += began - self.started
+        self.started = began
+        shared, shard, documents = self._snapshot()
+        self.checkpoints.save(self.state.step, shared, shard, documents, best)
+        self.saved, self.saved_step = time.perf_counter(), self.state.step
+        self._pause(self.saved - began)
+
+    def _pause(self, seconds: float) -> None:
+        """Validating and saving are not training: they count in no throughput."""
+        self.started += seconds
+        self.logged += seconds
+
+    # ------------------------------------------------------------------ everything that is remembered
+
+    def _snapshot(self) -> tuple[dict, dict, dict]:
+        """What a resumed run needs to continue bit by bit: shared by all ranks, this rank's own, and documents."""
+        shared = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+        shard = {
+            "columns": [self.columns.start, self.columns.stop],
+            "mems": merge_mems(self.mems),
+            "rng": random_state(self.device),
+            "window": self.window,
+        }
+        documents = {
+            "run.json": to_dict(self.config),
+            "state.json": asdict(self.state)
+            | {"stream": self.stream.state_dict(), "scaler": self.scaler.state_dict()}
+            | {"data": self.corpus.fingerprint, "vocabulary": self.corpus.vocab.fingerprint},
+            "vocabulary.json": self.corpus.vocab.to_dict(),
+        }
+        return shared, shard, documents
+
+    def restore(self, folder: Path) -> None:
+        """Continue exactly where this checkpoint was written (run_folder.py has verified it and its configuration)."""
+        manifest = ckpt.read(folder, ckpt.MANIFEST)
+        saved = ckpt.read(folder, "state.json")
+        for key, now in (("data", self.corpus.fingerprint), ("vocabulary", self.corpus.vocab.fingerprint)):
+            if saved.pop(key) != now:
+                raise ConfigError(f"resume={folder}: was trained on another {key}; point data.* at the same files")
+        self.model.load_state_dict(ckpt.read(folder, "model.pt", self.device))
+        self.optimizer.load_state_dict(ckpt.read(folder, "optimizer.pt", self.device))
+        self.stream.load_state_dict(saved.pop("stream"))
+        self.scaler.load_state_dict(saved.pop("scaler"))
+        self.state = TrainState.from_dict(saved)
+        mems = ckpt.read_columns(folder, self.columns)
+        if mems is not None:
+            self.mems = split_mems(mems.to(self.device), self.plan.grad_accum_steps)
+        if manifest["world_size"] == self.world.world_size:
+            shard = ckpt.read(folder, f"rank_{self.world.rank}.pt", self.device)
+            self.window.copy_(shard["window"])
+            restore_random_state(shard["rng"], self.device)
+        elif self.world.is_main:
+            log.warning(
+                "resume: %d processes instead of %d: memories are dealt anew, but dropout draws other numbers",
+                self.world.world_size,
+                manifest["world_size"],
+            )
+
+    # ------------------------------------------------------------------ beginning and end
+
+    def _open(self) -> None:
+        config, state = self.config, self.state
+        self.tracker = Tracker(
+            self.run_dir,
+            config.tracking,
+            run_config=to_dict(config),
+            metric=config.data.metric.value,
+            max_step=config.train.max_step,
+            is_main=self.world.is_main,
+            rank=self.world.rank,
+            resume_step=state.step or None,
+        )
+        self.handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
+
+    def _on_signal(self, number: int, frame) -> None:
+        if self.stop_signal == number == signal.SIGINT:
+            raise KeyboardInterrupt  # a second Ctrl-C: now
+        self.stop_signal = number
+
+    def _interrupted(self, stop: int) -> int:
+        self.save()
+        state = self.state
+        reason = "time limit" if stop == TIME_LIMIT else signal.Signals(stop).name
+        self.tracker.message(f"Stopped at step {state.step} ({reason}); saved. Continue with resume=auto")
+        code = 0 if stop == TIME_LIMIT else 128 + stop
+        self.tracker.close(code)
+        return code
+
+    def _finish(self) -> int:
+        """Validate unless that was just done, test the best weights, write the summary; the exit code."""
+        config, state = self.config, self.state
+        if state.validated_step != state.step:
+            self.validate()
+        # All is saved: from here on submitit may requeue the job at once, and it will come back to this point.
+        signal.signal(signal.SIGUSR2, self.handlers[signal.SIGUSR2])
+        best = self.checkpoints.folder / "best"
+        self.model.load_state_dict(ckpt.read(best.resolve(), "model.pt", self.device))
+        values = {
+            "steps": state.step,
+            "tokens": state.tokens_seen,
+            "train_seconds": state.train_seconds,
+            "tokens_per_second": state.tokens_seen / max(state.train_seconds, 1e-9),
+            "best_valid_loss": state.best_valid_loss,
+            "best_step": state.best_step,
+            "parameters": sum(p.numel() for p in self.model.parameters()),
+            "run_dir": str(self.run_dir),
+        }
+        if "test" in self.corpus.splits:
+            result = self._evaluate("test")
+            values["test"] = result.to_dict()
+            self.tracker.test(
+                split="test",
+                seconds=result.seconds,
+                loss=result.loss,
+                tokens=result.tokens,
+                geometry=result.geometry,
+                batch_size=result.batch_size,
+                step=state.best_step,
+            )
+        if config.then is Then.evaluate:
+            values["evaluation"] = self._published_evaluation()
+        if config.sample_tokens and self.world.is_main:
+            values["sample"] = self._sample(config.sample_tokens)
+        self.tracker.summary(values)
+        code = self._missed_targets(values)
+        self.tracker.close(code)
+        return code
+
+    def _published_evaluation(self) -> dict:
+        """The recipe's evaluation block, on the test split (or valid, where there is none); also as a log line."""
+        block, split = self.config.evaluation, "test" if "test" in self.corpus.splits else "valid"
+        geometry = Geometry(block.tgt_len, block.mem_len, block.ext_len, block.clamp_len, block.same_length)
+        result = self._loss_over(split, geometry, block.batch_size)
+        score = result.ppl if self.config.data.metric is Metric.ppl else result.bpc
+        name = self.config.data.metric.value
+        self.tracker.message(
+            f"| Evaluation | {split} time: {result.seconds:5.2f}s | {split} loss {result.loss:5.2f} "
+            f"| {split} {name} {score:9.3f} | {geometry} batch {block.batch_size}"
+        )
+        return result.to_dict() | {"split": split}
+
+    def _sample(self, max_tokens: int) -> str:
+        prompt = self.corpus.tokens("valid")[:64].tolist()
+        mem_len = self.geometry.mem_len
+        ids = generate(self.model, prompt, max_tokens, mem_len, temperature=0.8, top_k=40, seed=self.config.seed)
+        return self.corpus.vocab.decode(ids)
+
+    def _missed_targets(self, values: dict) -> int:
+        train, code = self.config.train, 0
+        if train.target_throughput is not None and values["tokens_per_second"] < train.target_throughput:
+            self.tracker.message(f"train.target_throughput={train.target_throughput} was missed")
+            code = MISSED_TARGET
+        if train.target_perplexity is not None:
+            metric = self.config.data.metric
+            reached = values["test"][metric.value] if "test" in values else math.inf
+            if reached > train.target_perplexity:
+                name = "perplexity" if metric is Metric.ppl else "bits per character"
+                self.tracker.message(f"train.target_perplexity={train.target_perplexity} was missed: {name} {reached}")
+                code = MISSED_TARGET
+        return code
