@@ -8,7 +8,8 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from txl.config import RunConfig, register, to_typed
+from txl.composition import register, to_typed
+from txl.config import RunConfig
 from txl.rules import validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"

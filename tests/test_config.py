@@ -8,18 +8,10 @@ import pytest
 import yaml
 
 from composing import CONF, composed
-from txl.config import (
-    ConfigError,
-    EvaluateConfig,
-    Geometry,
-    RunConfig,
-    Split,
-    from_dict,
-    to_dict,
-    train_geometry,
-    valid_geometry,
-)
-from txl.errors import dotted_keys
+from txl.choices import Split
+from txl.composition import from_dict, to_dict
+from txl.config import EvaluateConfig, Geometry, RunConfig, train_geometry, valid_geometry
+from txl.errors import ConfigError, dotted_keys
 from txl.plan import make_plan
 
 PUBLISHED = Path(__file__).parent / "published"

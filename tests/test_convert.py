@@ -13,7 +13,8 @@ from safetensors.torch import load_file
 
 from test_golden import FILES, GOLDEN, close, load_model, model_config, segment_losses
 from txl import checkpoint as ckpt
-from txl.config import Geometry, ModelConfig, from_dict
+from txl.composition import from_dict
+from txl.config import Geometry, ModelConfig
 from txl.convert import from_reference, to_reference
 from txl.errors import ConfigError
 from txl.evaluator import load

@@ -16,8 +16,10 @@ import pytest
 
 from txl import data as data_module
 from txl import encoding, sources
-from txl.config import ConfigError, DataConfig, Metric, VocabKind
+from txl.choices import Metric, VocabKind
+from txl.config import DataConfig
 from txl.data import encoded_vocab_size, open_corpus
+from txl.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORDS, BYTES, CHARACTERS = VocabKind.word, VocabKind.byte, VocabKind.char

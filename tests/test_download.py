@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from txl import download
-from txl.config import DataConfig, Metric, VocabKind
+from txl.choices import Metric, VocabKind
+from txl.config import DataConfig
 from txl.data import open_corpus
 from txl.download import SOURCES, DownloadError, Source, fetch, install, main, sha256_of
 

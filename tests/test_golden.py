@@ -13,7 +13,8 @@ import torch
 from safetensors.torch import load_file
 
 from txl import convert
-from txl.config import Geometry, ModelConfig, OptimizerConfig, OptimizerName
+from txl.choices import OptimizerName
+from txl.config import Geometry, ModelConfig, OptimizerConfig
 from txl.convert import from_reference
 from txl.data import TokenStream
 from txl.model import TransformerXL

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from txl import hardware
-from txl.config import Arithmetic, ConfigError, HardwareConfig
+from txl.choices import Arithmetic
+from txl.config import HardwareConfig
+from txl.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parent.parent
 EIGHT = "".join(f"GPU-{i}abc, NVIDIA A100-SXM4-40GB, 40960, 550.54\n" for i in range(8))

@@ -13,23 +13,24 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 # A module may import those of the rows above its own, and its neighbours to the left.
 ORDER = [
     "choices errors",
-    "config rules distributed hardware precision console download timing",
+    "config composition rules distributed hardware precision console download timing",
     "moses text vocab words cache adaptive attention optim",
     "state encoding sources data model plan",
     "unpickle convert checkpoint tracking inference generation evaluation run_folder report",
-    "trainer evaluator writer",
+    "ending trainer evaluator writer",
     "rank evaluation_rank preflight slurm status launch inference_speed train_speed benchmark",
     "command",
 ]
 HYDRA = {"hydra", "omegaconf"}  # compose and convert; nobody else knows where a configuration came from
 ALLOWED = {
-    "hydra": {"config", "command"},
-    "omegaconf": {"config", "command", "errors"},
+    "hydra": {"composition", "command"},
+    "omegaconf": {"config", "composition", "command", "errors"},
     "wandb": {"tracking"},
     "submitit": {"launch", "rank", "slurm", "status"},
 }
 LATE = {"wandb", "submitit", "hydra", "matplotlib"}  # never while a module is imported
-TORCH_FREE = {"errors", "config", "rules", "plan", "command", "launch", "hardware", "tracking", "report", "timing"}
+TORCH_FREE = {"errors", "config", "composition", "rules", "plan", "command", "launch", "hardware", "tracking"}
+TORCH_FREE |= {"report", "timing"}
 
 
 def place_of(module: str) -> int:

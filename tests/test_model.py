@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from tiny import model_config
-from txl.config import Geometry, Positions
+from txl.choices import Positions
+from txl.config import Geometry
 from txl.model import TransformerXL
 
 V, CUTOFFS = 50, [20, 35]

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from txl import optim
-from txl.config import OptimizerConfig, OptimizerName, SchedulerConfig, SchedulerName
+from txl.choices import OptimizerName, SchedulerName
+from txl.config import OptimizerConfig, SchedulerConfig
 from txl.optim import Plateau, build_optimizer, lr_at, lr_of_update
 
 

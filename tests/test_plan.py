@@ -6,7 +6,7 @@ import pytest
 
 from composing import composed
 from txl import plan as planning
-from txl.config import Positions
+from txl.choices import Positions
 from txl.data import open_corpus
 from txl.errors import ConfigError
 from txl.plan import layer_parameters, make_plan, memory_terms, other_parameters

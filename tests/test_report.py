@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from txl.config import ConfigError
+from txl.errors import ConfigError
 from txl.report import TRAIN_POINTS, main, plot_loss_curve, read_run, run_folders, table, thinned
 
 PROJECT = Path(__file__).resolve().parent.parent

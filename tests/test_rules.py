@@ -3,7 +3,8 @@
 import pytest
 
 from composing import composed
-from txl.config import EvaluateConfig, to_dict
+from txl.composition import to_dict
+from txl.config import EvaluateConfig
 from txl.errors import ConfigError
 from txl.rules import config_hash, resume_differences
 

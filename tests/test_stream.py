@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from txl.config import ConfigError
 from txl.data import TokenStream
+from txl.errors import ConfigError
 
 
 def stream(n=103, batch_size=4, tgt_len=7, **changes):

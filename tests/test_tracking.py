@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from txl import console
-from txl.config import Geometry, TrackingConfig, WandbConfig, WandbMode
+from txl.choices import WandbMode
+from txl.config import Geometry, TrackingConfig, WandbConfig
 from txl.console import bar_line, printable, seconds_left, shows_progress
 from txl.tracking import Tracker, cut_back, flat, plain, run_id
 
@@ -223,7 +224,7 @@ def test_plain_values_are_strict_json():
 RUN = """
 import os, signal, sys, time
 from pathlib import Path
-from txl.config import Geometry, TrackingConfig, WandbConfig, WandbMode
+from txl.config import Geometry, TrackingConfig, WandbConfig
 from txl.tracking import Tracker, children_named
 import txl.tracking
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from txl.config import ConfigError
+from txl.errors import ConfigError
 from txl.text import Span, character_blocks, character_start, line_number, line_start, word_blocks
 from txl.vocab import ByteVocabulary, CharVocabulary, WordVocabulary, split_words, vocabulary_from_dict
 

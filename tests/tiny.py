@@ -7,7 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from txl.config import Init, ModelConfig, Positions
+from txl.choices import Init, Positions
+from txl.config import ModelConfig
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -23,7 +23,8 @@ from pathlib import Path
 import torch
 
 from txl.choices import Metric, VocabKind
-from txl.config import DataConfig, EvaluationConfig, ModelConfig, from_dict, to_dict
+from txl.composition import from_dict, to_dict
+from txl.config import DataConfig, EvaluationConfig, ModelConfig
 from txl.convert import LENGTHS, Foreign, read_hugging_face, read_reference, to_reference, write_reference
 from txl.distributed import World, barrier, gather_objects
 from txl.errors import ConfigError

@@ -11,7 +11,7 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from txl.config import Config, register, to_typed
+from txl.composition import Config, register, to_typed
 from txl.errors import ConfigError, clear_error, did_you_mean, dotted_keys, unknown_key
 from txl.rules import validate
 

@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from txl.cache import made_once, read_json
-from txl.config import DataConfig, VocabKind
+from txl.choices import VocabKind
+from txl.config import DataConfig
 from txl.encoding import encode
 from txl.errors import ConfigError
 from txl.sources import SPLITS, cut, find_files, identity

@@ -43,7 +43,9 @@ def init_process_group(world: World, device: torch.device) -> None:
 
 
 def close_process_group() -> None:
+    """Leave together: a rank that is gone takes its half of a connection with it, and the others abort."""
     if dist.is_initialized():
+        barrier()
         dist.destroy_process_group()
 
 
@@ -99,3 +101,9 @@ class Agreement:
         self._flag = torch.tensor([wish])
         self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
         return agreed
+
+    def settle(self) -> None:
+        """Wait for what is under way; all ranks call it after the same exchange."""
+        if self._work is not None:
+            self._work.wait()
+            self._work = None

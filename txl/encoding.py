@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from txl.cache import write_json
-from txl.config import DataConfig, VocabKind
+from txl.choices import VocabKind
+from txl.config import DataConfig
 from txl.errors import ConfigError
 from txl.text import Span, byte_blocks, character_blocks, line_number, word_blocks
 from txl.vocab import (

@@ -9,12 +9,13 @@ from torch import Tensor
 
 from txl.choices import Arithmetic
 from txl.config import Geometry
-from txl.data import TokenStream
-from txl.distributed import sum_over_ranks
+from txl.data import Corpus, TokenStream
+from txl.distributed import World, columns_of, sum_over_ranks
 from txl.inference import Program
 from txl.precision import autocast
 from txl.timing import synchronize
 
+MISSED_TARGET = 3  # exit code where a target that was asked for is missed
 LOSS_TOKENS = 1024  # losses are computed for about so many tokens at once: each time, all softmax weights are read
 
 
@@ -130,3 +131,30 @@ def evaluate(
     total[0] += losses.total
     nats, tokens = sum_over_ranks(total).tolist()
     return Result(nats / tokens, int(tokens), time.perf_counter() - started, geometry, batch_size)
+
+
+def evaluation_stream(corpus: Corpus, split: str, geometry: Geometry, batch_size: int, world: World) -> TokenStream:
+    """This rank's columns of a split, with the segments before them that warm the memory."""
+    return TokenStream(
+        corpus.tokens(split),
+        batch_size,
+        geometry.tgt_len,
+        ext_len=geometry.ext_len,
+        columns=columns_of(world.rank, world.world_size, batch_size),
+        warmup_len=geometry.mem_len,
+    )
+
+
+def loss_over(
+    model,
+    corpus: Corpus,
+    split: str,
+    geometry: Geometry,
+    batch_size: int,
+    precision: Arithmetic,
+    world: World,
+    max_steps: int | None = None,
+) -> Result:
+    """`evaluate` on one split of a corpus. Collective."""
+    stream = evaluation_stream(corpus, split, geometry, batch_size, world)
+    return evaluate(model, stream, geometry, batch_size, precision, max_steps)

@@ -7,7 +7,8 @@ import traceback
 from pathlib import Path
 
 from txl.choices import Task
-from txl.config import EvaluateConfig, from_dict
+from txl.composition import from_dict
+from txl.config import EvaluateConfig
 from txl.distributed import World, close_process_group, init_process_group
 from txl.errors import ConfigError
 from txl.evaluator import Evaluator
@@ -23,12 +24,9 @@ def run_rank(config: EvaluateConfig, world: World) -> int:
         check_cpu_arithmetic(config.precision.name, "this machine")
     set_threads(device, world.local_world_size)
     init_process_group(world, device)
-    try:
-        if config.task is Task.generate:
-            return write(config, device)
-        return Evaluator(config, world, device).run()
-    finally:
-        close_process_group()
+    code = write(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()
+    close_process_group()
+    return code
 
 
 def main(folder: Path) -> int:

@@ -11,18 +11,18 @@ import torch
 
 from txl import checkpoint as ckpt
 from txl.choices import Metric, Runtime, Split
-from txl.config import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig, from_dict
+from txl.composition import from_dict
+from txl.config import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig
 from txl.data import TokenStream, open_corpus
 from txl.distributed import World, columns_of
 from txl.errors import ConfigError
-from txl.evaluation import Result, evaluate
+from txl.evaluation import MISSED_TARGET, Result, evaluate, evaluation_stream
 from txl.inference import CachedTransformerXL, Program, Step, make_program
 from txl.model import TransformerXL
 from txl.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.timing import percentiles
 from txl.vocab import Vocabulary, WordVocabulary, vocabulary_from_dict
 
-MISSED_TARGET = 3  # exit code
 RULE = "=" * 100
 
 
@@ -113,14 +113,7 @@ class Evaluator:
         self.say(self._introduction(self.batch_size))
         names = ["valid", "test"] if split is Split.all else [split.name]
         streams = {
-            name: TokenStream(
-                corpus.tokens(name),
-                self.batch_size,
-                self.geometry.tgt_len,
-                ext_len=self.geometry.ext_len,
-                columns=columns,
-                warmup_len=self.geometry.mem_len,
-            )
+            name: evaluation_stream(corpus, name, self.geometry, self.batch_size, self.world)
             for name in names
         }
         results = {}

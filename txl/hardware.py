@@ -15,7 +15,9 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from txl.config import Arithmetic, ConfigError, HardwareConfig
+from txl.choices import Arithmetic
+from txl.config import HardwareConfig
+from txl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import IO
 
 from txl.choices import Task
-from txl.config import EvaluateConfig, RunConfig, to_dict
+from txl.composition import to_dict
+from txl.config import EvaluateConfig, RunConfig
 from txl.console import log_to_console
 from txl.hardware import detect
 from txl.run_folder import PROJECT, Start, first_to_fail, prepare

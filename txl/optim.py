@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from txl.config import OptimizerConfig, OptimizerName, SchedulerConfig, SchedulerName
+from txl.choices import OptimizerName, SchedulerName
+from txl.config import OptimizerConfig, SchedulerConfig
 
 LAMB_LARGEST_NORM = 10.0  # ||p|| counts at most this much in the trust ratio
 BLOCK = 2**20  # numbers that a CPU updates at once: five blocks of 4 MiB fit its last cache

@@ -8,16 +8,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 
-from txl.config import (
-    Arithmetic,
-    DataConfig,
-    ModelConfig,
-    OptimizerName,
-    Positions,
-    RunConfig,
-    TrainConfig,
-    is_multi_node,
-)
+from txl.choices import Arithmetic, OptimizerName, Positions
+from txl.config import DataConfig, ModelConfig, RunConfig, TrainConfig, is_multi_node
 from txl.errors import ConfigError
 from txl.hardware import detect
 from txl.rules import check_cpu_arithmetic, config_hash

@@ -4,7 +4,8 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from txl.config import Arithmetic, PrecisionConfig
+from txl.choices import Arithmetic
+from txl.config import PrecisionConfig
 
 AUTOCAST = {Arithmetic.bf16: torch.bfloat16, Arithmetic.fp16: torch.float16}
 

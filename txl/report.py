@@ -15,7 +15,8 @@ from pathlib import Path
 
 import yaml
 
-from txl.config import ConfigError, Geometry
+from txl.config import Geometry
+from txl.errors import ConfigError
 
 TRAIN_COLOR, VALID_COLOR, TEXT_COLOR = "#9db8d6", "#c1440e", "#444444"
 TRAIN_POINTS = 2000  # a longer curve is averaged down to about so many

@@ -11,21 +11,9 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from txl.config import (
-    Arithmetic,
-    BenchmarkConfig,
-    ClusterConfig,
-    Config,
-    EvaluateConfig,
-    OptimizerName,
-    Positions,
-    RunConfig,
-    Runtime,
-    SchedulerName,
-    Task,
-    VocabKind,
-    to_dict,
-)
+from txl.choices import Arithmetic, OptimizerName, Positions, Runtime, SchedulerName, Task, VocabKind
+from txl.composition import Config, to_dict
+from txl.config import BenchmarkConfig, ClusterConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 
 # --------------------------------------------------------------------------- one value at a time

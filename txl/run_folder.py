@@ -11,7 +11,8 @@ from pathlib import Path
 
 import yaml
 
-from txl.config import RunConfig, from_dict, to_dict
+from txl.composition import from_dict, to_dict
+from txl.config import RunConfig
 from txl.data import open_corpus
 from txl.errors import ConfigError
 from txl.plan import Plan, make_plan

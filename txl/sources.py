@@ -20,7 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from txl.cache import made_once, read_json, write_json
-from txl.config import DataConfig, VocabKind
+from txl.choices import VocabKind
+from txl.config import DataConfig
 from txl.download import SOURCES
 from txl.errors import ConfigError
 from txl.text import Span, byte_blocks, character_start, line_start

@@ -18,7 +18,8 @@ import uuid
 from dataclasses import asdict
 from pathlib import Path
 
-from txl.config import Geometry, TrackingConfig, WandbConfig, WandbMode
+from txl.choices import WandbMode
+from txl.config import Geometry, TrackingConfig, WandbConfig
 from txl.console import ProgressBar, log_to_console, printable, shows_progress
 from txl.hardware import environment_record
 

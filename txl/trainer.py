@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-import math
 import signal
 import time
 import warnings
@@ -15,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from txl import checkpoint as ckpt
-from txl.choices import Metric, Then
-from txl.config import Geometry, RunConfig, to_dict, train_geometry, valid_geometry
+from txl.composition import to_dict
+from txl.config import Geometry, RunConfig, train_geometry, valid_geometry
 from txl.data import Corpus, TokenStream
 from txl.distributed import Agreement, World, columns_of, sum_over_ranks
+from txl.ending import Ending
 from txl.errors import ConfigError
-from txl.evaluation import Result, evaluate
-from txl.generation import generate
+from txl.evaluation import loss_over
 from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip, lr_at, lr_of_update
 from txl.plan import Plan
@@ -33,7 +32,6 @@ log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # USR2: SLURM is about to end or preempt the job
 SAVE_DUE, TIME_LIMIT = 1, 99  # wishes that are no signals; of several, the largest is granted
-MISSED_TARGET = 3  # exit code
 
 
 class Objective(nn.Module):
@@ -138,6 +136,7 @@ class Trainer:
             if granted == SAVE_DUE and state.step - self.saved_step < 2:
                 granted = 0  # an echo: the wish was repeated before it was granted
             stop = granted if granted > SAVE_DUE else 0
+        self.agreement.settle()
         state.train_seconds += time.perf_counter() - self.started
         if state.step < config.train.max_step:
             return self._interrupted(stop)
@@ -223,7 +222,16 @@ class Trainer:
     def validate(self) -> None:
         """Loss on the validation split; a checkpoint; the plateau schedule's decision."""
         config, state, began = self.config, self.state, time.perf_counter()
-        result = self._evaluate("valid", config.valid.max_steps)
+        result = loss_over(
+            self.model,
+            self.corpus,
+            "valid",
+            valid_geometry(config),
+            config.valid.batch_size,
+            self.precision,
+            self.world,
+            config.valid.max_steps,
+        )
         is_best = result.loss < state.best_valid_loss
         if is_best:
             state.best_valid_loss, state.best_step = result.loss, state.step
@@ -241,21 +249,6 @@ class Trainer:
         )
         self._pause(time.perf_counter() - began)
         self.save(best=is_best)
-
-    def _evaluate(self, split: str, max_steps: int | None = None) -> Result:
-        """With the lengths of the training run (its own memory, grown by what validation segments are shorter)."""
-        return self._loss_over(split, valid_geometry(self.config), self.config.valid.batch_size, max_steps)
-
-    def _loss_over(self, split: str, geometry: Geometry, batch_size: int, max_steps: int | None = None) -> Result:
-        stream = TokenStream(
-            self.corpus.tokens(split),
-            batch_size,
-            geometry.tgt_len,
-            ext_len=geometry.ext_len,
-            columns=columns_of(self.world.rank, self.world.world_size, batch_size),
-            warmup_len=geometry.mem_len,
-        )
-        return evaluate(self.model, stream, geometry, batch_size, self.precision, max_steps)
 
     def save(self, best: bool = False) -> None:
         if self.fence is not None:
@@ -369,56 +362,9 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "run_dir": str(self.run_dir),
         }
-        if "test" in self.corpus.splits:
-            result = self._evaluate("test")
-            values["test"] = result.to_dict()
-            self.tracker.test(
-                split="test",
-                seconds=result.seconds,
-                loss=result.loss,
-                tokens=result.tokens,
-                geometry=result.geometry,
-                batch_size=result.batch_size,
-                step=state.best_step,
-            )
-        if config.then is Then.evaluate:
-            values["evaluation"] = self._published_evaluation()
-        if config.sample_tokens and self.world.is_main:
-            values["sample"] = self._sample(config.sample_tokens)
+        ending = Ending(config, self.corpus, self.model, self.world, self.tracker)
+        values |= ending.evaluate(state.best_step)
         self.tracker.summary(values)
-        code = self._missed_targets(values)
+        code = ending.missed_targets(values)
         self.tracker.close(code)
-        return code
-
-    def _published_evaluation(self) -> dict:
-        """The recipe's evaluation block, on the test split (or valid, where there is none); also as a log line."""
-        block, split = self.config.evaluation, "test" if "test" in self.corpus.splits else "valid"
-        geometry = Geometry(block.tgt_len, block.mem_len, block.ext_len, block.clamp_len, block.same_length)
-        result = self._loss_over(split, geometry, block.batch_size)
-        score = result.ppl if self.config.data.metric is Metric.ppl else result.bpc
-        name = self.config.data.metric.value
-        self.tracker.message(
-            f"| Evaluation | {split} time: {result.seconds:5.2f}s | {split} loss {result.loss:5.2f} "
-            f"| {split} {name} {score:9.3f} | {geometry} batch {block.batch_size}"
-        )
-        return result.to_dict() | {"split": split}
-
-    def _sample(self, max_tokens: int) -> str:
-        prompt = self.corpus.tokens("valid")[:64].tolist()
-        mem_len = self.geometry.mem_len
-        ids = generate(self.model, prompt, max_tokens, mem_len, temperature=0.8, top_k=40, seed=self.config.seed)
-        return self.corpus.vocab.decode(ids)
-
-    def _missed_targets(self, values: dict) -> int:
-        train, code = self.config.train, 0
-        if train.target_throughput is not None and values["tokens_per_second"] < train.target_throughput:
-            self.tracker.message(f"train.target_throughput={train.target_throughput} was missed")
-            code = MISSED_TARGET
-        if train.target_perplexity is not None:
-            metric = self.config.data.metric
-            reached = values["test"][metric.value] if "test" in values else math.inf
-            if reached > train.target_perplexity:
-                name = "perplexity" if metric is Metric.ppl else "bits per character"
-                self.tracker.message(f"train.target_perplexity={train.target_perplexity} was missed: {name} {reached}")
-                code = MISSED_TARGET
         return code

@@ -22,7 +22,8 @@ class SlurmArrayConf:
 
 class SlurmArrayLauncher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from txl.config import RunConfig, to_typed
+        from txl.composition import to_typed
+        from txl.config import RunConfig
         from txl.errors import ConfigError
         from txl.launch import submit_array
         from txl.rules import validate
