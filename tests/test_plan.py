@@ -9,7 +9,7 @@ from txl import plan as planning
 from txl.choices import Positions
 from txl.data import open_corpus
 from txl.errors import ConfigError
-from txl.plan import layer_parameters, make_plan, memory_terms, other_parameters
+from txl.plan import layer_parameters, make_plan, memory_terms, other_parameters, with_global_batch
 
 
 @pytest.fixture(autouse=True)
@@ -61,6 +61,21 @@ def test_the_micro_batch_is_the_whole_share_where_nothing_is_published():
     assert (plan.world_size, plan.local_batch_size, plan.micro_batch_size, plan.grad_accum_steps) == (8, 32, 32, 1)
 
 
+def test_a_local_batch_is_the_share_of_every_process():
+    config = with_global_batch(composed("hardware=h200", "train.local_batch_size=64"))
+    plan = make_plan(config)
+    assert (plan.world_size, plan.local_batch_size, config.train.batch_size) == (8, 64, 512)
+    assert plan.run_dir == make_plan(composed("hardware=h200", "train.batch_size=512")).run_dir  # the same run
+    halved = with_global_batch(composed("hardware=h200", "gpus=4", "train.local_batch_size=64"))
+    assert make_plan(halved).run_dir != plan.run_dir
+
+
+def test_a_number_of_chunks_gives_the_micro_batch():
+    plan = make_plan(composed("hardware=dgx1", "train.grad_accum_steps=4"))
+    assert (plan.micro_batch_size, plan.grad_accum_steps) == (8, 4)
+    assert plan.run_dir == make_plan(composed("hardware=dgx1")).run_dir
+
+
 def test_an_explicit_micro_batch_wins_over_the_published_cap():
     plan = make_plan(composed("hardware=dgx1", "train.micro_batch_size=8"))
     assert (plan.micro_batch_size, plan.grad_accum_steps) == (8, 4)
@@ -76,6 +91,11 @@ def test_an_explicit_micro_batch_wins_over_the_published_cap():
             "train.batch_size=248 must be a multiple of world_size * micro_batch_size = 8 * 24; use 192 or 384, "
             "or train.micro_batch_size=1",
         ),
+        (
+            "gpus=8 train.grad_accum_steps=5",
+            "train.grad_accum_steps=5 must divide the 32 sequences of each process (train.batch_size=256); use 4 or 8",
+        ),
+        ("gpus=8 train.grad_accum_steps=64", "must divide the 32 sequences of each process"),
         ("gpus=8 train.batch_size=4", "must be a multiple of world_size = 8; use 8, or gpus=4"),
     ],
 )

@@ -14,6 +14,9 @@ REFUSED = {
     "train.tgt_len=-3": "train.tgt_len=-3 must be above 0",
     "train.mem_len=-1": "train.mem_len=-1 must be 0 or more",
     "train.max_step=0": "train.max_step=0 must be above 0",
+    "train.local_batch_size=0": "train.local_batch_size=0 must be above 0",
+    "train.grad_accum_steps=0": "train.grad_accum_steps=0 must be above 0",
+    "train.grad_accum_steps=2 train.micro_batch_size=4": "train.grad_accum_steps=2 excludes train.micro_batch_size=4",
     "train.batch_size=0": "train.batch_size=0 must be above 0",
     "valid.interval=0": "valid.interval=0 must be above 0",
     "optimizer.lr=nan": "optimizer.lr=NaN must be above 0",
@@ -118,7 +121,7 @@ BASE = ["model=small", "data=ptb", "hardware=cpu"]
 SAME_RUN = """
     seed=3 name=other runs=elsewhere run_dir=here resume=auto sample_tokens=9 deterministic=true gpus=2
     hardware=h200 tracking=wandb checkpoint.interval=7 evaluation.mem_len=9 train.micro_batch_size=4
-    train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20 valid.interval=99 data.path=moved
+    train.grad_accum_steps=2 train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20 valid.interval=99 data.path=moved
     data.cache=elsewhere scheduler.max_step=2000
 """
 OTHER_RUN = """

@@ -12,7 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from txl.composition import Config, register, to_typed
+from txl.config import RunConfig
 from txl.errors import ConfigError, clear_error, did_you_mean, dotted_keys, unknown_key
+from txl.plan import with_global_batch
 from txl.rules import validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -46,13 +48,19 @@ def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str
 
     def point(cfg: DictConfig) -> None:
         register()  # again: such a job starts here
-        codes.append(_guarded(lambda: task(validate(to_typed(cfg, kind)))))
+        codes.append(_guarded(lambda: task(checked(cfg, kind))))
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         return complain(explain(error, kind))
     return max(codes, default=0)
+
+
+def checked(cfg: DictConfig, kind: type[Config]) -> Config:
+    """Hydra's configuration as dataclasses whose values make sense, the batch that of all processes."""
+    config = validate(to_typed(cfg, kind))
+    return with_global_batch(config) if isinstance(config, RunConfig) else config
 
 
 def _guarded(task: Callable[[], int]) -> int:

@@ -105,7 +105,9 @@ class DataConfig:
 @dataclass
 class TrainConfig:
     batch_size: int = MISSING  # sequences per optimizer step, all ranks together
+    local_batch_size: int | None = None  # ... of one rank: overrides batch_size with so many times the ranks
     micro_batch_size: int | None = None  # sequences per device and forward; null: from the cap
+    grad_accum_steps: int | None = None  # instead of micro_batch_size: forward passes per optimizer step
     micro_batch_cap: dict[str, dict[str, int]] | None = MISSING  # hardware -> precision -> largest micro batch
     max_step: int = MISSING
     tgt_len: int = MISSING

@@ -4,7 +4,7 @@
 """
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -59,8 +59,23 @@ class Plan:
         return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 
 
+def with_global_batch(config: RunConfig) -> RunConfig:
+    """The same run with train.batch_size in place of train.local_batch_size.
+
+    It is the global batch that training computes with, that names the run and that a resume must not change, so it
+    takes its place before anything else reads the configuration.
+    """
+    local = config.train.local_batch_size
+    if local is None:
+        return config
+    nodes, gpus = processes(config)
+    train = replace(config.train, batch_size=local * nodes * gpus, local_batch_size=None)
+    return replace(config, train=train)
+
+
 def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     """Raises ConfigError where nodes, gpus and batch do not fit. `vocab_size` None: as far as it is known."""
+    assert config.train.local_batch_size is None, "with_global_batch comes first"
     train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
     nodes, gpus = processes(config)
     world_size = nodes * gpus
@@ -128,7 +143,15 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
             f"train.batch_size={batch} must be a multiple of world_size = {world_size}; "
             f"use {multiples(batch, world_size)}" + (f", or gpus={fitting[-1]}" if fitting else "")
         )
-    local = batch // world_size
+    local, steps = batch // world_size, config.train.grad_accum_steps
+    if steps:
+        if local % steps:
+            fitting = " or ".join(str(n) for n in nearest_divisors(local, steps))
+            raise ConfigError(
+                f"train.grad_accum_steps={steps} must divide the {local} sequences of each process "
+                f"(train.batch_size={batch}); use {fitting}"
+            )
+        return local // steps, steps
     caps = (config.train.micro_batch_cap or {}).get(config.hardware.name, {})
     micro = given or min(local, caps.get(config.precision.name.name, local))
     if local % micro:
@@ -138,6 +161,12 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
             f"use {multiples(batch, world_size * micro)}, or train.micro_batch_size={fitting}"
         )
     return micro, local // micro
+
+
+def nearest_divisors(value: int, to: int) -> list[int]:
+    """Of `value`: the largest below `to` and the smallest above it, as far as there are such."""
+    divisors = [n for n in range(1, value + 1) if value % n == 0]
+    return [n for n in divisors if n < to][-1:] + [n for n in divisors if n > to][:1]
 
 
 def multiples(value: int, of: int) -> str:

@@ -21,7 +21,8 @@ from txl.errors import ConfigError
 ABOVE_ZERO = """
     model.n_layer model.n_head model.d_model model.d_head model.d_inner model.d_embed model.div_val
     data.max_size data.vocab_size data.max_bytes
-    train.batch_size train.micro_batch_size train.max_step train.tgt_len train.log_interval train.time_limit_minutes
+    train.batch_size train.local_batch_size train.micro_batch_size train.grad_accum_steps train.max_step train.tgt_len
+    train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity
     valid.interval valid.batch_size valid.tgt_len valid.max_steps
     evaluation.tgt_len evaluation.batch_size checkpoint.minutes checkpoint.keep
@@ -86,6 +87,7 @@ def check_run_config(config: RunConfig) -> None:
     check_model(config)
     check_data(config)
     check_lengths(config)
+    check_accumulation(config)
     check_optimizer(config)
     check_scheduler(config)
     check_machine(config)
@@ -189,6 +191,12 @@ def check_lengths(config: RunConfig) -> None:
     most = train.tgt_len + getattr(train, other)
     rule = f"must be at most train.tgt_len + train.{other} = {most}: validation sees no further than training"
     refuse_unless(valid.tgt_len <= most, "valid.tgt_len", valid.tgt_len, rule)
+
+
+def check_accumulation(config: RunConfig) -> None:
+    steps, micro = config.train.grad_accum_steps, config.train.micro_batch_size
+    rule = f"excludes train.micro_batch_size={micro}, from which it follows: give one of them"
+    refuse_unless(steps is None or micro is None, "train.grad_accum_steps", steps, rule)
 
 
 def check_clamp(key: str, value: int | None) -> None:
@@ -305,7 +313,8 @@ FREE = """
     name runs run_dir resume sample_tokens deterministic attention recompute dry_run nodes gpus recipe
     then preflight preflight_torch
     hardware cluster tracking checkpoint evaluation
-    train.micro_batch_size train.micro_batch_cap train.log_interval train.time_limit_minutes
+    train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
+    train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity valid.interval
     data.path data.cache data.url data.sha256 data.vocab_size
 """

@@ -22,11 +22,10 @@ class SlurmArrayConf:
 
 class SlurmArrayLauncher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from txl.composition import to_typed
+        from txl.command import checked
         from txl.config import RunConfig
         from txl.errors import ConfigError
         from txl.launch import submit_array
-        from txl.rules import validate
 
         points = []
         shared = set.intersection(*map(set, job_overrides))
@@ -34,7 +33,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             print("  " + " ".join(one for one in filter_overrides(overrides) if one not in shared))
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-            point = validate(to_typed(ours, RunConfig))
+            point = checked(ours, RunConfig)
             if point.cluster.name != "slurm":
                 raise ConfigError(f"hydra/launcher=slurm_array needs cluster=slurm, not cluster={point.cluster.name}")
             points.append(point)
