@@ -6,6 +6,7 @@ Measure a Transformer-XL on this machine; random weights of the model's shape un
   python benchmark.py suite=inference benchmark.runtimes=[cached,export] benchmark.precisions=[fp32,bf16]
   python benchmark.py suite=inference benchmark.checkpoint=runs/... benchmark.json=table.json
   python benchmark.py suite=train benchmark.micro_batch_sizes=[4,16]   a training step and its parts, MFU, memory
+  python benchmark.py suite=encoding benchmark.megabytes=540           words of a text to ids, beside a plain loop
 """
 
 import sys
@@ -16,6 +17,10 @@ from txl.config import BenchmarkConfig
 
 
 def start(config: BenchmarkConfig) -> int:
+    if config.suite is Suite.encoding:  # needs no torch, and to be small
+        from txl import encoding_speed
+
+        return encoding_speed.run(config)
     from txl import inference_speed, train_speed
 
     suites = {Suite.inference: inference_speed.run, Suite.train: train_speed.run}

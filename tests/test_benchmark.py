@@ -66,3 +66,23 @@ def test_the_work_of_a_token_is_what_the_design_counted():
 def test_a_mistake_is_one_line(tmp_path):
     done = run("benchmark.py", "benchmark.batch_sizes=[0]", *SMALL, cwd=tmp_path, expect=2)
     assert "benchmark.batch_sizes=[0] must all be above 0" in done.stderr
+
+
+def test_encoding_is_measured_and_done_once_for_eight_processes(tmp_path):
+    arguments = ["hardware=cpu", "suite=encoding", "benchmark.megabytes=3", "benchmark.json=table.json"]
+    done = run("benchmark.py", *arguments, cwd=tmp_path)
+    rows = json.loads((tmp_path / "table.json").read_text())["rows"]
+    found = [(row["task"], row["processes"], row["encodings"]) for row in rows]
+    assert found == [("encode", 1, 1), ("plain", 1, 0), ("open", 1, 0), ("encode", 8, 1)]
+    assert rows[1]["equal"] and len({row["tokens"] for row in rows}) == 1  # the loop's ids are the encoder's
+    for row in rows:
+        assert 0 < row["seconds"] < row["process_seconds"] and row["cpu_seconds"] > 0
+        assert 3 <= row["megabytes"] < 5 and 0 < row["peak_memory_gb"] < 0.3
+    assert "times as fast as the plain loop" in done.stdout
+    assert list(tmp_path.iterdir()) == [tmp_path / "table.json"]  # the text and its ids are gone
+
+
+def test_a_text_that_does_not_fit_the_disk_is_not_begun(tmp_path):
+    arguments = ["hardware=cpu", "suite=encoding", "benchmark.megabytes=1000000000"]
+    done = run("benchmark.py", *arguments, cwd=tmp_path, expect=2)
+    assert "benchmark.megabytes=1000000000 needs 6000000000 MB" in done.stderr

@@ -14,11 +14,11 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 ORDER = [
     "choices errors",
     "config composition rules distributed hardware precision console download timing",
-    "moses text vocab words cache adaptive attention optim",
+    "moses text vocab words zipf cache adaptive attention optim",
     "state encoding sources data model plan",
     "unpickle convert checkpoint tracking inference generation evaluation run_folder report",
     "ending trainer evaluator writer",
-    "rank evaluation_rank preflight slurm status launch inference_speed train_speed benchmark",
+    "rank evaluation_rank preflight slurm status launch inference_speed train_speed encoding_speed benchmark",
     "command",
 ]
 HYDRA = {"hydra", "omegaconf"}  # compose and convert; nobody else knows where a configuration came from
@@ -30,7 +30,7 @@ ALLOWED = {
 }
 LATE = {"wandb", "submitit", "hydra", "matplotlib"}  # never while a module is imported
 TORCH_FREE = {"errors", "config", "composition", "rules", "plan", "command", "launch", "hardware", "tracking"}
-TORCH_FREE |= {"report", "timing"}
+TORCH_FREE |= {"report", "timing", "encoding_speed"}
 
 
 def place_of(module: str) -> int:

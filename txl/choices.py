@@ -104,3 +104,4 @@ class Suite(Enum):
 
     inference = "inference"
     train = "train"
+    encoding = "encoding"  # words of a text to ids

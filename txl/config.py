@@ -308,6 +308,7 @@ class BenchmarkSection:
     micro_batch_sizes: list[int] = MISSING  # suite=train
     steps: int = MISSING  # suite=train: measured, after the warm-up
     warmup_steps: int = MISSING
+    megabytes: int = MISSING  # suite=encoding: of the text that is made and encoded
     profile: str | None = None  # suite=train: file for a trace of torch's profiler
     checkpoint: str | None = None  # these weights; null: random ones of the model's shape
     json: str | None = None  # file for the table

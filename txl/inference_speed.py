@@ -21,6 +21,7 @@ from txl.model import TransformerXL
 from txl.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.rules import check_cpu_arithmetic
 from txl.timing import percentiles, synchronize
+from txl.zipf import zipf_tokens
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "docs" / "results" / "published_inference.json"
 NEAREST = [("T4", "T4"), ("V100", "DGX-1"), ("A100|H100|H200", "A100")]  # GPU: published machine; a CPU has none
@@ -79,10 +80,9 @@ def measure(
     """Time per segment once the memory is full, the losses of each segment included."""
     device, runtime = next(model.parameters()).device, choose_runtime(runtime, model, geometry)
     T, warm = geometry.tgt_len, -(-geometry.mem_len // geometry.tgt_len) + SETTLING
-    frequency = 1 / (np.arange(model.vocab_size) + 2.7)
-    shape = (batch_size, (warm + segments) * T + 1)
-    ids = np.random.default_rng(0).choice(model.vocab_size, shape, p=frequency / frequency.sum())
-    tokens = torch.from_numpy(ids).to(device)
+    length = (warm + segments) * T + 1
+    ids = zipf_tokens(np.random.default_rng(0), batch_size * length, model.vocab_size)
+    tokens = torch.from_numpy(ids).reshape(batch_size, length).to(device)
     with autocast(precision, device):
         fast = in_runtime(model, runtime, geometry, batch_size)
         losses, mems, seconds = LossSum(fast, at_least=1), [], []

@@ -101,7 +101,7 @@ def check_benchmark(config: BenchmarkConfig) -> None:
     for key in ("batch_sizes", "micro_batch_sizes"):
         sizes = getattr(config.benchmark, key)
         refuse_unless(min(sizes) > 0, f"benchmark.{key}", sizes, "must all be above 0")
-    for key in ("segments", "steps"):
+    for key in ("segments", "steps", "megabytes"):
         value = getattr(config.benchmark, key)
         refuse_unless(value > 0, f"benchmark.{key}", value, "must be above 0")
     value = config.benchmark.warmup_steps

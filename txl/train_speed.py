@@ -26,6 +26,7 @@ from txl.rules import check_cpu_arithmetic
 from txl.state import seed_everything
 from txl.timing import synchronize
 from txl.trainer import Objective
+from txl.zipf import zipf_tokens
 
 PARTS = ("input", "forward", "backward", "optimizer")  # optimizer: clipping as well
 
@@ -99,13 +100,6 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def zipf_tokens(count: int, vocab_size: int, seed: int) -> np.ndarray:
-    """Ids whose frequency falls as one over their rank."""
-    edges = np.cumsum(1 / np.arange(1, vocab_size + 1))
-    drawn = np.random.default_rng(seed).random(count) * edges[-1]
-    return np.searchsorted(edges, drawn).clip(max=vocab_size - 1).astype(np.int32)
-
-
 def measure_training(config: BenchmarkConfig, vocab_size: int, micro: int, device: torch.device) -> TrainRow:
     """Training steps of one process, one micro batch each, as trainer.py makes them."""
     options, geometry, precision = config.benchmark, train_geometry(config), config.precision.name
@@ -118,7 +112,8 @@ def measure_training(config: BenchmarkConfig, vocab_size: int, micro: int, devic
     objective, params = Objective(model), list(model.parameters())
     optimizer, scaler = build_optimizer(config.optimizer, params), loss_scaler(config.precision, device)
     steps = options.warmup_steps + options.steps
-    tokens = zipf_tokens(micro * (geometry.tgt_len * steps + 1) + micro, vocab_size, config.seed)
+    count = micro * (geometry.tgt_len * steps + 1) + micro
+    tokens = zipf_tokens(np.random.default_rng(config.seed), count, vocab_size)
     stream = TokenStream(tokens, micro, geometry.tgt_len, ext_len=geometry.ext_len)
     per_step, mems, marks = micro * geometry.tgt_len, [], []
     if device.type == "cuda":
