@@ -6,7 +6,7 @@ import numpy as np
 
 from txl.vocab import UNK
 
-WORDS = 267_733  # and <unk> and <eos>: as many as WikiText-103 has
+WORDS = 267_733  # with <unk>, `=` and <eos> about as many as WikiText-103 has
 LETTERS = "etaoinsrhldcumfpgwybvkETAOINSRHLDCUMFPGWYBVKxzqj0123456789.,-'éüā–東"  # by falling frequency
 # Words of each line of an article; 0: an empty line, HEADING: a title, PARAGRAPH: any number.
 HEADING, PARAGRAPH = 5, 190
