@@ -72,6 +72,14 @@ def test_plateau_halves_after_more_than_patience_bad_validations():
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2])
 
 
+@pytest.mark.parametrize("name", ["cosine", "inv_sqrt", "constant"])
+def test_other_schedules_survive_validations_that_get_worse(name):
+    config, plateau = schedule(name, decay_rate=None, patience=None, lr_min=None), Plateau()
+    for loss in (2.0, 2.1, 2.2):
+        plateau.update(loss, config)
+    assert plateau == Plateau()
+
+
 @pytest.mark.parametrize("name", [n.value for n in OptimizerName])
 def test_every_optimizer_learns_a_line(name):
     torch.manual_seed(0)

@@ -135,7 +135,12 @@ class Plateau:
     bad_validations: int = 0
 
     def update(self, valid_loss: float, config: SchedulerConfig) -> None:
-        """After a validation: a loss that did not fall by 0.01 % for longer than `patience` lowers the rate."""
+        """After a validation: a loss that did not fall by 0.01 % for longer than `patience` lowers the rate.
+
+        Other schedules remember nothing.
+        """
+        if config.name is not SchedulerName.dev_perf:
+            return
         if valid_loss < self.best * (1 - 1e-4):
             self.best, self.bad_validations = valid_loss, 0
             return
