@@ -51,6 +51,7 @@ TRAIN_KEYS = {
     "ext_len": "train.ext_len",
     "clip": "train.clip",
     "roll": "train.roll",
+    "swap_mem": "train.swap_mem",
     "log_interval": "train.log_interval",
     "eval_tgt_len": "valid.tgt_len",
     "eval_interval": "valid.interval",
@@ -84,6 +85,7 @@ TRAIN_DEFAULTS = {
     "ext_len": 0,
     "clip": 0.25,
     "roll": False,
+    "swap_mem": False,
     "log_interval": 10,
     "eval_interval": 5000,
     "eval_batch_size": 16,
@@ -94,7 +96,6 @@ EVAL_DEFAULTS = {"ext_len": 0, "clamp_len": -1, "same_length": False, "batch_siz
 NOT_HERE = {
     "multi_gpu": "always DistributedDataParallel",
     "gpu0_bsz": "DataParallel's smaller share for the first GPU: comes with the issue on the original's every option",
-    "swap_mem": "memory kept in the host's RAM: comes with the same issue",
 }
 OPTIMIZERS = {"jitlamb": "lamb"}  # one implementation here
 

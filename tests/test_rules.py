@@ -17,6 +17,11 @@ REFUSED = {
     "train.local_batch_size=0": "train.local_batch_size=0 must be above 0",
     "train.grad_accum_steps=0": "train.grad_accum_steps=0 must be above 0",
     "train.grad_accum_steps=2 train.micro_batch_size=4": "train.grad_accum_steps=2 excludes train.micro_batch_size=4",
+    "valid.enabled=false scheduler=dev_perf": "valid.enabled=false leaves scheduler=dev_perf nothing to follow",
+    "valid.enabled=false then=evaluate": "valid.enabled=false excludes then=evaluate",
+    "valid.enabled=false train.target_perplexity=9": "valid.enabled=false excludes train.target_perplexity=9",
+    "debug=true cluster=slurm hardware=cpu": "debug=true leaves no run folder, which a SLURM job needs",
+    "debug=true resume=runs/a": "resume=runs/a would move what was saved in that run folder",
     "train.batch_size=0": "train.batch_size=0 must be above 0",
     "valid.interval=0": "valid.interval=0 must be above 0",
     "optimizer.lr=nan": "optimizer.lr=NaN must be above 0",
@@ -121,8 +126,9 @@ BASE = ["model=small", "data=ptb", "hardware=cpu"]
 SAME_RUN = """
     seed=3 name=other runs=elsewhere run_dir=here resume=auto sample_tokens=9 deterministic=true gpus=2
     hardware=h200 tracking=wandb checkpoint.interval=7 evaluation.mem_len=9 train.micro_batch_size=4
-    train.grad_accum_steps=2 train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20 valid.interval=99 data.path=moved
-    data.cache=elsewhere scheduler.max_step=2000
+    train.grad_accum_steps=2 train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20
+    train.swap_mem=true valid.interval=99 valid.enabled=false debug=true data.path=moved data.cache=elsewhere
+    scheduler.max_step=2000
 """
 OTHER_RUN = """
     model.n_layer=5 model.dropout=0.2 data=wt2 data.lower_case=true data.cutoffs=[100] train.batch_size=8

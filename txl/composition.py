@@ -26,6 +26,7 @@ def register() -> None:
     store.store(name="benchmark_types", node=BenchmarkConfig)
     OmegaConf.register_new_resolver("by_recipe", _by_recipe, replace=True)
     OmegaConf.register_new_resolver("world_size", _world_size, replace=True)
+    OmegaConf.register_new_resolver("is_machine", _is_machine, replace=True)
     OmegaConf.register_new_resolver("at_least", max, replace=True)
     OmegaConf.register_new_resolver("metric_of", lambda kind: "ppl" if kind is VocabKind.word else "bpc", replace=True)
 
@@ -36,6 +37,12 @@ def _by_recipe(single_node: Any, multi_node: Any, *, _root_: DictConfig) -> Any:
 
 def _world_size(*, _root_: DictConfig) -> int:
     return _root_.nodes * (_root_.gpus or _root_.hardware.gpus or 1)
+
+
+def _is_machine(name: str, *, _root_: DictConfig) -> bool:
+    """Whether this is the machine that the published configurations call `dgx1_8gpu_fp16`, and one of it."""
+    here = f"{_root_.hardware.name}_{_world_size(_root_=_root_)}gpu_{_root_.precision.name.name}"
+    return _root_.nodes == 1 and here == name
 
 
 def to_typed(cfg: DictConfig, kind: type[Config] = RunConfig) -> Config:

@@ -117,6 +117,7 @@ class TrainConfig:
     same_length: bool = MISSING
     clip: float = MISSING  # largest gradient norm; 0: no clipping
     clip_nonemb: bool = MISSING  # measure and clip all but the embedding's gradient
+    swap_mem: bool = MISSING  # keep the memories in the host's RAM between their uses (GPUs)
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     log_interval: int = MISSING
     time_limit_minutes: float | None = None  # save and stop cleanly after this long
@@ -126,6 +127,7 @@ class TrainConfig:
 
 @dataclass
 class ValidConfig:
+    enabled: bool = MISSING  # false: neither validate nor test, only train
     interval: int = MISSING
     batch_size: int = MISSING
     tgt_len: int = MISSING
@@ -259,6 +261,7 @@ class RunConfig:
     then: Then = MISSING  # what follows training in the same job
     preflight: bool = MISSING  # start the ranks and check them, train nothing
     preflight_torch: bool = MISSING  # with devices and collectives; false: only what needs no torch
+    debug: bool = MISSING  # leave no trace: no run folder, no checkpoint, no log
     dry_run: bool = MISSING
 
 

@@ -21,7 +21,7 @@ class Ending:
     def evaluate(self, step: int) -> dict:
         """What the summary says beyond training: `test`, `evaluation` and `sample`, where there are such."""
         values = {}
-        if "test" in self.corpus.splits:
+        if self.config.valid.enabled and "test" in self.corpus.splits:
             values["test"] = self._test(step).to_dict()
         if self.config.then is Then.evaluate:
             values["evaluation"] = self._published_evaluation()

@@ -6,6 +6,7 @@ cluster=slurm submits; cluster=local runs a single rank right here, or starts on
     python -m txl.launch status RUN_DIR     what became of a run, or of all runs below a folder
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -22,7 +23,7 @@ from txl.composition import to_dict
 from txl.config import EvaluateConfig, RunConfig
 from txl.console import log_to_console
 from txl.hardware import detect
-from txl.run_folder import PROJECT, Start, first_to_fail, prepare
+from txl.run_folder import PROJECT, Start, first_to_fail, prepare, write_run_folder
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 STOPPED = (0, 3, 130, 140, 143)  # a missed target; a signal, after saving: all ranks end like this together
@@ -54,7 +55,7 @@ def launch(config: RunConfig) -> int:
             return 0
         print(start.plan)
         if start.plan.world_size > 1:
-            return run_training_ranks(start, lock)
+            return run_training_ranks(config, start, lock)
         from txl.distributed import World
         from txl.rank import run_rank
 
@@ -97,16 +98,20 @@ def announce(jobs: list) -> None:
 # --------------------------------------------------------------------------- this machine
 
 
-def run_training_ranks(start: Start, lock: IO) -> int:
-    run_dir = Path(start.plan.run_dir)
-    (run_dir / "start.json").write_text(json.dumps({"checkpoint": start.checkpoint}) + "\n")
-    return run_local_ranks("txl.rank", [str(run_dir)], start.plan.world_size, run_dir, lock)
+def run_training_ranks(config: RunConfig, start: Start, lock: IO | None) -> int:
+    """Ranks read their configuration from the run folder; with debug=true from one that is gone afterwards."""
+    with contextlib.ExitStack() as stack:
+        folder = Path(start.plan.run_dir)
+        if config.debug:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="debug-")))
+            write_run_folder(config, start.plan, folder, code=False)
+        (folder / "start.json").write_text(json.dumps({"checkpoint": start.checkpoint}) + "\n")
+        return run_local_ranks("txl.rank", [str(folder)], start.plan.world_size, folder, lock)
 
 
 def check_here(config: RunConfig) -> int:
     """preflight=true on this machine, in a folder of its own."""
     from txl.plan import make_plan
-    from txl.run_folder import write_run_folder
 
     plan = make_plan(config)
     print(plan, flush=True)

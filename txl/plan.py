@@ -22,6 +22,7 @@ class Plan:
     """What follows from a configuration on a machine."""
 
     run_dir: str
+    debug: bool  # nothing is written there
     recipe: str  # single_node or multi_node: which of the published values hold
     nodes: int
     gpus_per_node: int  # processes, on a CPU
@@ -47,7 +48,7 @@ class Plan:
         if self.memory_gb and self.device_memory_gb:
             memory += f", of {self.device_memory_gb:g} GB"
         rows = {
-            "run folder": self.run_dir,
+            "run folder": "none: debug=true" if self.debug else self.run_dir,
             "processes": f"{self.world_size} = {self.nodes} node(s) x {self.gpus_per_node} {self.gpu or ''}".rstrip(),
             "recipe": self.recipe,
             "batch": f"{self.world_size * self.local_batch_size} sequences, {self.tokens_per_step:,} tokens per step",
@@ -94,6 +95,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     tokens = train.batch_size * train.tgt_len
     return Plan(
         run_dir=config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}"),
+        debug=config.debug,
         recipe="multi_node" if is_multi_node(config.recipe, config.nodes) else "single_node",
         nodes=nodes,
         gpus_per_node=gpus,
@@ -249,7 +251,7 @@ def memory_terms(
                            + T F (a + dropout (a + m)) + 2 T D m ]   feed-forward; masks
                      with `recompute`: b [L 4 (T + K) D + the insides of one layer, as above]
         logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities
-        mems         (local batch) L K D 4: the memory is a view of what it was cut from
+        mems         (local batch) L K D 4: the memory is a view of what it was cut from; with swap_mem none on a GPU
     """
     model, train, arithmetic = config.model, config.train, config.precision.name
     full = 8 if arithmetic is Arithmetic.fp64 else 4
@@ -280,5 +282,5 @@ def memory_terms(
         "optimizer": parameters * full * states.get(config.optimizer.name, bool(config.optimizer.momentum)),
         "activations": micro * layers,
         "logits": 2 * full * max(min(n * words, max(limit, words)) for n, words in logits),
-        "mems": local * L * K * D * full if train.mem_len else 0,
+        "mems": local * L * K * D * full if train.mem_len and (on_cpu or not train.swap_mem) else 0,
     }

@@ -45,7 +45,7 @@ def run_rank(config: RunConfig, start: Start, world, fence: Callable[[], None] |
     if start.checkpoint:
         trainer.restore(Path(start.checkpoint))
     code = trainer.train()
-    if world.is_main and trainer.state.step >= config.train.max_step:
+    if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw(Path(start.plan.run_dir))
     close_process_group()
     return code
@@ -114,7 +114,8 @@ def guarded(rank: Callable[[], int], run_dir: Path, number: int) -> int:
         return rank()
     except BaseException:
         text = traceback.format_exc()
-        error_file.write_text(text)
+        with contextlib.suppress(OSError):  # no such folder (debug=true), or no room: it is printed in any case
+            error_file.write_text(text)
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
 
@@ -132,7 +133,8 @@ def started_by_slurm(config: RunConfig, ours: bool = False) -> int:
     if attempt:
         config.resume, ours = resume_after_requeue(config), True
     try:
-        fence = Attempt(Path(make_plan(config).run_dir), attempt) if rank == 0 else None
+        claims = rank == 0 and not config.debug
+        fence = Attempt(Path(make_plan(config).run_dir), attempt) if claims else None
         code = join(config, ours, fence)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)

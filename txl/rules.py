@@ -11,7 +11,7 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from txl.choices import Arithmetic, OptimizerName, Positions, Runtime, SchedulerName, Task, VocabKind
+from txl.choices import Arithmetic, OptimizerName, Positions, Runtime, SchedulerName, Task, Then, VocabKind
 from txl.composition import Config, to_dict
 from txl.config import BenchmarkConfig, ClusterConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
@@ -88,6 +88,7 @@ def check_run_config(config: RunConfig) -> None:
     check_data(config)
     check_lengths(config)
     check_accumulation(config)
+    check_without_validation(config)
     check_optimizer(config)
     check_scheduler(config)
     check_machine(config)
@@ -199,6 +200,18 @@ def check_accumulation(config: RunConfig) -> None:
     refuse_unless(steps is None or micro is None, "train.grad_accum_steps", steps, rule)
 
 
+def check_without_validation(config: RunConfig) -> None:
+    if config.valid.enabled:
+        return
+    plateau, target = config.scheduler.name is SchedulerName.dev_perf, config.train.target_perplexity
+    rule = "leaves scheduler=dev_perf nothing to follow; use another scheduler, or valid.enabled=true"
+    refuse_unless(not plateau, "valid.enabled", False, rule)
+    rule = "excludes then=evaluate: leave one of them out"
+    refuse_unless(config.then is Then.nothing, "valid.enabled", False, rule)
+    rule = f"excludes train.target_perplexity={target:g}: leave one of them out" if target else ""
+    refuse_unless(target is None, "valid.enabled", False, rule)
+
+
 def check_clamp(key: str, value: int | None) -> None:
     refuse_unless(value is None or value == -1 or value > 0, key, value, "must be above 0, or -1 for no clamping")
 
@@ -301,6 +314,10 @@ def check_cpu_arithmetic(arithmetic: Arithmetic, machine: str) -> None:
 def check_run(config: RunConfig) -> None:
     plain = re.fullmatch(r"\w[\w.,=+-]*", config.name)
     refuse_unless(bool(plain), "name", config.name, "must be one folder name of letters, digits and . , = + - _")
+    rule = "leaves no run folder, which a SLURM job needs; use cluster=local, or leave it out"
+    refuse_unless(not config.debug or config.cluster.name != "slurm", "debug", True, rule)
+    rule = "would move what was saved in that run folder; leave debug=true out"
+    refuse_unless(not config.debug or config.resume in (None, "auto"), "resume", config.resume, rule)
     for key in ("resume", "run_dir", "runs"):
         value = getattr(config, key)
         refuse_unless(value is None or bool(value.strip()), key, "''", "must name a folder; leave it out otherwise")
@@ -311,11 +328,11 @@ def check_run(config: RunConfig) -> None:
 # What cannot change the mathematics of training: a resume may change it, and it does not make another run.
 FREE = """
     name runs run_dir resume sample_tokens deterministic attention recompute dry_run nodes gpus recipe
-    then preflight preflight_torch
+    then preflight preflight_torch debug
     hardware cluster tracking checkpoint evaluation
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
     train.log_interval train.time_limit_minutes
-    train.target_throughput train.target_perplexity valid.interval
+    train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
     data.path data.cache data.url data.sha256 data.vocab_size
 """
 # Where the text is: part of a run's name, but it may move between two starts (its content has a fingerprint).

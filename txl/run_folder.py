@@ -34,10 +34,15 @@ class Start:
 def prepare(config: RunConfig, ours: bool = False):
     """Check everything that can be checked, then make the run folder and hold its lock: yields (Start, lock).
 
+    With debug=true there is no folder, and no lock.
+
     `ours`: the folder was written for this start already, by whoever submitted it or by an attempt before this one.
     """
     corpus = open_corpus(config.data)
     plan = make_plan(config, len(corpus.vocab))
+    if config.debug:
+        yield Start(plan, None), None
+        return
     run_dir = Path(plan.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
     with held_lock(run_dir, insist=not ours) as lock:

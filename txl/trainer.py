@@ -25,7 +25,7 @@ from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip, lr_at, lr_of_update
 from txl.plan import Plan
 from txl.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
-from txl.state import TrainState, merge_mems, random_state, restore_random_state, seed_everything, split_mems
+from txl.state import Memories, TrainState, random_state, restore_random_state, seed_everything
 from txl.tracking import Tracker
 
 log = logging.getLogger(__name__)
@@ -64,7 +64,7 @@ class Trainer:
         seed_everything(config.seed + 1_000_003 * world.rank)  # ranks hold other columns: other dropout as well
         self.columns = columns_of(world.rank, world.world_size, config.train.batch_size)
         self.stream = self._train_stream()
-        self.mems: list[list[Tensor]] = [[] for _ in range(plan.grad_accum_steps)]
+        self.mems = Memories(plan.grad_accum_steps, plan.micro_batch_size, device, config.train.swap_mem)
         self.state = TrainState()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens since the last log line
         self.clipped = [p for n, p in self.model.named_parameters() if not self._is_embedding(n)]
@@ -128,7 +128,7 @@ class Trainer:
             self.step()
             if state.step % config.train.log_interval == 0:
                 self.report()
-            if self._due(config.valid.interval):
+            if config.valid.enabled and self._due(config.valid.interval):
                 self.validate()
             elif state.step < config.train.max_step and (self._due(config.checkpoint.interval) or granted == SAVE_DUE):
                 self.save()
@@ -156,9 +156,10 @@ class Trainer:
             last = i == plan.grad_accum_steps - 1
             with self._gradients_stay_local(unless=last):
                 with autocast(self.precision, self.device):
-                    loss, nats, self.mems[i] = self.objective(
-                        input[i], target[i], self.mems[i], self.geometry, scale, groups
+                    loss, nats, mems = self.objective(
+                        input[i], target[i], self.mems.take(i), self.geometry, scale, groups
                     )
+                self.mems.put(i, mems)
                 self.scaler.scale(loss).backward()
             self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
         self.scaler.unscale_(self.optimizer)
@@ -251,6 +252,8 @@ class Trainer:
         self.save(best=is_best)
 
     def save(self, best: bool = False) -> None:
+        if self.config.debug:
+            return
         if self.fence is not None:
             self.fence()
         began = time.perf_counter()
@@ -274,7 +277,7 @@ class Trainer:
         shared = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
         shard = {
             "columns": [self.columns.start, self.columns.stop],
-            "mems": merge_mems(self.mems),
+            "mems": self.mems.merge(),
             "rng": random_state(self.device),
             "window": self.window,
         }
@@ -299,9 +302,7 @@ class Trainer:
         self.stream.load_state_dict(saved.pop("stream"))
         self.scaler.load_state_dict(saved.pop("scaler"))
         self.state = TrainState.from_dict(saved)
-        mems = ckpt.read_columns(folder, self.columns)
-        if mems is not None:
-            self.mems = split_mems(mems.to(self.device), self.plan.grad_accum_steps)
+        self.mems.deal(ckpt.read_columns(folder, self.columns))
         if manifest["world_size"] == self.world.world_size:
             shard = ckpt.read(folder, f"rank_{self.world.rank}.pt", self.device)
             self.window.copy_(shard["window"])
@@ -318,7 +319,7 @@ class Trainer:
     def _open(self) -> None:
         config, state = self.config, self.state
         self.tracker = Tracker(
-            self.run_dir,
+            None if config.debug else self.run_dir,
             config.tracking,
             run_config=to_dict(config),
             metric=config.data.metric.value,
@@ -338,7 +339,8 @@ class Trainer:
         self.save()
         state = self.state
         reason = "time limit" if stop == TIME_LIMIT else signal.Signals(stop).name
-        self.tracker.message(f"Stopped at step {state.step} ({reason}); saved. Continue with resume=auto")
+        kept = "nothing was saved: debug=true" if self.config.debug else "saved. Continue with resume=auto"
+        self.tracker.message(f"Stopped at step {state.step} ({reason}); {kept}")
         code = 0 if stop == TIME_LIMIT else 128 + stop
         self.tracker.close(code)
         return code
@@ -346,12 +348,15 @@ class Trainer:
     def _finish(self) -> int:
         """Validate unless that was just done, test the best weights, write the summary; the exit code."""
         config, state = self.config, self.state
-        if state.validated_step != state.step:
+        if not config.valid.enabled:
+            self.save()
+        elif state.validated_step != state.step:
             self.validate()
         # All is saved: from here on submitit may requeue the job at once, and it will come back to this point.
         signal.signal(signal.SIGUSR2, self.handlers[signal.SIGUSR2])
-        best = self.checkpoints.folder / "best"
-        self.model.load_state_dict(ckpt.read(best.resolve(), "model.pt", self.device))
+        if config.valid.enabled and not config.debug:
+            best = self.checkpoints.folder / "best"
+            self.model.load_state_dict(ckpt.read(best.resolve(), "model.pt", self.device))
         values = {
             "steps": state.step,
             "tokens": state.tokens_seen,

@@ -1,0 +1,164 @@
+"""Options with a small home: each does what it says, in a real run on tiny data."""
+
+import json
+import math
+import signal
+
+import pytest
+import torch
+
+from composing import composed
+from tiny import TINY_RUN, metrics, model_config, run, write_corpus
+from txl import checkpoint as ckpt
+from txl import hardware, rank, trainer
+from txl.choices import Init
+from txl.launch import launch
+from txl.model import TransformerXL
+from txl.plan import with_global_batch
+from txl.state import Memories, seed_everything
+
+FOUR_STEPS = ["train.max_step=4", "scheduler.warmup_step=1"]
+
+
+@pytest.fixture
+def train(tmp_path, monkeypatch):
+    """Train in this process: overrides -> the run folder."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("RANK", raising=False)
+    threads = torch.get_num_threads()
+    handlers = {number: signal.getsignal(number) for number in trainer.STOP_SIGNALS}
+    monkeypatch.setattr(hardware, "set_threads", lambda *_: torch.set_num_threads(1))
+    monkeypatch.setattr(rank, "draw", lambda run_dir: None)
+    shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *FOUR_STEPS]
+    names = iter("abcdefgh")
+
+    def start(*overrides):
+        run_dir = tmp_path / next(names)
+        config = composed(*shared, f"run_dir={run_dir}", *overrides)
+        assert launch(with_global_batch(config)) == 0
+        return run_dir
+
+    yield start
+    torch.set_num_threads(threads)
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+
+
+def weights(run_dir, name="last"):
+    return ckpt.read((run_dir / "checkpoints" / name).resolve(), "model.pt")
+
+
+# --------------------------------------------------------------------------- memories on the host
+
+
+class Swapped(Memories):
+    """As on a GPU."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.swap = True
+
+
+def test_memories_that_wait_on_the_host_change_nothing(train, monkeypatch):
+    chunks = ["train.grad_accum_steps=2", "model.dropout=0.1", "train.max_step=6"]
+    straight = train(*chunks, "train.swap_mem=true")  # on a CPU they are on the host anyway
+    monkeypatch.setattr(trainer, "Memories", Swapped)
+    half = train(*chunks, "train.max_step=3", "scheduler.max_step=6")
+    rest = train(*chunks, "scheduler.max_step=6", f"resume={half}/checkpoints/last")
+    mems = [ckpt.read_columns((path / "checkpoints/last").resolve(), range(8)) for path in (straight, rest)]
+    assert torch.equal(*mems)
+    assert all(torch.equal(value, weights(rest)[name]) for name, value in weights(straight).items())
+
+
+def test_swapped_memories_are_copies_in_buffers_that_are_used_again():
+    memories = Swapped(2, 1, torch.device("cpu"))
+    device = [torch.randn(1, 3, 4) for _ in range(2)]
+    memories.put(0, device)
+    memories.put(1, device)
+    first = memories.take(0)
+    assert torch.equal(first[1], device[1]) and first[1].data_ptr() != device[1].data_ptr()
+    memories.put(0, [mem + 1 for mem in device])
+    assert memories.take(0)[0].data_ptr() == first[0].data_ptr()
+    merged = memories.merge()
+    assert merged.shape == (2, 2, 3, 4)
+    other = Memories(1, 2, torch.device("cpu"))
+    other.deal(merged)
+    assert torch.equal(other.merge(), merged)
+
+
+# --------------------------------------------------------------------------- no validation, no trace
+
+
+def test_without_validation_a_run_only_trains_and_saves(train):
+    run_dir = train("valid.enabled=false", "valid.interval=2", "checkpoint.interval=3")
+    kinds = {json.loads(line)["kind"] for line in (run_dir / "metrics.jsonl").read_text().splitlines()}
+    assert kinds == {"train"}
+    summary = json.loads((run_dir / "summary.json").read_text())
+    assert summary["best_valid_loss"] is None and "test" not in summary
+    assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"step_3", "step_4", "last"}
+    assert ckpt.resolve(run_dir).name == "step_4"  # what evaluate.py then reads
+
+
+def files_below(folder):
+    return {path for path in folder.rglob("*") if path.is_file() and "text" not in path.parts}
+
+
+@pytest.mark.parametrize("started_by", ["train.py", "torchrun"])
+def test_debug_trains_and_leaves_nothing(train, started_by, tmp_path, capsys, monkeypatch):
+    if started_by == "torchrun":
+        for key, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")):
+            monkeypatch.setenv(key, value)
+    train("debug=true", "valid.interval=2", "checkpoint.interval=1", "resume=auto")
+    said = capsys.readouterr().out
+    assert "run folder   none: debug=true" in said and "| End of training | test time" in said
+    assert "Run folder:" not in said and files_below(tmp_path) == set()
+
+
+def test_debug_with_two_processes_leaves_nothing(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    done = run("train.py", *data, *TINY_RUN, *FOUR_STEPS, "gpus=2", "debug=true", cwd=tmp_path)
+    assert "step        4" in done.stdout and "Training time" in done.stdout
+    assert files_below(tmp_path) == set()
+
+
+# --------------------------------------------------------------------------- names, logs, lengths
+
+
+def test_data_set_and_time_may_be_part_of_a_runs_name(tmp_path):
+    name = "name='lm-${data.name}-${now:%Y%m%d-%H%M%S}'"
+    done = run("train.py", "model=small", "data=ptb", "hardware=cpu", name, "dry_run=true", cwd=tmp_path)
+    folder = done.stdout.splitlines()[0].split()[-1]
+    day, clock = folder.split("/")[1].removeprefix("lm-ptb-").split("-")
+    assert len(day) == 8 and len(clock) == 6 and (day + clock).isdigit()
+
+
+def test_validation_may_read_a_part_and_the_curve_may_be_longer_than_the_run(train):
+    run_dir = train("valid.max_steps=2", "scheduler.max_step=40", "scheduler.warmup_step=0", "optimizer.lr=0.01")
+    assert [record["tokens"] for record in metrics(run_dir, "valid")] == [2 * 4 * 8]
+    low = composed(*TINY_RUN, "data=ptb").scheduler.eta_min
+    expected = [low + (0.01 - low) * (1 + math.cos(math.pi * step / 40)) / 2 for step in (1, 2, 3, 4)]
+    assert [record["lr"] for record in metrics(run_dir)] == pytest.approx(expected)
+    assert not (run_dir / "environment.json").exists()  # tracking.environment=false
+
+
+def test_clip_nonemb_leaves_the_embeddings_gradient_alone(train):
+    plain = ["optimizer=sgd", "optimizer.lr=1", "scheduler=constant", "scheduler.warmup_step=0", "train.max_step=1"]
+    plain += ["scheduler.eta_min=0", "model.dropout=0"]
+    run_dir = train(*plain, "train.clip=1e-12", "train.clip_nonemb=true")
+    config = composed(*TINY_RUN, "data=ptb", *plain)
+    seed_everything(config.seed)
+    after = weights(run_dir)
+    before = TransformerXL(config.model, len(after["embedding.tables.0"]), [], 16).state_dict()
+    moved = {name for name, value in after.items() if (value - before[name]).abs().max() > 1e-6}
+    assert moved == {"embedding.tables.0"}
+
+
+def test_uniform_initial_values_stay_in_their_ranges_and_fill_them():
+    config = model_config(init=Init.uniform, init_range=0.3, emb_init=Init.uniform, emb_init_range=0.02, div_val=2)
+    model = TransformerXL(config, 300, [20, 100], 16)
+    for name, value in model.state_dict().items():
+        bound = 0.02 if name.startswith("embedding.tables") else 0.3
+        if "norm" not in name and "projections" not in name and value.numel() > 100 and value.any():
+            assert 0.9 * bound < value.abs().max() <= bound, name
+            assert value.std().item() == pytest.approx(bound / math.sqrt(3), rel=0.15), name
+    assert model.embedding.projections[0].std().item() == pytest.approx(config.proj_init_std, rel=0.3)
