@@ -13,7 +13,7 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 # A module may import those of the rows above its own, and its neighbours to the left.
 ORDER = [
     "choices errors",
-    "config composition rules distributed hardware precision console download timing",
+    "config composition rules distributed hardware precision console dllogger download timing",
     "moses text vocab words zipf cache adaptive attention optim",
     "state encoding sources data model plan",
     "unpickle convert checkpoint tracking inference generation evaluation run_folder report",

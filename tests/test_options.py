@@ -121,6 +121,39 @@ def test_debug_with_two_processes_leaves_nothing(tmp_path):
     assert files_below(tmp_path) == set()
 
 
+# --------------------------------------------------------------------------- the original's metrics
+
+
+def dll_lines(file):
+    """The JSON of every line, as the original's readers take it apart."""
+    lines = file.read_text().splitlines()
+    assert all(line.startswith("DLLL {") for line in lines)
+    return [json.loads(line.removeprefix("DLLL ")) for line in lines]
+
+
+def test_dllogger_file_has_the_originals_lines_and_no_step_twice(train):
+    half = train("tracking.dllogger=train_log.json", "train.max_step=3", "scheduler.max_step=4", "valid.interval=2")
+    file = half / "train_log.json"
+    file.write_text(file.read_text() + "DLLL {torn")
+    again = ["resume=auto", f"run_dir={half}", "train.max_step=4", "scheduler.max_step=4", "valid.interval=2"]
+    train(*again, "tracking.dllogger=train_log.json")
+    lines = dll_lines(file)
+    assert all(set(line) == {"timestamp", "datetime", "elapsedtime", "type", "step", "data"} for line in lines)
+    steps = [line["step"] for line in lines]
+    assert steps == ["PARAMETER", [1], [2], [2], [3], [3], "PARAMETER", [4], [4], []]
+    assert lines[0]["data"]["train"]["max_step"] == 3 and float(lines[1]["timestamp"]) > 1.6e9
+    trained, valid, end = lines[1]["data"], lines[3]["data"], lines[-1]["data"]
+    assert list(trained) == [
+        "epoch", "train_batch", "lr", "train_time/batch", "train_throughput", "train_loss", "train_bits_per_character",
+    ]  # fmt: skip
+    assert trained["train_loss"] == metrics(half)[0]["loss"]
+    assert list(valid) == ["valid_elapsed", "valid_loss", "valid_bits_per_character"]
+    assert valid["valid_loss"] == metrics(half, "valid")[0]["loss"]
+    summary = json.loads((half / "summary.json").read_text())
+    assert end["test_loss"] == summary["test"]["loss"] and end["train_elapsed"] == summary["train_seconds"] / 60
+    assert end["valid_loss"] == summary["best_valid_loss"] and end["train_throughput"] == summary["tokens_per_second"]
+
+
 # --------------------------------------------------------------------------- names, logs, lengths
 
 

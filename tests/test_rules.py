@@ -21,6 +21,8 @@ REFUSED = {
     "valid.enabled=false then=evaluate": "valid.enabled=false excludes then=evaluate",
     "valid.enabled=false train.target_perplexity=9": "valid.enabled=false excludes train.target_perplexity=9",
     "debug=true cluster=slurm hardware=cpu": "debug=true leaves no run folder, which a SLURM job needs",
+    "tracking.dllogger=metrics.jsonl": "tracking.dllogger=metrics.jsonl must be the name of a file in the run folder",
+    "tracking.dllogger=../log.json": "tracking.dllogger=../log.json must be the name of a file in the run folder",
     "debug=true resume=runs/a": "resume=runs/a would move what was saved in that run folder",
     "train.batch_size=0": "train.batch_size=0 must be above 0",
     "valid.interval=0": "valid.interval=0 must be above 0",

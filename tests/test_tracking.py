@@ -224,6 +224,7 @@ def test_plain_values_are_strict_json():
 RUN = """
 import os, signal, sys, time
 from pathlib import Path
+from txl.choices import WandbMode
 from txl.config import Geometry, TrackingConfig, WandbConfig
 from txl.tracking import Tracker, children_named
 import txl.tracking

@@ -228,6 +228,7 @@ class WandbConfig:
 class TrackingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     environment: bool = MISSING  # write environment.json (versions, devices, git state)
+    dllogger: str | None = None  # file in the run folder: metrics in the original's format, lines of `DLLL {json}`
 
 
 @dataclass

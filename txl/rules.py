@@ -34,6 +34,7 @@ ZERO_OR_MORE = """
     optimizer.weight_decay optimizer.eps scheduler.warmup_step scheduler.eta_min scheduler.patience scheduler.lr_min
     hardware.gpus seed sample_tokens
 """
+OWN_FILES = {"metrics.jsonl", "train.log", "config.yaml", "plan.json", "environment.json", "summary.json", "start.json"}
 BELOW_ONE = "model.dropout model.dropatt optimizer.momentum"
 
 EVALUATE_ABOVE_ZERO = """
@@ -318,6 +319,10 @@ def check_run(config: RunConfig) -> None:
     refuse_unless(not config.debug or config.cluster.name != "slurm", "debug", True, rule)
     rule = "would move what was saved in that run folder; leave debug=true out"
     refuse_unless(not config.debug or config.resume in (None, "auto"), "resume", config.resume, rule)
+    file = config.tracking.dllogger
+    free = file is None or (re.fullmatch(r"\w[\w.-]*", file) and file not in OWN_FILES)
+    rule = "must be the name of a file in the run folder that nothing else writes; use train_log.json"
+    refuse_unless(bool(free), "tracking.dllogger", file, rule)
     for key in ("resume", "run_dir", "runs"):
         value = getattr(config, key)
         refuse_unless(value is None or bool(value.strip()), key, "''", "must name a folder; leave it out otherwise")

@@ -15,9 +15,11 @@ import sys
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
+from txl import dllogger
 from txl.choices import WandbMode
 from txl.config import Geometry, TrackingConfig, WandbConfig
 from txl.console import ProgressBar, log_to_console, printable, shows_progress
@@ -52,7 +54,7 @@ class Tracker:
     ):
         self.run_dir, self.metric, self.is_main = run_dir, metric, is_main
         self._ended = self._closed = False
-        self._metrics = self._wandb = self._bar = None
+        self._metrics = self._dllogger = self._wandb = self._bar = None
         self._last = {"loss": None, "tokens_per_second": None}
         if is_main:
             self._console = log_to_console()
@@ -63,6 +65,10 @@ class Tracker:
             return
         cut_back(run_dir / "metrics.jsonl", resume_step or 0)
         self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
+        if config.dllogger:
+            file = run_dir / config.dllogger
+            cut_back(file, resume_step or 0, dllogger.stays)
+            self._dllogger = dllogger.DLLogger(file, plain(run_config))
         if config.environment:
             write_json(run_dir / "environment.json", environment_record())
         if config.wandb.mode is not WandbMode.none:
@@ -189,6 +195,10 @@ class Tracker:
             self.message(f"Run folder: {self.run_dir}")
             if self.is_main:
                 write_json(self.run_dir / "summary.json", values)
+        if self._dllogger is not None:
+            loss = values["best_valid_loss"]
+            best = {"loss": loss, self.metric: score_of(loss, self.metric)} if math.isfinite(loss) else {}
+            self._dllogger.write([], plain(dllogger.summary(values, best)))
         if self._wandb is not None:
             self._wandb.summary(flat(plain(values)))
 
@@ -200,8 +210,9 @@ class Tracker:
         self._close_bar()
         if self._wandb is not None:
             self._wandb.close(exit_code)
-        if self._metrics is not None:
-            self._metrics.close()
+        for file in (self._metrics, self._dllogger):
+            if file is not None:
+                file.close()
         for handler in self._handlers:
             logging.getLogger("txl").removeHandler(handler)
             handler.close()
@@ -234,6 +245,8 @@ class Tracker:
             line = plain({"kind": kind, "step": step} | values | {"time": round(time.time(), 3)})
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
+        if self._dllogger is not None and kind != "test":  # the tested weights' results are in its summary
+            self._dllogger.log(kind, step, plain(values))
         if self._wandb is not None:
             named = {f"{kind}/{key}": value for key, value in values.items()}
             # The tested weights may be older than the last step, and wandb takes no step back.
@@ -276,8 +289,20 @@ def write_json(path: Path, values: dict) -> None:
     os.replace(partial, path)
 
 
-def cut_back(path: Path, step: int) -> int:
-    """Drop from a metrics file what came after `step`, test results (they come again) and torn lines.
+def stays(line: bytes, step: int) -> bool:
+    """Is this line of metrics.jsonl whole, and not from after `step`? Test results come again."""
+    try:
+        values = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return False
+    if not isinstance(values, dict):
+        return False
+    kind = values.get("kind")
+    return kind != "test" and (kind not in ("train", "valid") or values.get("step", 0) <= step)
+
+
+def cut_back(path: Path, step: int, stays: Callable[[bytes, int], bool] = stays) -> int:
+    """Drop from a metrics file the lines that do not stay, so that a resumed run may write them again.
 
     Returns how many lines were dropped. The file is replaced in one move.
     """
@@ -294,18 +319,6 @@ def cut_back(path: Path, step: int) -> int:
         os.fsync(new.fileno())
     os.replace(partial, path)
     return dropped
-
-
-def stays(line: bytes, step: int) -> bool:
-    """Is this line of a metrics file whole, and not from after `step`?"""
-    try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
-        return False
-    if not isinstance(values, dict):
-        return False
-    kind = values.get("kind")
-    return kind != "test" and (kind not in ("train", "valid") or values.get("step", 0) <= step)
 
 
 def file_handler(path: Path) -> logging.Handler:
