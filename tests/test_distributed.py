@@ -16,15 +16,26 @@ def test_columns_are_dealt_completely_and_evenly(batch_size, world_size):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
 
 
+@pytest.mark.parametrize("batch_size, world_size, first", [(8, 3, 2), (9, 2, 1), (8, 2, 6), (6, 1, 2)])
+def test_the_first_rank_gets_the_columns_it_was_given(batch_size, world_size, first):
+    parts = [columns_of(rank, world_size, batch_size, first) for rank in range(world_size)]
+    assert [column for part in parts for column in part] == list(range(batch_size))
+    assert world_size == 1 or len(parts[0]) == first
+    assert len({len(part) for part in parts[1:]}) <= 1
+
+
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
     data = write_corpus(tmp_path / "text")
     shared = [*data, *TINY_RUN, "train.max_step=20", "valid.interval=10", "valid.batch_size=3", "precision=fp64"]
     shared += ["model.dropout=0", "train.roll=true", "train.ext_len=2"]
-    one, two, four = tmp_path / "one", tmp_path / "two", tmp_path / "accumulated"
+    one, two, four, uneven = (tmp_path / name for name in ("one", "two", "accumulated", "uneven"))
     run("train.py", *shared, f"run_dir={one}", cwd=tmp_path)
     run("train.py", *shared, f"run_dir={two}", "gpus=2", cwd=tmp_path)
     run("train.py", *shared, f"run_dir={four}", "train.micro_batch_size=2", cwd=tmp_path)
-    for other in (two, four):
+    # 2 of 8 sequences, and the other process' 6 in two forward passes.
+    shares = ["gpus=2", "train.first_rank_batch_size=2", "train.micro_batch_size=3"]
+    run("train.py", *shared, f"run_dir={uneven}", *shares, cwd=tmp_path)
+    for other in (two, four, uneven):
         for kind in ("train", "valid", "test"):
             mine, theirs = metrics(one, kind), metrics(other, kind)
             assert [r["step"] for r in mine] == [r["step"] for r in theirs]

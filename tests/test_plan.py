@@ -105,6 +105,44 @@ def test_a_batch_that_cannot_be_split_names_what_would_fit(overrides, message):
     assert message in str(error.value)
 
 
+def test_the_first_process_may_have_less_to_do():
+    share = "train.first_rank_batch_size=16"
+    plan = make_plan(composed("hardware=dgx1", share, "train.batch_size=240", "train.micro_batch_size=8"))
+    assert (plan.first_rank_batch_size, plan.local_batch_size) == (16, 32)
+    assert (plan.micro_batch_size, plan.grad_accum_steps) == (8, 4)
+    assert "240 sequences" in str(plan) and "4 accumulation step(s) x micro batch 8; the first: 16" in str(plan)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        ("gpus=1 train.first_rank_batch_size=16", "16 needs several processes; leave it out, or use gpus=2"),
+        (
+            "gpus=3 train.first_rank_batch_size=17",
+            "leaves 239 of train.batch_size=256, no multiple of 2, for the other",
+        ),
+        ("gpus=3 train.first_rank_batch_size=17", "use 16"),
+        ("gpus=4 train.batch_size=3 train.first_rank_batch_size=1", "use train.batch_size=4"),
+        (
+            "gpus=3 train.first_rank_batch_size=16 train.micro_batch_size=32",
+            "train.micro_batch_size=32 must divide 120, what train.first_rank_batch_size=16 leaves for every other "
+            "process; use 30",
+        ),
+    ],
+)
+def test_a_first_share_that_leaves_no_even_rest_names_what_would_fit(overrides, message):
+    with pytest.raises(ConfigError) as error:
+        make_plan(composed("hardware=cpu", *overrides.split()))
+    assert message in str(error.value)
+
+
+def test_segments_of_drawn_length_need_room_for_the_longest():
+    shorter, longer = composed("model.positions=shaw"), composed("model.positions=shaw", "train.varlen=true")
+    one, other = (make_plan(config) for config in (shorter, longer))
+    assert other.parameters - one.parameters == 16 * 15 * (512 + 8)  # keys and biases of 15 more distances
+    assert other.memory_gb > one.memory_gb
+
+
 def test_auto_takes_what_the_machine_has(monkeypatch):
     monkeypatch.setattr(planning, "detect", lambda: ("NVIDIA H200", 4))
     assert make_plan(composed()).gpus_per_node == 4

@@ -64,6 +64,16 @@ CASES = {
     "accumulation_4": ["train.micro_batch_size=2"],
     "two_processes": ["gpus=2"],
     "four_processes": ["gpus=4"],
+    "uneven_first_rank_varlen_rolled": [
+        "gpus=2",
+        "train.first_rank_batch_size=5",
+        "train.micro_batch_size=3",  # 3 and 2, beside 3
+        "train.varlen=true",
+        "train.roll=true",
+        "train.tgt_len=16",
+        "train.ext_len=3",
+        "model.positions=shaw",
+    ],
 }
 
 
@@ -160,9 +170,7 @@ def test_max_step_may_be_raised_and_a_torn_checkpoint_is_passed_over_loudly(shor
 def test_a_run_folder_in_use_is_left_alone(tmp_path):
     data = write_corpus(tmp_path / "text")
     shared = [*data, *TINY_RUN, "train.max_step=100000", f"run_dir={tmp_path}/run"]
-    process = subprocess.Popen(
-        command("train.py", *shared), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL
-    )
+    process = subprocess.Popen(command("train.py", *shared), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
     try:
         deadline = time.monotonic() + 60
         while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:

@@ -77,6 +77,10 @@ REFUSED = {
     "hardware=cpu precision=tf32": "precision=tf32 needs a GPU, and hardware=cpu has none; use precision=fp32",
     "hardware=dgx2 precision=tf32": "precision=tf32 needs an Ampere or newer GPU, but hardware=dgx2 has V100",
     "precision.initial_loss_scale=8": "precision.initial_loss_scale=8.0 is for precision=fp16 alone",
+    "train.first_rank_batch_size=0": "train.first_rank_batch_size=0 must be above 0",
+    "train.first_rank_batch_size=256": "train.first_rank_batch_size=256 must be below train.batch_size=256",
+    "train.first_rank_batch_size=2 train.local_batch_size=4": "first_rank_batch_size=2 excludes train.local_batch_size",
+    "train.varlen=true train.tgt_len=4 valid.tgt_len=4": "train.varlen=true draws lengths of 5 and more",
     "nodes=2 hardware=cpu": "nodes=2 needs a launcher that starts every node",
 }
 
@@ -130,11 +134,11 @@ SAME_RUN = """
     hardware=h200 tracking=wandb checkpoint.interval=7 evaluation.mem_len=9 train.micro_batch_size=4
     train.grad_accum_steps=2 train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20
     train.swap_mem=true valid.interval=99 valid.enabled=false debug=true data.path=moved data.cache=elsewhere
-    scheduler.max_step=2000
+    train.first_rank_batch_size=2 scheduler.max_step=2000
 """
 OTHER_RUN = """
     model.n_layer=5 model.dropout=0.2 data=wt2 data.lower_case=true data.cutoffs=[100] train.batch_size=8
-    train.tgt_len=32 train.mem_len=0 train.clip=1 train.roll=true valid.tgt_len=32 valid.batch_size=8
+    train.tgt_len=32 train.mem_len=0 train.clip=1 train.roll=true train.varlen=true valid.tgt_len=32 valid.batch_size=8
     optimizer=lamb optimizer.lr=0.5 scheduler.warmup_step=7 scheduler=constant precision=bf16 train.max_step=3000
 """
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from txl.data import TokenStream
+from txl.data import TokenStream, drawn_lengths
 from txl.errors import ConfigError
 
 
@@ -25,7 +25,7 @@ def test_an_epoch_predicts_every_token_but_each_columns_first_once():
     assert batch.input.tolist() == expected[:, 21:24].tolist() and batch.input.dtype == torch.int64
 
 
-@pytest.mark.parametrize("changes", [{}, {"roll_seed": 5}, {"warmup_len": 9}, {"ext_len": 4}])
+@pytest.mark.parametrize("changes", [{}, {"roll_seed": 5}, {"warmup_len": 9}, {"ext_len": 4}, {"varlen_seed": 5}])
 def test_ranks_hold_the_columns_of_the_one_stream(changes):
     whole = stream(**changes)
     parts = [stream(columns=columns, **changes) for columns in (range(0, 1), range(1, 4), range(4, 4))]
@@ -47,6 +47,40 @@ def test_rolling_is_a_function_of_seed_and_epoch_alone():
     assert torch.equal(torch.cat([columns, last], dim=1).sort(dim=1).values, torch.arange(100).view(4, 25))
 
 
+@pytest.mark.parametrize("changes", [{}, {"roll_seed": 1}, {"ext_len": 3}])
+def test_segments_of_drawn_length_still_hold_every_token_once(changes):
+    source = stream(n=4003, tgt_len=30, varlen_seed=9, **changes)
+    for epoch in (1, 2, 1):
+        edges = source.edges(epoch)
+        batches = [source.batch(epoch, i) for i in range(len(edges) - 1)]
+        lengths = [batch.target.shape[1] for batch in batches]
+        assert min(lengths[:-1]) >= 5 and max(lengths) <= 45 and len(set(lengths)) > 5
+        for before, batch in zip([None, *batches[:-1]], batches, strict=True):
+            lead = 0 if before is None else changes.get("ext_len", 0)
+            assert batch.input.shape[1] == batch.target.shape[1] + lead
+        read = torch.cat([batch.target for batch in batches], dim=1)
+        first = batches[0].input[:, :1]
+        assert torch.equal(torch.cat([first, read], dim=1).sort(dim=1).values, torch.arange(4000).view(4, 1000))
+
+
+def test_drawn_lengths_are_a_function_of_seed_and_epoch_alone():
+    first, second = (stream(n=4003, tgt_len=30, varlen_seed=9) for _ in range(2))
+    forward = [first.edges(epoch).tolist() for epoch in (1, 2, 3)]
+    assert forward == [second.edges(epoch).tolist() for epoch in (3, 2, 1)][::-1]
+    assert forward[0] != forward[1] != forward[2]
+    assert stream(n=4003, tgt_len=30, varlen_seed=8).edges(1).tolist() != forward[0]
+
+
+def test_lengths_are_drawn_around_the_segments_and_now_and_then_around_its_half():
+    lengths = drawn_lengths(100, 5 * 100_000, [0])
+    assert lengths.sum() >= 5 * 100_000 and 20 < lengths.min() < lengths.max() == 115
+    halved = lengths < 75
+    assert abs(halved.mean() - 0.05) < 0.003
+    for part, middle in ((lengths[halved], 50), (lengths[~halved], 100)):
+        assert abs(part.mean() - middle) < 0.3 and abs(part.std() - 5) < 0.2
+    assert drawn_lengths(6, 1000, [0]).min() == 5
+
+
 @pytest.mark.parametrize("mem_len", [1, 7, 12, 60])
 def test_warming_segments_lead_to_each_columns_first_token(mem_len):
     source = stream(warmup_len=mem_len)
@@ -56,6 +90,23 @@ def test_warming_segments_lead_to_each_columns_first_token(mem_len):
     before = torch.arange(-read.shape[1], 0) + 25 * torch.arange(4)[:, None]
     assert torch.equal(read, before % 100)
     assert targets(source)[:, read.shape[1] :].tolist() == torch.arange(100).view(4, 25)[:, 1:].tolist()
+
+
+def test_a_position_among_drawn_lengths_is_restored_and_counts_its_own_epoch():
+    source = stream(n=403, tgt_len=12, varlen_seed=4, roll_seed=4)
+    seen, places = [], []
+    for _ in range(30):
+        seen.append(source.next())
+        places.append((source.last_epoch, source.last_index, source.n_batches))
+    counts = {epoch: n for epoch, _, n in places}
+    assert len(set(counts.values())) > 1  # epochs differ in it
+    assert [index for epoch, index, _ in places if epoch == 2] == list(range(counts[2]))
+    for stop in (3, counts[1], counts[1] + 2):
+        other, state = stream(n=403, tgt_len=12, varlen_seed=4, roll_seed=4), stream(n=403, tgt_len=12, varlen_seed=4)
+        for _ in range(stop):
+            state.next()
+        other.load_state_dict(state.state_dict())
+        assert all(torch.equal(other.next().input, batch.input) for batch in seen[stop:])
 
 
 def test_a_position_is_restored_and_tells_the_last_batch():

@@ -24,7 +24,7 @@ import torch
 
 from txl.choices import Metric, VocabKind
 from txl.composition import from_dict, to_dict
-from txl.config import DataConfig, EvaluationConfig, ModelConfig
+from txl.config import DataConfig, EvaluationConfig, ModelConfig, longest_context
 from txl.convert import LENGTHS, Foreign, read_hugging_face, read_reference, to_reference, write_reference
 from txl.distributed import World, barrier, gather_objects
 from txl.errors import ConfigError
@@ -34,7 +34,6 @@ from txl.vocab import WordVocabulary, vocabulary_from_dict
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-LONGEST = ("tgt_len", "ext_len", "mem_len")  # their sum: rows of the learned position tables
 
 
 class CheckpointError(ConfigError):
@@ -250,7 +249,7 @@ def import_model(source: Path, target: Path) -> list[str]:
     )
     lengths = to_dict(foreign.lengths)
     run = {"model": to_dict(foreign.model), "data": to_dict(data), "train": lengths, "evaluation": lengths}
-    built = TransformerXL(foreign.model, len(words), foreign.cutoffs, sum(lengths[k] for k in LONGEST))
+    built = TransformerXL(foreign.model, len(words), foreign.cutoffs, longest_context(lengths))
     load_weights(built, foreign.state, str(source))
     documents = {"run.json": run | {"imported_from": str(source)}, "vocabulary.json": vocab.to_dict()}
     partial = target.with_name(f".{target.name}.partial")

@@ -7,7 +7,9 @@ answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from omegaconf import MISSING
 
@@ -108,6 +110,7 @@ class TrainConfig:
     local_batch_size: int | None = None  # ... of one rank: overrides batch_size with so many times the ranks
     micro_batch_size: int | None = None  # sequences per device and forward; null: from the cap
     grad_accum_steps: int | None = None  # instead of micro_batch_size: forward passes per optimizer step
+    first_rank_batch_size: int | None = None  # of the first rank, whose device has less room; null: as the others
     micro_batch_cap: dict[str, dict[str, int]] | None = MISSING  # hardware -> precision -> largest micro batch
     max_step: int = MISSING
     tgt_len: int = MISSING
@@ -118,6 +121,7 @@ class TrainConfig:
     clip: float = MISSING  # largest gradient norm; 0: no clipping
     clip_nonemb: bool = MISSING  # measure and clip all but the embedding's gradient
     swap_mem: bool = MISSING  # keep the memories in the host's RAM between their uses (GPUs)
+    varlen: bool = MISSING  # segments of varying length, around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     log_interval: int = MISSING
     time_limit_minutes: float | None = None  # save and stop cleanly after this long
@@ -341,6 +345,18 @@ def valid_geometry(config: RunConfig) -> Geometry:
     if t.mem_len == 0:
         return Geometry(tgt_len, 0, t.ext_len + spare, t.clamp_len, t.same_length)
     return Geometry(tgt_len, t.mem_len + spare, t.ext_len, t.clamp_len, t.same_length)
+
+
+VARLEN_SHORTEST, VARLEN_EXCESS = 5, 15  # train.varlen: tokens at least; at most so many more than train.tgt_len
+
+
+def longest_context(train: Mapping[str, Any]) -> int:
+    """Tokens that training sees at once, at most: the rows of learned position tables.
+
+    train: lengths by name, of a TrainConfig, or of a checkpoint that may be older than `varlen`.
+    """
+    longest = train["tgt_len"] + VARLEN_EXCESS * bool(train.get("varlen"))
+    return longest + train["ext_len"] + train["mem_len"]
 
 
 def is_multi_node(recipe: Recipe, nodes: int) -> bool:

@@ -26,7 +26,7 @@ import numpy as np
 
 from txl.cache import made_once, read_json
 from txl.choices import VocabKind
-from txl.config import DataConfig
+from txl.config import VARLEN_EXCESS, VARLEN_SHORTEST, DataConfig
 from txl.encoding import encode
 from txl.errors import ConfigError
 from txl.sources import SPLITS, cut, find_files, identity
@@ -137,6 +137,8 @@ class TokenStream:
 
     columns: which of them this process holds; what they contain does not depend on it.
     ext_len: tokens before the segment that its input begins with (fewer at the stream's start).
+    varlen_seed: the lengths of the segments of each epoch are drawn (`drawn_lengths`) from a generator seeded with
+    varlen_seed and the epoch, instead of all being `tgt_len`.
     warmup_len: memory to fill before anything counts: each column begins with the end of the one before it (the first
     with the end of the last), in ceil(warmup_len / tgt_len) segments that are not counted.
     roll_seed: each epoch e rotates every column to the left by a random amount, drawn from a generator seeded with
@@ -153,6 +155,7 @@ class TokenStream:
         ext_len: int = 0,
         columns: range | None = None,
         roll_seed: int | None = None,
+        varlen_seed: int | None = None,
         warmup_len: int = 0,
     ):
         for name, value, least in (
@@ -163,17 +166,19 @@ class TokenStream:
         ):
             if value < least:
                 raise ConfigError(f"{name}={value} must be {least} or more")
-        assert not (warmup_len and roll_seed is not None), "warming is for evaluation, rolling for training"
+        random = roll_seed is not None or varlen_seed is not None
+        assert not (warmup_len and random), "warming is for evaluation, chance for training"
         self._check_size(tokens, batch_size, tgt_len)
-        self.batch_size, self.tgt_len, self.ext_len, self.roll_seed = batch_size, tgt_len, ext_len, roll_seed
+        self.batch_size, self.tgt_len, self.ext_len = batch_size, tgt_len, ext_len
+        self.roll_seed, self.varlen_seed = roll_seed, varlen_seed
         self.columns = range(batch_size) if columns is None else columns
         self.n_rows = len(tokens) // batch_size
         self.n_warmup = -(-warmup_len // tgt_len)
-        self.n_batches = self.n_warmup - (-(self.n_rows - 1) // tgt_len)
         self.epoch, self.index = 1, 0
         self._tokens = np.asarray(tokens)[: self.n_rows * batch_size]
         self._starts = np.arange(self.columns.start, self.columns.stop)[:, None] * self.n_rows
         self._shifts = 0, np.zeros(batch_size, np.int64)  # an epoch, and by how much its columns are rotated
+        self._edges = 0, np.zeros(1, np.int64)  # an epoch, and where its segments begin
 
     @staticmethod
     def _check_size(tokens: np.ndarray, batch_size: int, tgt_len: int) -> None:
@@ -189,23 +194,35 @@ class TokenStream:
         )
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Segment `index` of an epoch (from 1): a pure function of (roll_seed, epoch, index)."""
+        """Segment `index` of an epoch (from 1): a pure function of (roll_seed, varlen_seed, epoch, index)."""
         import torch
 
-        assert epoch >= 1 and 0 <= index < self.n_batches, (epoch, index)
-        lead = self.n_warmup * self.tgt_len
-        start = index * self.tgt_len
-        length = min(self.tgt_len, lead + self.n_rows - 1 - start)
+        assert epoch >= 1 and index >= 0, (epoch, index)
+        start, end = self.edges(epoch)[index : index + 2].tolist()
         begin = max(0, start - self.ext_len)
-        rows = np.arange(begin, start + length + 1) - lead
+        rows = np.arange(begin, end + 1) - self.n_warmup * self.tgt_len
         if self.roll_seed is None:
             # Before its first row a column goes on backwards into the one before it: what warms the memory.
             positions = (self._starts + rows) % len(self._tokens)
         else:
             shift = self._shift(epoch)[self.columns.start : self.columns.stop, None]
             positions = self._starts + (rows + shift) % self.n_rows
-        ids = torch.from_numpy(self._tokens[positions].astype(np.int64))  # [B, begin ... start + length]
-        return Batch(ids[:, :-1].contiguous(), ids[:, -length:].contiguous(), index >= self.n_warmup)
+        ids = torch.from_numpy(self._tokens[positions].astype(np.int64))  # [B, begin ... end]
+        return Batch(ids[:, :-1].contiguous(), ids[:, start - end :].contiguous(), index >= self.n_warmup)
+
+    def edges(self, epoch: int) -> np.ndarray:
+        """Where the segments of an epoch begin, in rows of its columns, and where the last one ends: [segments + 1]."""
+        done, edges = self._edges
+        if done == epoch or done and self.varlen_seed is None:
+            return edges
+        end = self.n_warmup * self.tgt_len + self.n_rows - 1
+        if self.varlen_seed is None:
+            starts = np.arange(0, end, self.tgt_len)
+        else:
+            ends = drawn_lengths(self.tgt_len, end, [self.varlen_seed, epoch]).cumsum()
+            starts = np.append(0, ends[ends < end])
+        self._edges = epoch, np.append(starts, end)
+        return self._edges[1]
 
     def _shift(self, epoch: int) -> np.ndarray:
         """[batch_size] rotation to the left, all epochs up to this one together, modulo n_rows."""
@@ -227,9 +244,14 @@ class TokenStream:
         """The batch at the current position, which then advances; after the last one the next epoch begins."""
         batch = self.batch(self.epoch, self.index)
         self.index += 1
-        if self.index == self.n_batches:
+        if self.index == len(self.edges(self.epoch)) - 1:
             self.epoch, self.index = self.epoch + 1, 0
         return batch
+
+    @property
+    def n_batches(self) -> int:
+        """Segments in the epoch of the latest batch."""
+        return len(self.edges(max(1, self.last_epoch))) - 1
 
     @property
     def last_epoch(self) -> int:
@@ -246,3 +268,19 @@ class TokenStream:
 
     def load_state_dict(self, state: dict[str, int]) -> None:
         self.epoch, self.index = state["epoch"], state["index"]
+
+
+SPREAD = 5  # standard deviation of drawn lengths
+HALVED = 0.05  # so often a length is drawn around half of tgt_len
+
+
+def drawn_lengths(tgt_len: int, total: int, seed: list[int]) -> np.ndarray:
+    """Lengths of segments that together have `total` tokens or more (Merity et al. 2018, section 5).
+
+    Normal around tgt_len, now and then around its half, between VARLEN_SHORTEST and tgt_len + VARLEN_EXCESS: a
+    token then stands at another place of its segment in every epoch.
+    """
+    random = np.random.default_rng(seed)
+    count = -(-total // VARLEN_SHORTEST)
+    middle = np.where(random.random(count) < HALVED, tgt_len / 2, tgt_len)
+    return np.rint(random.normal(middle, SPREAD)).clip(VARLEN_SHORTEST, tgt_len + VARLEN_EXCESS).astype(np.int64)

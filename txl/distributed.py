@@ -30,8 +30,14 @@ class World:
         return World(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
 
 
-def columns_of(rank: int, world_size: int, batch_size: int) -> range:
-    """The columns of a global batch that a rank holds: contiguous, and as even as possible."""
+def columns_of(rank: int, world_size: int, batch_size: int, first: int | None = None) -> range:
+    """The columns of a global batch that a rank holds: contiguous, and as even as possible.
+
+    `first`: so many for rank 0, and the others share the rest.
+    """
+    if first is not None and world_size > 1:
+        rest = columns_of(rank - 1, world_size - 1, batch_size - first)
+        return range(first + rest.start, first + rest.stop) if rank else range(first)
     return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
 
 

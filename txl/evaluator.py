@@ -12,7 +12,7 @@ import torch
 from txl import checkpoint as ckpt
 from txl.choices import Metric, Runtime, Split
 from txl.composition import from_dict
-from txl.config import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig
+from txl.config import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig, longest_context
 from txl.data import TokenStream, open_corpus
 from txl.distributed import World, columns_of
 from txl.errors import ConfigError
@@ -43,8 +43,7 @@ def load(checkpoint: str, device: torch.device, dtype: torch.dtype = torch.float
     ckpt.verify(folder)
     run, vocab = ckpt.read(folder, "run.json"), vocabulary_from_dict(ckpt.read(folder, "vocabulary.json"))
     config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
-    longest = sum(run["train"][key] for key in ("tgt_len", "ext_len", "mem_len"))
-    model = TransformerXL(config, len(vocab), data.cutoffs, longest)
+    model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
     ckpt.load_weights(model, ckpt.read(folder, "model.pt"), str(folder))
     model.to(device, dtype).eval()
     return Loaded(model, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)

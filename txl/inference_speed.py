@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from txl.choices import Arithmetic, Runtime
-from txl.config import BenchmarkConfig, Geometry
+from txl.config import BenchmarkConfig, Geometry, longest_context
 from txl.errors import ConfigError
 from txl.evaluation import LossSum, advance
 from txl.evaluator import choose_runtime, in_runtime, load
@@ -68,7 +68,7 @@ def build_model(config: BenchmarkConfig, device: torch.device, precision: Arithm
     if config.data.vocab_size is None:
         raise ConfigError(f"data={config.data.name} does not say data.vocab_size; give it, or benchmark.checkpoint")
     torch.manual_seed(config.seed)
-    longest = config.train.tgt_len + config.train.ext_len + config.train.mem_len
+    longest = longest_context(vars(config.train))
     model = TransformerXL(config.model, config.data.vocab_size, config.data.cutoffs, longest)
     return model.to(device, dtype).eval()
 

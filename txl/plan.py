@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from txl.choices import Arithmetic, OptimizerName, Positions
-from txl.config import DataConfig, ModelConfig, RunConfig, TrainConfig, is_multi_node
+from txl.config import DataConfig, ModelConfig, RunConfig, TrainConfig, is_multi_node, longest_context
 from txl.errors import ConfigError
 from txl.hardware import detect
 from txl.rules import check_cpu_arithmetic, config_hash
@@ -29,6 +29,7 @@ class Plan:
     gpu: str | None  # None: what the machine has
     world_size: int
     local_batch_size: int  # sequences per process and step
+    first_rank_batch_size: int  # ... of the first process
     micro_batch_size: int  # ... and forward pass
     grad_accum_steps: int
     tokens_per_step: int
@@ -47,12 +48,16 @@ class Plan:
         memory = f"about {self.memory_gb:.1f} GB per process" if self.memory_gb else "vocabulary not built yet"
         if self.memory_gb and self.device_memory_gb:
             memory += f", of {self.device_memory_gb:g} GB"
+        batch = self.first_rank_batch_size + (self.world_size - 1) * self.local_batch_size
+        share = f"{self.grad_accum_steps} accumulation step(s) x micro batch {self.micro_batch_size}"
+        if self.first_rank_batch_size != self.local_batch_size:
+            share += f"; the first: {self.first_rank_batch_size} sequences"
         rows = {
             "run folder": "none: debug=true" if self.debug else self.run_dir,
             "processes": f"{self.world_size} = {self.nodes} node(s) x {self.gpus_per_node} {self.gpu or ''}".rstrip(),
             "recipe": self.recipe,
-            "batch": f"{self.world_size * self.local_batch_size} sequences, {self.tokens_per_step:,} tokens per step",
-            "per process": f"{self.grad_accum_steps} accumulation step(s) x micro batch {self.micro_batch_size}",
+            "batch": f"{batch} sequences, {self.tokens_per_step:,} tokens per step",
+            "per process": share,
             "training": f"{self.max_step:,} steps, {self.total_tokens:,} tokens",
             "model": f"{size}, {self.layer_parameters:,} of them in layers",
             "memory": memory,
@@ -80,7 +85,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
     nodes, gpus = processes(config)
     world_size = nodes * gpus
-    micro, steps = split_batch(config, world_size)
+    first, local, micro = split_batch(config, world_size)
     layers = layer_parameters(config.model)
     parameters = memory = None
     if vocab_size:
@@ -90,7 +95,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
                 "or data.cutoffs=[]"
             )
         parameters = layers + other_parameters(config.model, train, config.data.cutoffs, vocab_size)
-        terms = memory_terms(config, vocab_size, parameters, micro, micro * steps, world_size)
+        terms = memory_terms(config, vocab_size, parameters, micro, max(first, local), world_size)
         memory = round(sum(terms.values()) / GB, 2)
     tokens = train.batch_size * train.tgt_len
     return Plan(
@@ -101,9 +106,10 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
         gpus_per_node=gpus,
         gpu=config.hardware.gpu,
         world_size=world_size,
-        local_batch_size=micro * steps,
+        local_batch_size=local,
+        first_rank_batch_size=first,
         micro_batch_size=micro,
-        grad_accum_steps=steps,
+        grad_accum_steps=local // micro,
         tokens_per_step=tokens,
         max_step=train.max_step,
         total_tokens=tokens * train.max_step,
@@ -136,33 +142,60 @@ def processes(config: RunConfig) -> tuple[int, int]:
     return config.nodes, wanted or 1
 
 
-def split_batch(config: RunConfig, world_size: int) -> tuple[int, int]:
-    """(micro batch, accumulation steps), so that world_size * micro * steps = train.batch_size."""
-    batch, given = config.train.batch_size, config.train.micro_batch_size
-    if batch % world_size:
-        fitting = [g for g in range(1, world_size // config.nodes) if batch % (config.nodes * g) == 0]
+def split_batch(config: RunConfig, world_size: int) -> tuple[int, int, int]:
+    """(sequences of the first process, of every other, micro batch), which is a divisor of the second.
+
+    first + (world_size - 1) * other = train.batch_size.
+    """
+    train, batch = config.train, config.train.batch_size
+    first, others = train.first_rank_batch_size, world_size - 1
+    if first is None:
+        if batch % world_size:
+            fitting = [g for g in range(1, world_size // config.nodes) if batch % (config.nodes * g) == 0]
+            raise ConfigError(
+                f"train.batch_size={batch} must be a multiple of world_size = {world_size}; "
+                f"use {multiples(batch, world_size)}" + (f", or gpus={fitting[-1]}" if fitting else "")
+            )
+        first = batch // world_size
+    elif others == 0:
+        raise ConfigError(f"train.first_rank_batch_size={first} needs several processes; leave it out, or use gpus=2")
+    elif (batch - first) % others:
+        fitting = [size for size in range(1, batch) if (batch - size) % others == 0]
+        near = min(fitting, key=lambda size: abs(size - first), default=None)
         raise ConfigError(
-            f"train.batch_size={batch} must be a multiple of world_size = {world_size}; "
-            f"use {multiples(batch, world_size)}" + (f", or gpus={fitting[-1]}" if fitting else "")
+            f"train.first_rank_batch_size={first} leaves {batch - first} of train.batch_size={batch}, no multiple of "
+            f"{others}, for the other processes; use " + (f"{near}" if near else f"train.batch_size={first + others}")
         )
-    local, steps = batch // world_size, config.train.grad_accum_steps
+    local = (batch - first) // others if others else first
+    return first, local, micro_batch_of(config, local, world_size)
+
+
+def micro_batch_of(config: RunConfig, local: int, world_size: int) -> int:
+    """Of a process with `local` sequences per step: as given, or as many as fit."""
+    train, steps = config.train, config.train.grad_accum_steps
     if steps:
         if local % steps:
             fitting = " or ".join(str(n) for n in nearest_divisors(local, steps))
             raise ConfigError(
                 f"train.grad_accum_steps={steps} must divide the {local} sequences of each process "
-                f"(train.batch_size={batch}); use {fitting}"
+                f"(train.batch_size={train.batch_size}); use {fitting}"
             )
-        return local // steps, steps
-    caps = (config.train.micro_batch_cap or {}).get(config.hardware.name, {})
-    micro = given or min(local, caps.get(config.precision.name.name, local))
-    if local % micro:
-        fitting = max(size for size in range(1, micro + 1) if local % size == 0)
+        return local // steps
+    caps = (train.micro_batch_cap or {}).get(config.hardware.name, {})
+    micro = train.micro_batch_size or min(local, caps.get(config.precision.name.name, local))
+    if local % micro == 0:
+        return micro
+    fitting = max(size for size in range(1, micro + 1) if local % size == 0)
+    if train.first_rank_batch_size is not None:
         raise ConfigError(
-            f"train.batch_size={batch} must be a multiple of world_size * micro_batch_size = {world_size} * {micro}; "
-            f"use {multiples(batch, world_size * micro)}, or train.micro_batch_size={fitting}"
+            f"train.micro_batch_size={micro} must divide {local}, what train.first_rank_batch_size="
+            f"{train.first_rank_batch_size} leaves for every other process; use {fitting}"
         )
-    return micro, local // micro
+    raise ConfigError(
+        f"train.batch_size={train.batch_size} must be a multiple of world_size * micro_batch_size = "
+        f"{world_size} * {micro}; use {multiples(train.batch_size, world_size * micro)}, "
+        f"or train.micro_batch_size={fitting}"
+    )
 
 
 def nearest_divisors(value: int, to: int) -> list[int]:
@@ -212,7 +245,7 @@ def other_parameters(model: ModelConfig, train: TrainConfig, cutoffs: list[int],
     softmax = vocab_size + tails * (d_embed + 1) + (0 if model.tie_weight else table)
     if projected:
         softmax += model.d_model * sum(w for w, mine in zip(widths, own, strict=True) if mine)
-    return embedding + softmax + position_parameters(model, train.tgt_len + train.ext_len + train.mem_len, width)
+    return embedding + softmax + position_parameters(model, longest_context(vars(train)), width)
 
 
 def position_parameters(model: ModelConfig, longest: int, width: int) -> int:
@@ -258,8 +291,9 @@ def memory_terms(
     half = arithmetic in (Arithmetic.bf16, Arithmetic.fp16)
     a, on_cpu = 2 if half else full, config.hardware.gpus == 0
     m = a if on_cpu else 1  # CUDA's masks are bytes
-    T, D, F, N, L = train.ext_len + train.tgt_len, model.d_model, model.d_inner, model.n_head, model.n_layer
-    K, W = train.mem_len + T, model.n_head * model.d_head
+    K = longest_context(vars(train))
+    T, D, F, N, L = K - train.mem_len, model.d_model, model.d_inner, model.n_head, model.n_layer
+    W = model.n_head * model.d_head
     dropped, attention_dropped = (a + m) * (model.dropout > 0), (a + m) * (model.dropatt > 0)
     states = {OptimizerName.lamb: 2, OptimizerName.adam: 2, OptimizerName.adagrad: 1}
     per_layer = (

@@ -13,7 +13,7 @@ from typing import Any
 
 from txl.choices import Arithmetic, OptimizerName, Positions, Runtime, SchedulerName, Task, Then, VocabKind
 from txl.composition import Config, to_dict
-from txl.config import BenchmarkConfig, ClusterConfig, EvaluateConfig, RunConfig
+from txl.config import VARLEN_SHORTEST, BenchmarkConfig, ClusterConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 
 # --------------------------------------------------------------------------- one value at a time
@@ -22,7 +22,7 @@ ABOVE_ZERO = """
     model.n_layer model.n_head model.d_model model.d_head model.d_inner model.d_embed model.div_val
     data.max_size data.vocab_size data.max_bytes
     train.batch_size train.local_batch_size train.micro_batch_size train.grad_accum_steps train.max_step train.tgt_len
-    train.log_interval train.time_limit_minutes
+    train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity
     valid.interval valid.batch_size valid.tgt_len valid.max_steps
     evaluation.tgt_len evaluation.batch_size checkpoint.minutes checkpoint.keep
@@ -88,7 +88,7 @@ def check_run_config(config: RunConfig) -> None:
     check_model(config)
     check_data(config)
     check_lengths(config)
-    check_accumulation(config)
+    check_batch(config)
     check_without_validation(config)
     check_optimizer(config)
     check_scheduler(config)
@@ -108,6 +108,8 @@ def check_benchmark(config: BenchmarkConfig) -> None:
         refuse_unless(value > 0, f"benchmark.{key}", value, "must be above 0")
     value = config.benchmark.warmup_steps
     refuse_unless(value >= 0, "benchmark.warmup_steps", value, "must be 0 or more")
+    rule = "has no meaning for a benchmark, whose segments have one length; leave it out"
+    refuse_unless(not config.train.varlen, "train.varlen", config.train.varlen, rule)
 
 
 def check_evaluate_config(config: EvaluateConfig) -> None:
@@ -193,12 +195,20 @@ def check_lengths(config: RunConfig) -> None:
     most = train.tgt_len + getattr(train, other)
     rule = f"must be at most train.tgt_len + train.{other} = {most}: validation sees no further than training"
     refuse_unless(valid.tgt_len <= most, "valid.tgt_len", valid.tgt_len, rule)
+    rule = f"draws lengths of {VARLEN_SHORTEST} and more around train.tgt_len={train.tgt_len}; raise it to that"
+    refuse_unless(not train.varlen or train.tgt_len >= VARLEN_SHORTEST, "train.varlen", train.varlen, rule)
 
 
-def check_accumulation(config: RunConfig) -> None:
-    steps, micro = config.train.grad_accum_steps, config.train.micro_batch_size
+def check_batch(config: RunConfig) -> None:
+    train = config.train
+    steps, micro, first = train.grad_accum_steps, train.micro_batch_size, train.first_rank_batch_size
     rule = f"excludes train.micro_batch_size={micro}, from which it follows: give one of them"
     refuse_unless(steps is None or micro is None, "train.grad_accum_steps", steps, rule)
+    if first is not None:
+        rule = "excludes train.local_batch_size, which is the same for every process; use train.batch_size"
+        refuse_unless(train.local_batch_size is None, "train.first_rank_batch_size", first, rule)
+        rule = f"must be below train.batch_size={train.batch_size}, which all processes share; lower it"
+        refuse_unless(first < train.batch_size, "train.first_rank_batch_size", first, rule)
 
 
 def check_without_validation(config: RunConfig) -> None:
@@ -336,7 +346,7 @@ FREE = """
     then preflight preflight_torch debug
     hardware cluster tracking checkpoint evaluation
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
-    train.log_interval train.time_limit_minutes
+    train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
     data.path data.cache data.url data.sha256 data.vocab_size
 """

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from txl.choices import Arithmetic
-from txl.config import BenchmarkConfig, RunConfig, train_geometry
+from txl.config import BenchmarkConfig, RunConfig, longest_context, train_geometry
 from txl.data import TokenStream
 from txl.errors import ConfigError
 from txl.hardware import environment_record, keep_freed_memory, pick_device, set_threads
@@ -105,7 +105,7 @@ def measure_training(config: BenchmarkConfig, vocab_size: int, micro: int, devic
     options, geometry, precision = config.benchmark, train_geometry(config), config.precision.name
     seed_everything(config.seed)
     set_matmul_precision(precision)
-    longest = geometry.tgt_len + geometry.ext_len + geometry.mem_len
+    longest = longest_context(vars(config.train))
     model = TransformerXL(
         config.model, vocab_size, config.data.cutoffs, longest, config.attention, config.recompute
     ).to(device, parameter_dtype(precision))

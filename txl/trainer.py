@@ -15,7 +15,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from txl import checkpoint as ckpt
 from txl.composition import to_dict
-from txl.config import Geometry, RunConfig, train_geometry, valid_geometry
+from txl.config import Geometry, RunConfig, longest_context, train_geometry, valid_geometry
 from txl.data import Corpus, TokenStream
 from txl.distributed import Agreement, World, columns_of, sum_over_ranks
 from txl.ending import Ending
@@ -62,9 +62,12 @@ class Trainer:
         self.scaler = loss_scaler(config.precision, device)
         self.objective = self._wrap(Objective(self.model))
         seed_everything(config.seed + 1_000_003 * world.rank)  # ranks hold other columns: other dropout as well
-        self.columns = columns_of(world.rank, world.world_size, config.train.batch_size)
+        first = config.train.first_rank_batch_size
+        self.columns = columns_of(world.rank, world.world_size, config.train.batch_size, first)
         self.stream = self._train_stream()
-        self.mems = Memories(plan.grad_accum_steps, plan.micro_batch_size, device, config.train.swap_mem)
+        # Ranks may differ in their number, and the first rank's last one may be smaller.
+        self.n_micro_batches = -(-len(self.columns) // plan.micro_batch_size)
+        self.mems = Memories(self.n_micro_batches, plan.micro_batch_size, device, config.train.swap_mem)
         self.state = TrainState()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens since the last log line
         self.clipped = [p for n, p in self.model.named_parameters() if not self._is_embedding(n)]
@@ -79,7 +82,7 @@ class Trainer:
 
     def _build_model(self) -> TransformerXL:
         model, train = self.config.model, self.config.train
-        longest = train.tgt_len + train.ext_len + train.mem_len
+        longest = longest_context(vars(train))
         vocab_size, cutoffs, backend = len(self.corpus.vocab), self.config.data.cutoffs, self.config.attention
         built = TransformerXL(model, vocab_size, cutoffs, longest, backend, self.config.recompute)
         return built.to(self.device, parameter_dtype(self.precision))
@@ -102,6 +105,7 @@ class Trainer:
             ext_len=train.ext_len,
             columns=self.columns,
             roll_seed=self.config.seed if train.roll else None,
+            varlen_seed=self.config.seed if train.varlen else None,
         )
 
     def _is_embedding(self, name: str) -> bool:
@@ -151,9 +155,9 @@ class Trainer:
         on_host = batch.target.split(plan.micro_batch_size)
         tokens = config.train.batch_size * batch.target.shape[1]  # of all ranks
         scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
-        for i in range(plan.grad_accum_steps):
+        for i in range(self.n_micro_batches):
             groups = self.model.softmax.clusters.group(on_host[i].flatten()).to(self.device)
-            last = i == plan.grad_accum_steps - 1
+            last = i == self.n_micro_batches - 1
             with self._gradients_stay_local(unless=last):
                 with autocast(self.precision, self.device):
                     loss, nats, mems = self.objective(
