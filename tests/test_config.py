@@ -151,8 +151,7 @@ def test_every_published_machine_block_composes(name, overrides, train, evaluati
 @pytest.mark.parametrize(("name", "train", "evaluation"), list(other_blocks()))
 def test_every_other_published_block_composes(name, train, evaluation, recipe):
     data, model = name.split("_")
-    stand_in = [f"hydra.searchpath=[file://{PUBLISHED}/conf]"] if data == "lm1b" else []  # the data set comes later
-    config = composed("hardware=cpu", f"model={model}", f"data={data}", f"recipe={recipe}", *stand_in)
+    config = composed("hardware=cpu", f"model={model}", f"data={data}", f"recipe={recipe}")
     if "tie_projs" in train:  # one value for all clusters, where we have a list
         assert config.model.tie_projs == [train["tie_projs"]]
     train = {key: value for key, value in train.items() if key != "tie_projs"}
@@ -239,6 +238,14 @@ def test_own_text_needs_no_file_in_conf():
     config = composed("data=text", "data.file=a.txt", "data.split=[.8,.1,.1]", "data.vocab=char")
     assert (config.data.metric.name, config.data.split) == ("bpc", [0.8, 0.1, 0.1])
     assert composed("data=text", "data.train=a", "data.valid=b").data.metric.name == "ppl"
+
+
+def test_what_is_known_of_a_data_set_as_words_holds_for_words_alone():
+    words = composed("data=wt103").data
+    assert (words.vocab_size, words.cutoffs, words.metric.name) == (267_735, [19_997, 39_997, 199_997], "ppl")
+    pairs = composed("data=wt103", "data.vocab=bpe", "data.vocab_file=v.json", "data.merges_file=m.txt").data
+    assert (pairs.vocab_size, pairs.cutoffs, pairs.metric.name) == (None, [], "ppl")
+    assert composed("data=wt103", "data.vocab=byte").data.metric.name == "bpc"
 
 
 REFERENCE = json.loads((PUBLISHED / "reference_curves.json").read_text())

@@ -171,7 +171,7 @@ def slow(*arguments):
     encoded.append(1)
     time.sleep(0.3)
     encode(*arguments)
-def endless(spans, config, folder, sources):
+def endless(spans, config, folder, *_):
     (folder / "train.bin").write_bytes(b"half")
     time.sleep(60)
 data.encode = {"slow": slow, "endless": endless}[sys.argv[2]]

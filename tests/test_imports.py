@@ -14,8 +14,8 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 ORDER = [
     "choices errors",
     "config composition rules distributed hardware precision console dllogger download timing",
-    "moses text vocab words zipf cache adaptive attention optim",
-    "state encoding sources data model plan",
+    "moses text cache bpe vocab words zipf adaptive attention optim",
+    "state encoding sources data sentences model plan",
     "unpickle convert checkpoint tracking inference generation evaluation run_folder report",
     "ending trainer evaluator writer",
     "rank evaluation_rank preflight slurm status launch inference_speed train_speed encoding_speed benchmark",

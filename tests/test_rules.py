@@ -134,7 +134,7 @@ SAME_RUN = """
     hardware=h200 tracking=wandb checkpoint.interval=7 evaluation.mem_len=9 train.micro_batch_size=4
     train.grad_accum_steps=2 train.log_interval=1 train.time_limit_minutes=3 train.target_perplexity=20
     train.swap_mem=true valid.interval=99 valid.enabled=false debug=true data.path=moved data.cache=elsewhere
-    train.first_rank_batch_size=2 scheduler.max_step=2000
+    train.first_rank_batch_size=2 scheduler.max_step=2000 data.shards=2
 """
 OTHER_RUN = """
     model.n_layer=5 model.dropout=0.2 data=wt2 data.lower_case=true data.cutoffs=[100] train.batch_size=8

@@ -7,6 +7,7 @@ work while the others wait; the system lifts the lock when its holder ends, kill
 import contextlib
 import errno
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -94,3 +95,8 @@ def write_json(path: Path, value: Any) -> None:
         file.write(json.dumps(value))  # json.dump is many times slower
         file.flush()
         os.fsync(file.fileno())
+
+
+def digest(value: Any) -> str:
+    """sha256, in hex, of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()

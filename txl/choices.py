@@ -21,6 +21,7 @@ class VocabKind(Enum):
     word = "word"
     byte = "byte"
     char = "char"
+    bpe = "bpe"  # byte pairs, as GPT-2's
 
 
 class Metric(Enum):

@@ -28,11 +28,21 @@ def register() -> None:
     OmegaConf.register_new_resolver("world_size", _world_size, replace=True)
     OmegaConf.register_new_resolver("is_machine", _is_machine, replace=True)
     OmegaConf.register_new_resolver("at_least", max, replace=True)
-    OmegaConf.register_new_resolver("metric_of", lambda kind: "ppl" if kind is VocabKind.word else "bpc", replace=True)
+    OmegaConf.register_new_resolver("metric_of", _metric_of, replace=True)
+    OmegaConf.register_new_resolver("for_words", _for_words, replace=True)
 
 
 def _by_recipe(single_node: Any, multi_node: Any, *, _root_: DictConfig) -> Any:
     return multi_node if is_multi_node(_root_.recipe, _root_.nodes) else single_node
+
+
+def _metric_of(kind: VocabKind) -> str:
+    return "ppl" if kind in (VocabKind.word, VocabKind.bpe) else "bpc"
+
+
+def _for_words(value: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
+    """What is known of a data set as words holds for nothing else that it may be read as."""
+    return value if _root_.data.vocab is VocabKind.word else otherwise
 
 
 def _world_size(*, _root_: DictConfig) -> int:

@@ -4,33 +4,36 @@
     corpus.vocab                                 vocab.py
     corpus.splits                                ("train", "valid", "test"), or without test
     corpus.tokens("train")                       a memory-mapped array of ids: opening it costs nothing
+    corpus.shards                                sentences in any order: tokens of each file of train; else None
     corpus.fingerprint                           equal where ids and vocabulary are equal, wherever the files are
     corpus.name, corpus.metric                   as configured
 
     stream = TokenStream(corpus.tokens("train"), batch_size=64, tgt_len=192)
     batch = stream.next()                        batch.input, batch.target [B, T]
 
+What a run trains on: sentences.training_stream.
+
 Shapes: B columns (sequences of a batch), T segment length. Only batches need torch; encoding does not.
 """
 
-import hashlib
-import json
 import logging
 import re
 import time
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from txl.cache import made_once, read_json
+from txl.bpe import read_bpe
+from txl.cache import digest, made_once, read_json
 from txl.choices import VocabKind
 from txl.config import VARLEN_EXCESS, VARLEN_SHORTEST, DataConfig
 from txl.encoding import encode
 from txl.errors import ConfigError
-from txl.sources import SPLITS, cut, find_files, identity
-from txl.vocab import vocabulary_from_dict
+from txl.sources import SPLITS, Files, cut, find_files, find_vocabulary, identity
+from txl.vocab import EOS, UNK, Vocabulary, WordVocabulary, vocabulary_from_dict
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -49,6 +52,7 @@ class Corpus:
         self.vocab = vocabulary_from_dict(read_json(folder / "vocabulary.json"))
         self.fingerprint: str = meta["fingerprint"]
         self.splits = tuple(split for split in SPLITS if split in meta["splits"])
+        self.shards: list[int] | None = meta["splits"]["train"].get("shards")
         self._dtype = np.dtype(meta["dtype"])
 
     def tokens(self, split: str) -> np.ndarray:
@@ -60,27 +64,55 @@ class Corpus:
         return np.memmap(self.folder / f"{split}.bin", self._dtype, mode="r")
 
 
-def open_corpus(data: DataConfig) -> Corpus:
+def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None) -> Corpus:
     """The encoded data set; encoded now if its text, or how it is to be read, is new.
+
+    vocabulary: takes the place of the one that files hold (data.vocab_file) where these are gone.
 
     Safe when many processes start at once: one works, the others wait. Raises ConfigError for text that is missing,
     empty, not UTF-8, or has words outside a vocabulary without `<unk>`.
     """
-    files = find_files(data)
-    sources = identity(files)
+    files, tables = find_files(data), _find_vocabulary(data, vocabulary)
+    instead = vocabulary if data.vocab_file and not tables else None
+    sources, words = identity(files), identity(tables)
 
     def make(draft: Path) -> None:
-        log.info("encoding data=%s (%s)", data.name, ", ".join(str(path) for path in files.values()))
+        log.info("encoding data=%s (%s)", data.name, ", ".join(map(_several, files.values())))
         began = time.perf_counter()
-        encode(cut(files, data), data, draft, sources)
-        if identity(files) != sources:
+        encode(cut(files, data), data, draft, sources, instead or _read_vocabulary(data, tables))
+        if (identity(files), identity(tables)) != (sources, words):
             raise ConfigError(f"data={data.name}: its files changed while they were read; start again")
         log.info("encoded data=%s in %.1f s", data.name, time.perf_counter() - began)
 
-    corpus = Corpus(made_once(_cache_folder(data, sources), make, _is_whole), data)
+    folder = _cache_folder(data, sources, instead.fingerprint if instead else words)
+    corpus = Corpus(made_once(folder, make, _is_whole), data)
     sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}" for split in corpus.splits)
     _announce(f"data={data.name}: {sizes} tokens, vocabulary {len(corpus.vocab):,}, fingerprint {corpus.fingerprint}")
     return corpus
+
+
+def _find_vocabulary(data: DataConfig, instead: Vocabulary | None) -> Files:
+    try:
+        return find_vocabulary(data)
+    except ConfigError as error:
+        if instead is None:
+            raise
+        log.info("%s; the checkpoint holds the vocabulary", error)
+        return {}
+
+
+def _read_vocabulary(data: DataConfig, tables: Files) -> Vocabulary | None:
+    """The one that files hold; None: it is to be made of the text."""
+    paths = [paths[0] for paths in tables.values()]
+    if not paths:
+        return None
+    if data.vocab is VocabKind.bpe:
+        return read_bpe(*paths)
+    return WordVocabulary.read(*paths, data.lower_case, eos=data.eos, unk=data.unk, sentences=data.sentences)
+
+
+def _several(paths: list[Path]) -> str:
+    return str(paths[0]) + (f" and {len(paths) - 1} more" if len(paths) > 1 else "")
 
 
 @cache
@@ -92,22 +124,25 @@ def _announce(line: str) -> None:
 def encoded_vocab_size(data: DataConfig) -> int | None:
     """Of a data set that is encoded already; None otherwise (this never encodes)."""
     try:
-        folder = _cache_folder(data, identity(find_files(data)))
+        folder = _cache_folder(data, identity(find_files(data)), identity(find_vocabulary(data)))
     except ConfigError:
         return None
     return read_json(folder / "meta.json")["vocab_size"] if _is_whole(folder) else None
 
 
-def _cache_folder(data: DataConfig, sources: list[dict]) -> Path:
-    """Named by everything that the token files depend on."""
+def _cache_folder(data: DataConfig, sources: list[dict], vocabulary: list[dict] | str) -> Path:
+    """Named by everything that the token files depend on. vocabulary: its files, or its content's fingerprint."""
     how: dict[str, Any] = {"format": FORMAT, "vocab": data.vocab.name, "sources": sources}
     if data.vocab is VocabKind.word:
         how |= {"lower_case": data.lower_case, "min_freq": data.min_freq, "max_size": data.max_size}
+        names = {"eos": data.eos, "unk": data.unk, "sentences": data.sentences}
+        how |= names if names != {"eos": EOS, "unk": UNK, "sentences": False} else {}
+    if vocabulary:
+        how["vocabulary"] = vocabulary
     if sources[0]["key"] == "file":
         how |= {"split_bytes": data.split_bytes} if data.split_bytes else {"split": data.split}
-    key = hashlib.sha256(json.dumps(how, sort_keys=True).encode()).hexdigest()[:16]
     name = re.sub(r"[^\w.+-]", "_", data.name)
-    return Path(data.cache).expanduser() / f"{name}-{key}"
+    return Path(data.cache).expanduser() / f"{name}-{digest(how)[:16]}"
 
 
 def _is_whole(folder: Path) -> bool:
@@ -132,7 +167,46 @@ class Batch(NamedTuple):
     counted: bool  # False: it only warms the memory
 
 
-class TokenStream:
+class Stream:
+    """A position in an endless row of epochs of batches; each kind of stream has its own."""
+
+    batch: Callable[[int, int], Batch]  # (epoch from 1, index)
+    segments: Callable[[int], int]  # (epoch): how many batches it has
+
+    def __init__(self):
+        self.epoch, self.index = 1, 0
+
+    def next(self) -> Batch:
+        """The batch at the current position, which then advances; after the last one the next epoch begins."""
+        batch = self.batch(self.epoch, self.index)
+        self.index += 1
+        if self.index == self.segments(self.epoch):
+            self.epoch, self.index = self.epoch + 1, 0
+        return batch
+
+    @property
+    def n_batches(self) -> int:
+        """Of the epoch of the latest batch."""
+        return self.segments(max(1, self.last_epoch))
+
+    @property
+    def last_epoch(self) -> int:
+        """The epoch that the latest batch of `next` was in."""
+        return self.epoch if self.index else self.epoch - 1
+
+    @property
+    def last_index(self) -> int:
+        """The place of that batch in its epoch."""
+        return (self.index or self.n_batches) - 1
+
+    def state_dict(self) -> dict[str, int]:
+        return {"epoch": self.epoch, "index": self.index}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        self.epoch, self.index = state["epoch"], state["index"]
+
+
+class TokenStream(Stream):
     """A split cut into `batch_size` parallel columns (the remainder dropped), read in segments of `tgt_len`.
 
     columns: which of them this process holds; what they contain does not depend on it.
@@ -158,6 +232,7 @@ class TokenStream:
         varlen_seed: int | None = None,
         warmup_len: int = 0,
     ):
+        super().__init__()
         for name, value, least in (
             ("batch_size", batch_size, 1),
             ("tgt_len", tgt_len, 1),
@@ -174,7 +249,6 @@ class TokenStream:
         self.columns = range(batch_size) if columns is None else columns
         self.n_rows = len(tokens) // batch_size
         self.n_warmup = -(-warmup_len // tgt_len)
-        self.epoch, self.index = 1, 0
         self._tokens = np.asarray(tokens)[: self.n_rows * batch_size]
         self._starts = np.arange(self.columns.start, self.columns.stop)[:, None] * self.n_rows
         self._shifts = 0, np.zeros(batch_size, np.int64)  # an epoch, and by how much its columns are rotated
@@ -210,6 +284,9 @@ class TokenStream:
         ids = torch.from_numpy(self._tokens[positions].astype(np.int64))  # [B, begin ... end]
         return Batch(ids[:, :-1].contiguous(), ids[:, start - end :].contiguous(), index >= self.n_warmup)
 
+    def segments(self, epoch: int) -> int:
+        return len(self.edges(epoch)) - 1
+
     def edges(self, epoch: int) -> np.ndarray:
         """Where the segments of an epoch begin, in rows of its columns, and where the last one ends: [segments + 1]."""
         done, edges = self._edges
@@ -239,35 +316,6 @@ class TokenStream:
             shift = (shift + np.array(draws)) % self.n_rows
         self._shifts = done, shift
         return shift
-
-    def next(self) -> Batch:
-        """The batch at the current position, which then advances; after the last one the next epoch begins."""
-        batch = self.batch(self.epoch, self.index)
-        self.index += 1
-        if self.index == len(self.edges(self.epoch)) - 1:
-            self.epoch, self.index = self.epoch + 1, 0
-        return batch
-
-    @property
-    def n_batches(self) -> int:
-        """Segments in the epoch of the latest batch."""
-        return len(self.edges(max(1, self.last_epoch))) - 1
-
-    @property
-    def last_epoch(self) -> int:
-        """The epoch that the latest batch of `next` was in."""
-        return self.epoch if self.index else self.epoch - 1
-
-    @property
-    def last_index(self) -> int:
-        """The place of that batch in its epoch."""
-        return (self.index or self.n_batches) - 1
-
-    def state_dict(self) -> dict[str, int]:
-        return {"epoch": self.epoch, "index": self.index}
-
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        self.epoch, self.index = state["epoch"], state["index"]
 
 
 SPREAD = 5  # standard deviation of drawn lengths

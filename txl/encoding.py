@@ -8,12 +8,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
+from txl.bpe import BpeVocabulary
 from txl.cache import write_json
 from txl.choices import VocabKind
 from txl.config import DataConfig
@@ -21,7 +23,6 @@ from txl.errors import ConfigError
 from txl.text import Span, byte_blocks, character_blocks, line_number, word_blocks
 from txl.vocab import (
     CODE_POINTS,
-    UNK,
     ByteVocabulary,
     CharVocabulary,
     Vocabulary,
@@ -36,25 +37,36 @@ log = logging.getLogger(__name__)
 CHUNK = 1 << 20  # ids held in memory at a time
 
 
-def encode(spans: dict[str, Span], data: DataConfig, folder: Path, sources: list) -> None:
+Texts = dict[str, list[Span]]  # by split; the spans follow each other
+
+
+def encode(spans: Texts, data: DataConfig, folder: Path, sources: list, vocabulary: Vocabulary | None = None) -> None:
     """Write the token files of all splits into an existing folder. Raises ConfigError for text that cannot be encoded.
 
     `sources` is what meta.json says about the files that the spans are of.
 
     Bytes: the vocabulary is every value in any split. Characters: those of train, and `<unk>` if valid or test have
-    others. Words: those of train (data.min_freq, data.max_size), and `<unk>` if some of them were left out.
+    others. Words: those of train (data.min_freq, data.max_size), and `<unk>` if some of them were left out, or else
+    the `vocabulary` that is given. Byte pairs: always a given one.
     """
-    encoders = {VocabKind.word: _encode_words, VocabKind.byte: _encode_bytes, VocabKind.char: _encode_characters}
-    vocabulary, writers = encoders[data.vocab](spans, data, folder)
+    encoders = {
+        VocabKind.word: _encode_words,
+        VocabKind.byte: _encode_bytes,
+        VocabKind.char: _encode_characters,
+        VocabKind.bpe: _encode_pairs,
+    }
+    vocabulary, writers = encoders[data.vocab](spans, data, folder, vocabulary)
     if data.vocab_size not in (None, len(vocabulary)):
         log.warning(
             "data.vocab_size=%d was expected, the text has %d: not the published text, or prepared in another way",
             data.vocab_size,
             len(vocabulary),
         )
-    splits = {writer.split: {"tokens": writer.tokens, "sha256": writer.hash.hexdigest()} for writer in writers}
-    # The same ids and words are the same data, whatever files they came from.
-    content = json.dumps([vocabulary.fingerprint, {split: entry["sha256"] for split, entry in splits.items()}])
+    splits = {writer.split: writer.entry() for writer in writers}
+    # The same ids and words are the same data, whatever files they came from; where files are shuffled, their number
+    # matters too.
+    content = [vocabulary.fingerprint, {writer.split: writer.hash.hexdigest() for writer in writers}]
+    content += [writer.shards for writer in writers if writer.shards]
     write_json(folder / "vocabulary.json", vocabulary.to_dict())
     meta = {
         "dtype": dtype_for(len(vocabulary)).name,
@@ -62,7 +74,7 @@ def encode(spans: dict[str, Span], data: DataConfig, folder: Path, sources: list
         "vocab_bytes": (folder / "vocabulary.json").stat().st_size,
         "splits": splits,
         "sources": sources,
-        "fingerprint": hashlib.sha256(content.encode()).hexdigest(),
+        "fingerprint": hashlib.sha256(json.dumps(content).encode()).hexdigest(),
     }
     write_json(folder / "meta.json", meta)
 
@@ -75,11 +87,12 @@ def dtype_for(vocab_size: int) -> np.dtype:
 class TokenWriter:
     """One split's token file: appends ids, counts and hashes them."""
 
-    def __init__(self, folder: Path, split: str, vocabulary: Vocabulary):
+    def __init__(self, folder: Path, split: str, vocabulary: Vocabulary, shards: list[int] | None = None):
         self.split, self.tokens, self.hash = split, 0, hashlib.sha256()
+        self.shards = shards  # of sentences: tokens of each file
         self._path, self._dtype = folder / f"{split}.bin", dtype_for(len(vocabulary))
 
-    def write(self, blocks: Iterator[np.ndarray]) -> "TokenWriter":
+    def write(self, blocks: Iterable[np.ndarray]) -> "TokenWriter":
         with open(self._path, "wb") as file:
             for ids in blocks:
                 data = ids.astype(self._dtype, copy=False).tobytes()
@@ -90,37 +103,51 @@ class TokenWriter:
             os.fsync(file.fileno())
         return self
 
+    def entry(self) -> dict:
+        """What meta.json says of the split."""
+        entry = {"tokens": self.tokens, "sha256": self.hash.hexdigest()}
+        return entry | {"shards": self.shards} if self.shards else entry
+
 
 Encoded = tuple[Vocabulary, list[TokenWriter]]
 
-# --------------------------------------------------------------------------- bytes and characters
+# --------------------------------------------------------------------------- bytes, characters, byte pairs
 
 
-def _encode_bytes(spans: dict[str, Span], data: DataConfig, folder: Path) -> Encoded:
+def _encode_bytes(spans: Texts, data: DataConfig, folder: Path, given: None) -> Encoded:
     seen = np.zeros(256, bool)
-    for span in spans.values():
+    for span in chain.from_iterable(spans.values()):
         for block in byte_blocks(span):
             seen[np.frombuffer(block, np.uint8)] = True
     vocabulary = ByteVocabulary(np.flatnonzero(seen).tolist())
     table = vocabulary.table.astype(np.uint8)  # at most 256 ids
     writers = []
-    for split, span in spans.items():
-        ids = (table[np.frombuffer(block, np.uint8)] for block in byte_blocks(span))
+    for split, parts in spans.items():
+        ids = (table[np.frombuffer(block, np.uint8)] for span in parts for block in byte_blocks(span))
         writers.append(TokenWriter(folder, split, vocabulary).write(ids))
     return vocabulary, writers
 
 
-def _encode_characters(spans: dict[str, Span], data: DataConfig, folder: Path) -> Encoded:
+def _encode_characters(spans: Texts, data: DataConfig, folder: Path, given: None) -> Encoded:
     seen = {split: np.zeros(CODE_POINTS, bool) for split in spans}
-    for split, span in spans.items():
-        for text in character_blocks(span):
-            seen[split][code_points(text)] = True
+    for split, parts in spans.items():
+        for span in parts:
+            for text in character_blocks(span):
+                seen[split][code_points(text)] = True
     known = seen["train"]
     unk = any((other & ~known).any() for other in seen.values())
     vocabulary = CharVocabulary(map(chr, np.flatnonzero(known)), unk)
     writers = []
-    for split, span in spans.items():
-        ids = (vocabulary.table[code_points(text)] for text in character_blocks(span))
+    for split, parts in spans.items():
+        ids = (vocabulary.table[code_points(text)] for span in parts for text in character_blocks(span))
+        writers.append(TokenWriter(folder, split, vocabulary).write(ids))
+    return vocabulary, writers
+
+
+def _encode_pairs(spans: Texts, data: DataConfig, folder: Path, vocabulary: BpeVocabulary) -> Encoded:
+    writers = []
+    for split, parts in spans.items():
+        ids = (ids for span in parts for ids in vocabulary.encode_span(span))
         writers.append(TokenWriter(folder, split, vocabulary).write(ids))
     return vocabulary, writers
 
@@ -134,6 +161,7 @@ class Numbered:
 
     words: list[str]
     file: Path  # the numbers, int32
+    sizes: list[int] = field(default_factory=list)  # how many of them each span has
 
     def numbers(self) -> Iterator[np.ndarray]:
         with open(self.file, "rb") as file:
@@ -148,43 +176,56 @@ class Numbered:
         return dict(zip(self.words, total.tolist(), strict=True))
 
 
-def _encode_words(spans: dict[str, Span], data: DataConfig, folder: Path) -> Encoded:
-    texts = {split: _number(span, data.lower_case, folder / f"{split}.numbers") for split, span in spans.items()}
-    counts = texts["train"].counts()
-    vocabulary = WordVocabulary.from_counts(counts, data.lower_case, data.min_freq, data.max_size, unk_if_cut=True)
+def _encode_words(spans: Texts, data: DataConfig, folder: Path, vocabulary: WordVocabulary | None) -> Encoded:
+    texts = {split: _number(parts, data, folder / f"{split}.numbers") for split, parts in spans.items()}
+    if vocabulary is None:
+        counts = texts["train"].counts()
+        names = {"eos": data.eos, "unk": data.unk, "sentences": data.sentences}
+        vocabulary = WordVocabulary.from_counts(
+            counts, data.lower_case, data.min_freq, data.max_size, unk_if_cut=True, **names
+        )
     writers = []
     for split, text in texts.items():
         table = _ids_of(text.words, vocabulary, spans[split])
-        writers.append(TokenWriter(folder, split, vocabulary).write(table[n] for n in text.numbers()))
+        ids = (table[numbers] for numbers in text.numbers())
+        if vocabulary.sentences:  # each has its own end in the text; the first one's other side is missing
+            ids = chain([np.array([vocabulary.eos_id])], ids)
+        shards = text.sizes if vocabulary.sentences else None
+        writers.append(TokenWriter(folder, split, vocabulary, shards).write(ids))
         text.file.unlink()
     return vocabulary, writers
 
 
-def _number(span: Span, lower_case: bool, file: Path) -> Numbered:
-    words = WordNumbers()
+def _number(spans: list[Span], data: DataConfig, file: Path) -> Numbered:
+    words, sizes = WordNumbers(data.eos), []
     with open(file, "wb") as out:
-        for _, text in word_blocks(span):
-            words.of(text.lower() if lower_case else text).tofile(out)
-    return Numbered(words.words, file)
+        for span in spans:
+            began = out.tell()
+            for _, text in word_blocks(span):
+                words.of(text.lower() if data.lower_case else text).tofile(out)
+            sizes.append((out.tell() - began) // np.dtype(np.int32).itemsize)
+    return Numbered(words.words, file, sizes)
 
 
-def _ids_of(words: list[str], vocabulary: WordVocabulary, span: Span) -> np.ndarray:
+def _ids_of(words: list[str], vocabulary: WordVocabulary, spans: list[Span]) -> np.ndarray:
     """[len(words)] ids. ConfigError for the first word that has none."""
     unk = -1 if vocabulary.unk_id is None else vocabulary.unk_id
     ids = np.array([vocabulary.ids.get(word, unk) for word in words], np.int32)
     if ids.min() < 0:
         word = words[int(np.argmax(ids < 0))]
         raise ConfigError(
-            f"{span}: line {_line_of(word, span, vocabulary.lower_case)}: the word {word!r} is not among the "
-            f"{len(vocabulary):,} words of data.train, nor is {UNK}; data.min_freq=2 makes an {UNK} of rare words"
+            f"{_place_of(word, spans, vocabulary.lower_case)}: the word {word!r} is not among the "
+            f"{len(vocabulary):,} words of data.train, nor is {vocabulary.unk}; data.min_freq=2 makes an "
+            f"{vocabulary.unk} of rare words"
         )
     return ids.astype(dtype_for(len(vocabulary)))
 
 
-def _line_of(word: str, span: Span, lower_case: bool) -> int:
-    """The first line of the file, within the span, that has the word."""
-    for offset, text in word_blocks(span):
-        for number, line in enumerate(text.split("\n")):
-            if word in split_words(line, lower_case):
-                return line_number(span.path, offset) + number
-    raise AssertionError(f"{word!r} is not in {span}")
+def _place_of(word: str, spans: list[Span], lower_case: bool) -> str:
+    """The first file, and its line, within the spans, that has the word."""
+    for span in spans:
+        for offset, text in word_blocks(span):
+            for number, line in enumerate(text.split("\n")):
+                if word in split_words(line, lower_case):
+                    return f"{span}: line {line_number(span.path, offset) + number}"
+    raise AssertionError(f"{word!r} is not in {spans}")

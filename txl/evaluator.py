@@ -137,7 +137,7 @@ class Evaluator:
         data = self.loaded.data
         if self.config.data_path is not None:
             data.path = self.config.data_path
-        corpus = open_corpus(data)
+        corpus = open_corpus(data, self.loaded.vocab)
         if corpus.vocab.fingerprint != self.loaded.vocab.fingerprint:
             raise ConfigError(
                 f"checkpoint={self.config.checkpoint} was trained with another vocabulary ({len(self.loaded.vocab):,} "
@@ -249,7 +249,7 @@ class Evaluator:
 def typed_tokens(text: str, vocab: Vocabulary, end_line: bool) -> tuple[np.ndarray, int]:
     """Ids of text typed by hand (`-`: standard input), and how many of them are unknown.
 
-    Words are separated as in WikiText; `end_line`: its last line ends with `<eos>` too.
+    Words are separated as in WikiText; `end_line`: its last line ends with `<eos>` too. Sentences begin with it.
     """
     text = sys.stdin.read() if text == "-" else text
     if not text.strip():
@@ -259,9 +259,11 @@ def typed_tokens(text: str, vocab: Vocabulary, end_line: bool) -> tuple[np.ndarr
     else:
         from txl.moses import tokenize
 
-        lines = [vocab.encode(tokenize(line), add_eos=False) for line in text.rstrip("\n").split("\n")]
+        words = [tokenize(line, vocab.ids) for line in text.rstrip("\n").split("\n")]
+        lines = [vocab.encode(line, add_eos=False) for line in words]
         ends = len(lines) if end_line else len(lines) - 1
         eos = np.array([vocab.eos_id], np.int64)
-        ids = np.concatenate([part for i, line in enumerate(lines) for part in ((line, eos) if i < ends else (line,))])
+        parts = [part for i, line in enumerate(lines) for part in ((line, eos) if i < ends else (line,))]
+        ids = np.concatenate([eos, *parts] if vocab.sentences else parts)
     unknown = 0 if vocab.unk_id is None else int((ids == vocab.unk_id).sum())
     return ids.astype(np.int64), unknown

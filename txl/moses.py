@@ -1,18 +1,20 @@
 """Text typed by hand, in the form WikiText has, and back: Moses tokenization with `@-@` and its like for joiners."""
 
 import re
+from collections.abc import Container
 
 JOINERS = ((".", r"\d"), (",", r"\d"), ("-", r"\w"))  # split between such neighbours: 3.5 -> 3 @.@ 5
 
 
-def tokenize(text: str) -> str:
-    """One line of text -> its words and marks, separated by spaces."""
+def tokenize(text: str, known: Container[str] | None = None) -> str:
+    """One line of text -> its words and marks, separated by spaces; with those joiners alone that are `known` words."""
     import sacremoses
 
     words = sacremoses.MosesTokenizer("en").tokenize(text, return_str=True)
     words = words.replace("&quot;", '"').replace("&apos;", "'")
     for mark, neighbour in JOINERS:
-        words = re.sub(rf"({neighbour}){re.escape(mark)}({neighbour})", rf"\1 @{mark}@ \2", words)
+        if known is None or f"@{mark}@" in known:
+            words = re.sub(rf"({neighbour}){re.escape(mark)}({neighbour})", rf"\1 @{mark}@ \2", words)
     return words
 
 

@@ -18,7 +18,7 @@ from txl.errors import ConfigError
 from txl.plan import make_plan
 from txl.rank import slurm_variables
 from txl.rules import config_hash
-from txl.sources import find_files
+from txl.sources import find_files, find_vocabulary
 
 PATIENCE = 300.0  # seconds until all ranks must have reported
 MOST_SKEW = 5.0  # seconds between two nodes' clocks
@@ -37,6 +37,7 @@ def preflight(config: RunConfig, run_dir: Path) -> int:
     try:
         make_plan(config)  # the same world as the plan's, or a ConfigError
         find_files(config.data)
+        find_vocabulary(config.data)
     except ConfigError as error:
         problems.append(str(error))
     report = {"rank": rank, "problems": problems} | seen()

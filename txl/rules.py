@@ -20,7 +20,7 @@ from txl.errors import ConfigError
 
 ABOVE_ZERO = """
     model.n_layer model.n_head model.d_model model.d_head model.d_inner model.d_embed model.div_val
-    data.max_size data.vocab_size data.max_bytes
+    data.max_size data.vocab_size data.max_bytes data.shards
     train.batch_size train.local_batch_size train.micro_batch_size train.grad_accum_steps train.max_step train.tgt_len
     train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity
@@ -161,11 +161,32 @@ def check_data(config: RunConfig) -> None:
     refuse_unless(whole, "data.split", data.split, rule)
     cut = not data.split_bytes or (len(data.split_bytes) == 3 and min(data.split_bytes) > 0)
     refuse_unless(cut, "data.split_bytes", data.split_bytes, "must be three sizes above 0: train, valid, test")
-    for key in ("lower_case", "min_freq", "max_size"):
-        value = getattr(data, key)
-        rule = f"is for words; leave it out with data.vocab={data.vocab.name}"
-        refuse_unless(not value or data.vocab is VocabKind.word, f"data.{key}", value, rule)
+    check_vocabulary(config)
     check_files(config)
+
+
+def check_vocabulary(config: RunConfig) -> None:
+    data, kind = config.data, config.data.vocab
+    plain = {"lower_case": False, "min_freq": 0, "max_size": None, "eos": "<eos>", "unk": "<unk>", "sentences": False}
+    for key, default in plain.items():
+        value = getattr(data, key)
+        rule = f"is for words; leave it out with data.vocab={kind.name}"
+        refuse_unless(value == default or kind is VocabKind.word, f"data.{key}", value, rule)
+    for key in ("eos", "unk"):
+        value = getattr(data, key)
+        refuse_unless(value.split() == [value], f"data.{key}", f"{value!r}", "must be one word")
+    refuse_unless(data.eos != data.unk, "data.unk", data.unk, "must be another word than data.eos")
+    files = {"vocab_file": (VocabKind.word, VocabKind.bpe), "merges_file": (VocabKind.bpe,)}
+    for key, kinds in files.items():
+        value = getattr(data, key)
+        rule = f"has no meaning for data.vocab={kind.name}; leave it out"
+        refuse_unless(value is None or kind in kinds, f"data.{key}", value, rule)
+        rule = "is needed by data.vocab=bpe: GPT-2's two files, or others like them (python -m txl.download gpt2)"
+        refuse_unless(value is not None or kind is not VocabKind.bpe, f"data.{key}", value, rule)
+    for key in ("min_freq", "max_size"):
+        value = getattr(data, key)
+        rule = f"chooses among the words of train, but data.vocab_file={data.vocab_file} says which there are; use one"
+        refuse_unless(not value or data.vocab_file is None, f"data.{key}", value, rule)
 
 
 def check_files(config: RunConfig) -> None:
@@ -348,10 +369,10 @@ FREE = """
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
     train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
-    data.path data.cache data.url data.sha256 data.vocab_size
+    data.path data.cache data.url data.sha256 data.vocab_size data.shards
 """
 # Where the text is: part of a run's name, but it may move between two starts (its content has a fingerprint).
-FILES = ["data.train", "data.valid", "data.test", "data.file"]
+FILES = ["data.train", "data.valid", "data.test", "data.file", "data.vocab_file", "data.merges_file"]
 
 
 def mathematics(values: dict[str, Any]) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from txl.config import RunConfig
-from txl.data import TokenStream, encoded_vocab_size, open_corpus
+from txl.data import encoded_vocab_size, open_corpus
 from txl.errors import ConfigError
 from txl.plan import Plan, make_plan
 from txl.run_folder import (
@@ -35,7 +35,8 @@ from txl.run_folder import (
     read_config,
     write_run_folder,
 )
-from txl.sources import find_files
+from txl.sentences import training_stream
+from txl.sources import find_files, find_vocabulary
 
 POLL_SECONDS = 1.0
 LOOKS = 3  # that must find a job at its end
@@ -133,11 +134,12 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> list[Submit
 def check_data(config: RunConfig) -> int | None:
     """What of the data can be checked at once, here; returns the vocabulary's size if it is known."""
     files = find_files(config.data)
-    size = sum(path.stat().st_size for path in files.values())
+    find_vocabulary(config.data)
+    size = sum(path.stat().st_size for paths in files.values() for path in paths)
     if encoded_vocab_size(config.data) is None and size > ENCODED_HERE:
         return config.data.vocab_size  # a login node is no place for it: rank 0 will encode it
     corpus = open_corpus(config.data)
-    TokenStream(corpus.tokens("train"), config.train.batch_size, config.train.tgt_len)
+    training_stream(corpus, config.train, config.seed)
     return len(corpus.vocab)
 
 

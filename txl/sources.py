@@ -6,12 +6,17 @@ In a folder, the first of these names that train has (`{}`: train, valid, test; 
     {}.txt   wiki.{}.tokens   ptb.{}.txt         words; also for bytes and characters, but before them
     {}.txt.raw   wiki.{}.raw                     there: beside its .raw, {}.txt is numbers in the original's preparation
     NAME   NAME.txt                              with data.split_bytes: one file, such as enwik8, cut by size
+
+A name may be a pattern (news.en-*-of-00100): files in order of their names, read one after the other.
 """
 
+import errno
+import glob
 import hashlib
 import itertools
 import json
 import os
+import re
 import stat
 import sysconfig
 from fractions import Fraction
@@ -31,7 +36,10 @@ LAYOUTS = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt")
 RAW_LAYOUTS = ("{}.txt.raw", "wiki.{}.raw", *LAYOUTS)
 
 
-def find_files(data: DataConfig) -> dict[str, Path]:
+Files = dict[str, list[Path]]
+
+
+def find_files(data: DataConfig) -> Files:
     """{"train": ..., "valid": ..., "test": ...} (test may be missing), or {"file": ...} to be cut by `cut`.
 
     Raises ConfigError where a file is missing, empty, or not readable: the message names the ways out.
@@ -40,33 +48,76 @@ def find_files(data: DataConfig) -> dict[str, Path]:
         return standard_library(Path(data.cache), data.max_bytes)
     folder = Path(data.path or "").expanduser()
     if data.file is not None:
-        files = {"file": folder / Path(data.file).expanduser()}
+        files = {"file": [folder / Path(data.file).expanduser()]}
     else:
         named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
-        files = {split: folder / Path(name).expanduser() for split, name in named.items()}
+        files = {split: _matching(folder, name) for split, name in named.items()}
         if not {"train", "valid"} <= files.keys():
             files = _found_in(folder, data, files)
-    for key, path in files.items():
-        _check(path, f"data.{key}", data)
+    for key, paths in files.items():
+        for path in paths:
+            _check(path, f"data.{key}", data)
+    _check_shards(files, data)
     return files
 
 
-def _found_in(folder: Path, data: DataConfig, named: dict[str, Path]) -> dict[str, Path]:
+def find_vocabulary(data: DataConfig) -> Files:
+    """The files that data.vocab_file and data.merges_file name, in data.path or where one is. Raises ConfigError."""
+    folder, files = Path(data.path or "").expanduser(), {}
+    for key in ("vocab_file", "merges_file"):
+        name = getattr(data, key)
+        if name is not None:
+            here = Path(name).expanduser()
+            path = here if here.is_file() and not (folder / here).is_file() else folder / here
+            _check(path, f"data.{key}", data)
+            files[key] = [path]
+    return files
+
+
+def _matching(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or those of a pattern in order of their names; the pattern itself where there are none."""
+    path = folder / Path(name).expanduser()
+    if glob.has_magic(name) and not path.exists():
+        found = sorted(glob.glob(str(Path(name).expanduser()), root_dir=folder))
+        return [folder / each for each in found] or [path]
+    return [path]
+
+
+def _check_shards(files: Files, data: DataConfig) -> None:
+    """All of data.shards must be there: training on a part of a corpus would go unnoticed."""
+    train = files.get("train", [])
+    if data.shards in (None, len(train)):
+        return
+    numbers = [re.search(r"-(\d+)-of-(\d+)$", path.name) for path in train]
+    missing = ""
+    if all(numbers):
+        there, last = {int(number[1]) for number in numbers}, int(numbers[0][2])
+        gaps = [f"{i:0{len(numbers[0][1])}d}" for i in range(1, last) if i not in there]
+        missing = f" (not there: {', '.join(gaps[:3])}{', ...' if len(gaps) > 3 else ''})" if gaps else ""
+    raise ConfigError(
+        f"data.train={data.train} has {len(train)} files in {Path(data.path or '').absolute()}, data.shards="
+        f"{data.shards} are expected{missing}; {_remedy(data)}, or take these: data.shards={len(train)}"
+    )
+
+
+def _found_in(folder: Path, data: DataConfig, named: Files) -> Files:
     """The files of a folder; `named` ones replace them."""
     if data.path is None:
         missing = next(split for split in SPLITS if split not in named)
         raise ConfigError(f"data.{missing} names no file; give data.train and data.valid, or data.file and data.split")
     if folder.is_file():
-        return {"file": folder}
-    layouts = LAYOUTS if data.vocab is VocabKind.word else RAW_LAYOUTS
+        return {"file": [folder]}
+    prepared = data.vocab is VocabKind.word or (data.vocab is VocabKind.bpe and not data.split_bytes)
+    layouts = LAYOUTS if prepared else RAW_LAYOUTS
     for layout in layouts:
-        files = {split: folder / layout.format(split) for split in SPLITS} | named
-        if files["train"].exists():
-            return {split: path for split, path in files.items() if split != "test" or path.exists() or split in named}
+        files = {split: [folder / layout.format(split)] for split in SPLITS} | named
+        if files["train"][0].exists():
+            absent = {"test"} if not files["test"][0].exists() and "test" not in named else set()
+            return {split: paths for split, paths in files.items() if split not in absent}
     if data.split_bytes:
         for name in (data.name, f"{data.name}.txt"):
             if (folder / name).is_file():
-                return {"file": folder / name}
+                return {"file": [folder / name]}
         layouts = (data.name, *layouts)
     looked_for = ", ".join(layout.format("train") for layout in layouts)
     raise ConfigError(
@@ -92,7 +143,8 @@ def _check(path: Path, key: str, data: DataConfig) -> None:
     except OSError as error:
         inside = f" in {path.parent.absolute()}" if not path.is_absolute() else ""
         correct = f"the name, or data.path={data.path}" if data.path else "the name"
-        raise ConfigError(f"{key}={path}: {error.strerror}{inside}; correct {correct}") from None
+        get = f"; or {_remedy(data)}" if data.name in SOURCES and error.errno == errno.ENOENT else ""
+        raise ConfigError(f"{key}={path}: {error.strerror}{inside}; correct {correct}{get}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{key}={path} is not a file; give the name of a text file")
     if status.st_size == 0:
@@ -101,11 +153,12 @@ def _check(path: Path, key: str, data: DataConfig) -> None:
         raise ConfigError(f"{key}={path} may not be read by this user; change its permissions")
 
 
-def identity(files: dict[str, Path]) -> list[dict]:
+def identity(files: Files) -> list[dict]:
     """By what we see that a file is another: path, size and time of change."""
     return [
         {"key": key, "path": str(path.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
-        for key, path in files.items()
+        for key, paths in files.items()
+        for path in paths
         for status in (path.stat(),)
     ]
 
@@ -113,16 +166,16 @@ def identity(files: dict[str, Path]) -> list[dict]:
 # --------------------------------------------------------------------------- one file cut in splits
 
 
-def cut(files: dict[str, Path], data: DataConfig) -> dict[str, Span]:
-    """The stretch of text of each split.
+def cut(files: Files, data: DataConfig) -> dict[str, list[Span]]:
+    """The stretches of text of each split.
 
     One file is cut in order train, valid, test: by data.split_bytes (what follows is left out), else by the fractions
-    data.split, of its characters where data.vocab=char, else of its bytes. Two fractions: no test split. Words are
-    cut at the next line's start; no character is cut in two.
+    data.split, of its characters where data.vocab=char, else of its bytes. Two fractions: no test split. Words and
+    byte pairs are cut at the next line's start; no character is cut in two.
     """
     if "file" not in files:
-        return {key: Span.whole(path, f"data.{key}") for key, path in files.items()}
-    whole = Span.whole(files["file"], "data.file")
+        return {key: [Span.whole(path, f"data.{key}") for path in paths] for key, paths in files.items()}
+    whole = Span.whole(files["file"][0], "data.file")
     stops = _stops_of_sizes(whole, data) if data.split_bytes else _stops_of_fractions(whole, data)
     option, value = ("split_bytes", data.split_bytes) if data.split_bytes else ("split", data.split)
     spans = {}
@@ -133,7 +186,7 @@ def cut(files: dict[str, Path], data: DataConfig) -> dict[str, Span]:
                 f"data.{option}={written} leaves no text for {split}: {whole} has {whole.stop} bytes; "
                 "give more text, or a larger share"
             )
-        spans[split] = Span(whole.path, start, stop, "data.file")
+        spans[split] = [Span(whole.path, start, stop, "data.file")]
     return spans
 
 
@@ -161,7 +214,8 @@ def _stops_of_fractions(whole: Span, data: DataConfig) -> list[int]:
 def _aligned(whole: Span, position: int, kind: VocabKind) -> int:
     if kind is VocabKind.byte or position >= whole.stop:
         return position
-    return line_start(whole.path, position) if kind is VocabKind.word else character_start(whole.path, position)
+    lines = kind in (VocabKind.word, VocabKind.bpe)
+    return line_start(whole.path, position) if lines else character_start(whole.path, position)
 
 
 def _character_starts(block: bytes) -> np.ndarray:
@@ -189,7 +243,7 @@ NOT_LIBRARY = {
 }
 
 
-def standard_library(cache: Path, max_bytes: int) -> dict[str, Path]:
+def standard_library(cache: Path, max_bytes: int) -> Files:
     """A text of the running interpreter's own library, made in the cache on first use; at most `max_bytes` in all.
 
     Every .py file in order of its path, without tests, tables and what was installed. Its path's sha256 deals a file
@@ -213,7 +267,7 @@ def standard_library(cache: Path, max_bytes: int) -> dict[str, Path]:
         return all(path.exists() and path.stat().st_size == sizes[path.stem] for path in paths)
 
     folder = made_once(cache / f"stdlib-text-{key}", make, is_whole)
-    return {split: folder / f"{split}.txt" for split in SPLITS}
+    return {split: [folder / f"{split}.txt"] for split in SPLITS}
 
 
 def _library_files(root: Path) -> dict[str, os.stat_result]:

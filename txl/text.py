@@ -55,6 +55,24 @@ def word_blocks(span: Span, size: int = BLOCK) -> Iterator[tuple[int, str]]:
         yield span.stop, "\n"
 
 
+def pretoken_blocks(span: Span, size: int = BLOCK) -> Iterator[str]:
+    """Every character as it stands in the file, in blocks that end between what is no white space and what is.
+
+    No piece that GPT-2's pattern cuts a text into reaches over such a place, nor does it look back over it: the
+    blocks' pieces are those of the whole text. Raises ConfigError for what is not UTF-8.
+    """
+    for offset, block in _blocks(span, _whole_pretokens, size):
+        yield _decoded(span, offset, block)
+
+
+def as_text(text: str | bytes) -> str:
+    """ConfigError for what is not UTF-8."""
+    try:
+        return text if isinstance(text, str) else text.decode()
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"the text is not UTF-8 (byte 0x{text[error.start]:02x} at {error.start})") from None
+
+
 def line_start(path: Path, position: int) -> int:
     """The first line start at or after a byte position."""
     if position <= 0:
@@ -112,6 +130,16 @@ def _whole_characters(buffer: bytes) -> int:
         if buffer[end] & 0xC0 != 0x80:
             return end
     return len(buffer)
+
+
+def _whole_pretokens(buffer: bytes) -> int:
+    end = len(buffer)
+    while end := max(buffer.rfind(b"\n", 0, end), buffer.rfind(b" ", 0, end)) + 1:
+        end = len(buffer[:end].rstrip())  # of ASCII's white space
+        before = buffer[max(0, end - 4) : end].decode(errors="ignore")[-1:]
+        if before and not before.isspace() and before != "\u180e":  # which old Unicode took for white space
+            return end
+    return 0
 
 
 def _decoded(span: Span, offset: int, block: bytes) -> str:

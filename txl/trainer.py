@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from txl import checkpoint as ckpt
 from txl.composition import to_dict
 from txl.config import Geometry, RunConfig, longest_context, train_geometry, valid_geometry
-from txl.data import Corpus, TokenStream
+from txl.data import Corpus
 from txl.distributed import Agreement, World, columns_of, sum_over_ranks
 from txl.ending import Ending
 from txl.errors import ConfigError
@@ -25,6 +25,7 @@ from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip, lr_at, lr_of_update
 from txl.plan import Plan
 from txl.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
+from txl.sentences import training_stream
 from txl.state import Memories, TrainState, random_state, restore_random_state, seed_everything
 from txl.tracking import Tracker
 
@@ -64,7 +65,7 @@ class Trainer:
         seed_everything(config.seed + 1_000_003 * world.rank)  # ranks hold other columns: other dropout as well
         first = config.train.first_rank_batch_size
         self.columns = columns_of(world.rank, world.world_size, config.train.batch_size, first)
-        self.stream = self._train_stream()
+        self.stream = training_stream(corpus, config.train, config.seed, self.columns)
         # Ranks may differ in their number, and the first rank's last one may be smaller.
         self.n_micro_batches = -(-len(self.columns) // plan.micro_batch_size)
         self.mems = Memories(self.n_micro_batches, plan.micro_batch_size, device, config.train.swap_mem)
@@ -95,18 +96,6 @@ class Trainer:
         # (and a tail cluster without a token has no gradient). That it finds none at times is no news.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
         return DistributedDataParallel(objective, devices, find_unused_parameters=True)
-
-    def _train_stream(self) -> TokenStream:
-        train = self.config.train
-        return TokenStream(
-            self.corpus.tokens("train"),
-            train.batch_size,
-            train.tgt_len,
-            ext_len=train.ext_len,
-            columns=self.columns,
-            roll_seed=self.config.seed if train.roll else None,
-            varlen_seed=self.config.seed if train.varlen else None,
-        )
 
     def _is_embedding(self, name: str) -> bool:
         return self.config.train.clip_nonemb and name.startswith(("embedding.", "softmax.weights."))

@@ -22,10 +22,11 @@ NONE = -1
 
 
 class WordNumbers:
-    """A word's number is how many others came before it. `words`: all so far, `<eos>` for a line's end."""
+    """A word's number is how many others came before it. `words`: all so far, `eos` for a line's end."""
 
-    def __init__(self):
+    def __init__(self, eos: str = EOS):
         self.words: list[str] = []
+        self.eos = eos
         self._hashes = np.zeros(0, np.uint64)  # by number
         self._make_table(1 << 16)
 
@@ -52,7 +53,7 @@ class WordNumbers:
     def _learn(self, data: bytearray, starts: np.ndarray, ends: np.ndarray, hashes: np.ndarray) -> None:
         before = len(self.words)
         words = (data[start:end].decode() for start, end in zip(starts.tolist(), ends.tolist(), strict=True))
-        self.words += (EOS if word == "\n" else word for word in words)
+        self.words += (self.eos if word == "\n" else word for word in words)
         self._hashes = np.concatenate([self._hashes, hashes])
         if 4 * len(self.words) > len(self._numbers):
             self._make_table(1 << (8 * len(self.words)).bit_length())

@@ -72,6 +72,8 @@ def to_text(vocab: Vocabulary, ids: list[int]) -> str:
         return vocab.decode(ids)
     from txl.moses import detokenize
 
+    if vocab.sentences and ids and ids[0] == vocab.eos_id:  # the near side of the first sentence
+        ids = ids[1:]
     lines = vocab.decode(ids).split("\n")
     return "\n".join(detokenize(line.split()) for line in lines)
 
