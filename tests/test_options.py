@@ -2,16 +2,23 @@
 
 import json
 import math
+import re
+import shutil
 import signal
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from composing import composed
 from tiny import TINY_RUN, metrics, model_config, run, write_corpus
 from txl import checkpoint as ckpt
-from txl import hardware, rank, trainer
+from txl import evaluation_rank, hardware, rank, trainer
 from txl.choices import Init
+from txl.config import EvaluateConfig
+from txl.distributed import World
+from txl.errors import ConfigError
 from txl.launch import launch
 from txl.model import TransformerXL
 from txl.plan import with_global_batch
@@ -152,6 +159,86 @@ def test_dllogger_file_has_the_originals_lines_and_no_step_twice(train):
     summary = json.loads((half / "summary.json").read_text())
     assert end["test_loss"] == summary["test"]["loss"] and end["train_elapsed"] == summary["train_seconds"] / 60
     assert end["valid_loss"] == summary["best_valid_loss"] and end["train_throughput"] == summary["tokens_per_second"]
+
+
+def evaluated(*overrides):
+    """What `python evaluate.py` writes to result.json; run in this process."""
+    config = composed("hardware=cpu", "json=result.json", *overrides, name="evaluate", kind=EvaluateConfig)
+    assert evaluation_rank.run_rank(config, World()) == 0
+    return json.loads(Path("result.json").read_text())
+
+
+def test_an_evaluation_speaks_on_the_way_and_in_the_originals_lines(train, capsys):
+    run_dir = train("evaluation.mem_len=16")
+    options = ["tgt_len=8", "batch_size=4", "runtime=eager", "log_interval=4", "log=eval_log.log", "latency=true"]
+    options += ["percentiles=[90,99.9]", "dllogger=eval_log.json"]
+    Path("eval_log.json").write_text("of another evaluation")
+    result = evaluated(f"checkpoint={run_dir}", *options)
+    said = Path("eval_log.log").read_text()
+    assert said in capsys.readouterr().out
+    steps = [line for line in said.splitlines() if line.startswith("| step ")]
+    parameters, *on_the_way, end = dll_lines(Path("eval_log.json"))
+    segments = result["test"]["tokens"] // 32
+    assert len(steps) == len(on_the_way) == (segments + 1) // 4 and "| loss " in steps[-1] and "| bpc " in steps[-1]
+    assert parameters["step"] == "PARAMETER" and [line["step"] for line in on_the_way][:2] == [[4], [8]]
+    assert list(on_the_way[0]["data"]) == ["eval_latency", "eval_throughput", "eval_loss", "eval_bits_per_character"]
+    assert end["step"] == [] and end["data"]["eval_loss"] == result["test"]["loss"]
+    assert list(end["data"])[3:] == ["eval_avg_latency", "eval_90%_latency", "eval_99.9%_latency"]
+    assert "Latency 99.9%: " in said and "Latency 50%" not in said
+    losses = [line["data"]["eval_loss"] for line in on_the_way]
+    assert min(losses) <= result["test"]["loss"] <= max(losses)
+
+
+def test_weights_alone_are_evaluated_with_the_configuration_given_for_them(train):
+    run_dir = train()
+    expected = evaluated(f"checkpoint={run_dir}")["test"]["loss"]
+    torch.save(weights(run_dir, "best"), "weights.pt")
+    config = yaml.safe_load((run_dir / "config.yaml").read_text())
+    parts = {name: config[name] for name in ("model", "data", "train", "evaluation")}
+    Path("described.json").write_text(json.dumps(parts))
+    for file in (run_dir / "config.yaml", "described.json"):
+        assert evaluated("checkpoint=weights.pt", f"config_file={file}")["test"]["loss"] == expected
+    ckpt.export_model(run_dir, Path("exported"), "safetensors")
+    shutil.rmtree("text/cache")  # the vocabulary lies beside the weights
+    both = ["checkpoint=exported/model.safetensors", "config_file=exported/config.json"]
+    assert evaluated(*both, "text=the cat sat")["text"]["tokens"] == 10
+    assert not Path("text/cache").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda parts: parts.pop("data"), "has no section data; give the configuration of a run"),
+        (lambda parts: parts["model"].update(n_layer=3), "holds another architecture: it has no layers.2"),
+        (lambda parts: parts["model"].update(n_layr=3), "model.n_layr is not an option; did you mean n_layer?"),
+        (lambda parts: parts["model"].update(n_layer=0), "model.n_layer=0 must be above 0"),
+        (lambda parts: parts["model"].update(n_layer="${x}"), "model refers to other keys; write it with --cfg job"),
+        (lambda parts: parts["train"].pop("tgt_len"), "train.tgt_len has no value"),
+        (lambda parts: parts.clear(), "has no section model"),
+    ],
+)
+def test_a_configuration_that_does_not_describe_the_weights_is_refused(train, change, message):
+    run_dir = train("valid.enabled=false", "train.max_step=2")
+    parts = yaml.safe_load((run_dir / "config.yaml").read_text())
+    change(parts)
+    Path("described.yaml").write_text(yaml.safe_dump(parts))
+    torch.save(weights(run_dir), "weights.pt")
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        evaluated("checkpoint=weights.pt", "config_file=described.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["percentiles=[101]"], "percentiles=[101.0] must be numbers from 0 to 100"),
+        (["log_interval=0"], "log_interval=0 must be above 0"),
+        (["log=nowhere/a.log"], "log=nowhere/a.log: there is no folder nowhere; make it"),
+        (["config_file=absent.yaml"], "config_file=absent.yaml cannot be read"),
+    ],
+)
+def test_an_option_of_an_evaluation_that_cannot_work_is_refused_before_any_work(overrides, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        evaluated("checkpoint=x", *overrides)
 
 
 # --------------------------------------------------------------------------- names, logs, lengths

@@ -203,6 +203,24 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], origin:
     model.load_state_dict(state)
 
 
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """The tensors of a .pt or .safetensors file, or of a checkpoint folder."""
+    if not path.exists():
+        raise CheckpointError(f"checkpoint={path} does not exist; name a file of weights, or a checkpoint")
+    if path.is_dir():
+        return read(resolve(path), "model.pt")
+    if path.suffix == ".safetensors":
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    state = load_checkpoint(path)
+    if isinstance(state, dict) and "model_state" in state:
+        raise CheckpointError(f"{path} is the reference's; first: python -m txl.checkpoint import {path} FOLDER")
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(f"{path} holds no weights: expected tensors by name")
+    return state
+
+
 def read_columns(folder: Path, columns: range) -> torch.Tensor | None:
     """Memories of these columns of the global batch, from whichever ranks' shards hold them: [L, B, M, D]."""
     world_size = json.loads((folder / MANIFEST).read_text())["world_size"]

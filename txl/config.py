@@ -282,6 +282,7 @@ class EvaluateConfig:
 
     task: Task = MISSING
     checkpoint: str = MISSING  # run folder, or one of its checkpoints
+    config_file: str | None = None  # for weights without one: a run's configuration, YAML or JSON
     split: Split = MISSING
     runtime: Runtime = MISSING
     program: str | None = None  # torchscript, export: file to load the program from, or to write it to
@@ -297,11 +298,15 @@ class EvaluateConfig:
     precision: PrecisionConfig = MISSING
     hardware: HardwareConfig = MISSING
     gpus: int | None = None  # processes; null: as many as hardware.gpus, one on a CPU
+    log_interval: int | None = None  # segments; null: no lines before the result
     latency: bool = MISSING  # time every segment on its own, its losses included
+    percentiles: list[float] = MISSING  # of the latencies
     target_perplexity: float | None = None  # (or bits per character) missed: exit code 3
     target_throughput: float | None = None  # tokens/s; missed: exit code 3
     json: str | None = None  # file for the result
-    npz: str | None = None  # file for the latency of every segment
+    npz: str | None = None  # file for the latency and the tokens/s of every segment
+    log: str | None = None  # file that what is said is appended to
+    dllogger: str | None = None  # file for the result in the original's format, lines of `DLLL {json}`
     text: str | None = None  # evaluate this text, typed by hand; -: standard input
     token_losses: bool = MISSING  # of `text`: a table of every token's loss
     prompt: str | None = None  # generate: the text to go on from; -: standard input

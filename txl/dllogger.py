@@ -82,6 +82,14 @@ def summary(values: dict, best_valid: dict) -> dict:
     return named("test", values.get("test", {})) | trained | named("valid", best_valid)
 
 
+def evaluated(result: dict, latencies: dict[str, float] | None) -> dict:
+    """The end of an evaluation; `latencies` in seconds, as timing.percentiles says them."""
+    summary = {"eval_loss": result["loss"], "eval_ppl": result["ppl"], "eval_throughput": result["tokens_per_second"]}
+    for name, seconds in (latencies or {}).items():
+        summary["eval_avg_latency" if name == "mean" else f"eval_{name[1:]}%_latency"] = 1000 * seconds
+    return summary
+
+
 def stays(line: bytes, step: int) -> bool:
     """Is this line whole, and not from after `step`? The end of a run comes again."""
     try:

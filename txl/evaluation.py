@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -75,6 +76,35 @@ class LossSum:
         self.tokens += target.numel()
 
 
+class Progress:
+    """Every `interval` segments, `tell` gets what they took and lost, in this process.
+
+    {"segments", "batch", "n_batches", "ms_per_batch", "tokens_per_second", "loss"}; no loss where none was counted.
+    `tokens`: of one segment, in all processes.
+    """
+
+    def __init__(self, interval: int, tokens: int, tell: Callable[[dict], None]):
+        self.interval, self.tokens, self.tell = interval, tokens, tell
+        self._segments = self._counted = 0
+        self._nats, self._since = 0.0, time.perf_counter()
+
+    def is_due(self) -> bool:
+        """A segment is done: are its `interval` full?"""
+        self._segments += 1
+        return self._segments % self.interval == 0
+
+    def report(self, batch: int, n_batches: int, losses: LossSum) -> None:
+        nats, counted = float(losses.total), losses.tokens
+        now = time.perf_counter()
+        seconds = (now - self._since) / self.interval
+        said = {"segments": self._segments, "batch": batch, "n_batches": n_batches, "ms_per_batch": 1000 * seconds}
+        said["tokens_per_second"] = self.tokens / seconds
+        if counted > self._counted:
+            said["loss"] = (nats - self._nats) / (counted - self._counted)
+        self._nats, self._counted, self._since = nats, counted, now
+        self.tell(said)
+
+
 def advance(model, input: Tensor, target: Tensor, mems, geometry: Geometry, losses: LossSum | None):
     """One segment in any runtime; its losses are added if they count. Returns the new memories."""
     if isinstance(model, Program):
@@ -98,12 +128,14 @@ def evaluate(
     max_steps: int | None = None,
     repeat: int = 1,
     latencies: list[float] | None = None,
+    progress: "Progress | None" = None,
 ) -> Result:
     """Mean loss over the tokens of `stream` that count, summed over all ranks (each holds its columns).
 
     model: a TransformerXL, or one of its runtimes (inference.py). The memory starts empty and is warmed by the
     stream's uncounted segments. `max_steps`: stop after so many counted segments. `repeat`: read it all so often.
-    `latencies`: gets the seconds of every counted segment, losses included. Collective.
+    `latencies`: gets the seconds of every counted segment, losses included. `progress`: is told of every segment.
+    Collective.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -124,6 +156,10 @@ def evaluate(
             if latencies is not None and batch.counted:
                 synchronize()
                 latencies.append(time.perf_counter() - began)
+            if progress is not None and progress.is_due():
+                with autocast(precision, device):
+                    losses.flush()
+                progress.report(index + 1, stream.n_batches, losses)
     with autocast(precision, device):
         losses.flush()
     model.train(training)

@@ -5,25 +5,32 @@ import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import torch
+import yaml
 
 from txl import checkpoint as ckpt
 from txl.choices import Metric, Runtime, Split
-from txl.composition import from_dict
+from txl.composition import from_dict, to_dict
 from txl.config import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig, longest_context
 from txl.data import TokenStream, open_corpus
 from txl.distributed import World, columns_of
+from txl.dllogger import DLLogger, evaluated
 from txl.errors import ConfigError
-from txl.evaluation import MISSED_TARGET, Result, evaluate, evaluation_stream
+from txl.evaluation import MISSED_TARGET, Progress, Result, evaluate, evaluation_stream
 from txl.inference import CachedTransformerXL, Program, Step, make_program
 from txl.model import TransformerXL
 from txl.precision import autocast, parameter_dtype, set_matmul_precision
+from txl.rules import check_architecture
 from txl.timing import percentiles
+from txl.tracking import score_of
 from txl.vocab import Vocabulary, WordVocabulary, vocabulary_from_dict
 
 RULE = "=" * 100
+# What one must know of a run to use its weights; of its training, the lengths.
+DESCRIBED = {"model": ModelConfig, "data": DataConfig, "train": EvaluationConfig, "evaluation": EvaluationConfig}
 
 
 @dataclass
@@ -37,16 +44,63 @@ class Loaded:
     folder: Path
 
 
-def load(checkpoint: str, device: torch.device, dtype: torch.dtype = torch.float32) -> Loaded:
-    """Raises CheckpointError for a folder that is no checkpoint, is torn, or does not fit its own description."""
-    folder = ckpt.resolve(checkpoint)
-    ckpt.verify(folder)
-    run, vocab = ckpt.read(folder, "run.json"), vocabulary_from_dict(ckpt.read(folder, "vocabulary.json"))
+def load(
+    checkpoint: str, device: torch.device, dtype: torch.dtype = torch.float32, config_file: str | None = None
+) -> Loaded:
+    """Raises CheckpointError for a folder that is no checkpoint, is torn, or does not fit its description.
+
+    That is its own, or `config_file` for weights without one; their vocabulary then lies beside them or beside that
+    file (vocabulary.json), or is the data set's.
+    """
+    if config_file is None:
+        folder = ckpt.resolve(checkpoint)
+        ckpt.verify(folder)
+        run, state = ckpt.read(folder, "run.json"), ckpt.read(folder, "model.pt")
+        vocab = vocabulary_from_dict(ckpt.read(folder, "vocabulary.json"))
+    else:
+        folder, run = Path(checkpoint), read_description(config_file)
+        state, vocab = ckpt.read_weights(folder), None
+        for place in (folder if folder.is_dir() else folder.parent, Path(config_file).parent):
+            if vocab is None and (place / "vocabulary.json").exists():
+                vocab = vocabulary_from_dict(ckpt.read(place, "vocabulary.json"))
     config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
+    vocab = vocab or open_corpus(data).vocab
     model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
-    ckpt.load_weights(model, ckpt.read(folder, "model.pt"), str(folder))
+    ckpt.load_weights(model, state, str(folder))
     model.to(device, dtype).eval()
     return Loaded(model, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)
+
+
+def read_description(path: str) -> dict:
+    """A run's config.yaml, or what `python train.py ... --cfg job --resolve` prints, or the same as JSON."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"config_file={path} cannot be read: {' '.join(str(error).split())}") from None
+    lengths = EvaluationConfig.__dataclass_fields__
+    typed = {}
+    for name, kind in DESCRIBED.items():
+        section = values.get(name) if isinstance(values, dict) else None
+        if not isinstance(section, dict):
+            raise ConfigError(f"config_file={path} has no section {name}; give the configuration of a run")
+        if "${" in str(section):
+            raise ConfigError(f"config_file={path}: {name} refers to other keys; write it with --cfg job --resolve")
+        if name == "train":
+            section = {key: value for key, value in section.items() if key in lengths}
+        try:
+            typed[name] = from_dict(section, kind)
+        except ConfigError as error:
+            raise ConfigError(f"config_file={path}: {name}.{error}") from None
+    check_architecture(SimpleNamespace(**typed))
+    return values
+
+
+def check_targets(config: EvaluateConfig) -> None:
+    """Before hours of work: can what they find be written?"""
+    for key in ("json", "npz", "log", "dllogger"):
+        value = getattr(config, key)
+        if value is not None and not Path(value).absolute().parent.is_dir():
+            raise ConfigError(f"{key}={value}: there is no folder {Path(value).parent}; make it, or name another file")
 
 
 def geometry_of(config: EvaluateConfig, published: EvaluationConfig) -> tuple[Geometry, int]:
@@ -85,22 +139,49 @@ class Evaluator:
     def __init__(self, config: EvaluateConfig, world: World, device: torch.device):
         self.config, self.world, self.device = config, world, device
         set_matmul_precision(config.precision.name)
-        self.loaded = load(config.checkpoint, device, parameter_dtype(config.precision.name))
+        check_targets(config)
+        self.loaded = load(config.checkpoint, device, parameter_dtype(config.precision.name), config.config_file)
         self.geometry, self.batch_size = geometry_of(config, self.loaded.evaluation)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
+        self.dllogger = None
+        if config.dllogger and world.is_main:
+            Path(config.dllogger).unlink(missing_ok=True)
+            self.dllogger = DLLogger(Path(config.dllogger), to_dict(config))
 
     def run(self) -> int:
         result = self.text() if self.config.text is not None else self.splits()
         if self.world.is_main and self.config.json:
             Path(self.config.json).write_text(json.dumps(result, indent=1) + "\n")
         if self.world.is_main and self.config.npz:
-            np.savez(self.config.npz, latency_seconds=np.array(self.latencies))
+            seconds = np.array(self.latencies)
+            speed = self.batch_size * self.geometry.tgt_len / seconds
+            np.savez(self.config.npz, latency_seconds=seconds, tokens_per_second=speed)
         return self._missed_targets(result)
 
     def say(self, text: str) -> None:
         if self.world.is_main:
             print(text, flush=True)
+            if self.config.log:
+                with open(self.config.log, "a", encoding="utf-8") as file:
+                    file.write(text + "\n")
+
+    def _progress(self, tokens: int) -> Progress | None:
+        """Lines on the way, where they were asked for; `tokens`: of a segment."""
+        if self.config.log_interval is None or not self.world.is_main:
+            return None
+        return Progress(self.config.log_interval, tokens, self._on_the_way)
+
+    def _on_the_way(self, said: dict) -> None:
+        text = f"| step {said['segments']:>8d} | batches {said['batch']:>6d} / {said['n_batches']:d} "
+        text += f"| ms/batch {said['ms_per_batch']:5.2f} | tok/s {said['tokens_per_second']:7.0f}"
+        if "loss" in said:
+            metric = self.loaded.data.metric
+            said[metric.name] = score_of(said["loss"], metric.name)
+            text += f" | loss {said['loss']:5.2f} | {metric.name} {said[metric.name]:5.2f}"
+        self.say(text)
+        if self.dllogger is not None:
+            self.dllogger.log("eval", said["segments"], said)
 
     # ------------------------------------------------------------------ splits of the data set
 
@@ -127,6 +208,7 @@ class Evaluator:
                 config.max_steps,
                 config.repeat,
                 latencies,
+                self._progress(self.batch_size * self.geometry.tgt_len),
             )
             segments = min(stream.n_batches, (config.max_steps or stream.n_batches) + stream.n_warmup) * config.repeat
             self._summary(name, results[name], segments, latencies)
@@ -165,14 +247,16 @@ class Evaluator:
         self.say(RULE)
         self.say(self._score_line(name, result.loss))
         self.say(RULE)
-        if latencies:
+        found = percentiles(latencies, self.config.percentiles) if latencies else None
+        if self.dllogger is not None:
+            self.dllogger.write([], evaluated(result.to_dict(), found))
+        if found:
             self.latencies.extend(latencies)
-            found = percentiles(latencies)
             tokens = self.batch_size * self.geometry.tgt_len / found["mean"]
             self.say(f"Throughput Avg: {tokens:.2f} tok/s")
             self.say(f"Latency Avg: {1000 * found['mean']:.2f} ms")
-            for percent in (50, 90, 95, 99):
-                self.say(f"Latency {percent}%: {1000 * found[f'p{percent}']:.2f} ms")
+            for percent in self.config.percentiles:
+                self.say(f"Latency {percent:g}%: {1000 * found[f'p{percent:g}']:.2f} ms")
             self.say(RULE)
 
     def _score_line(self, name: str, loss: float) -> str:
@@ -189,7 +273,7 @@ class Evaluator:
             "metric": self.loaded.data.metric.name,
         }
         if self.latencies:
-            record["latency_seconds"] = percentiles(self.latencies)
+            record["latency_seconds"] = percentiles(self.latencies, self.config.percentiles)
         return record | values
 
     def _missed_targets(self, result: dict) -> int:

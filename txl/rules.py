@@ -38,7 +38,8 @@ OWN_FILES = {"metrics.jsonl", "train.log", "config.yaml", "plan.json", "environm
 BELOW_ONE = "model.dropout model.dropatt optimizer.momentum"
 
 EVALUATE_ABOVE_ZERO = """
-    tgt_len batch_size max_steps repeat gpus target_perplexity target_throughput max_tokens temperature top_k top_p
+    tgt_len batch_size max_steps repeat log_interval gpus target_perplexity target_throughput
+    max_tokens temperature top_k top_p
 """
 EVALUATE_ZERO_OR_MORE = "mem_len ext_len seed"
 
@@ -116,6 +117,9 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
     check_bounds(config, EVALUATE_ABOVE_ZERO, EVALUATE_ZERO_OR_MORE)
     check_clamp("clamp_len", config.clamp_len)
     check_arithmetic(config)
+    within = len(config.percentiles) > 0 and all(0 <= percent <= 100 for percent in config.percentiles)
+    rule = "must be numbers from 0 to 100, such as [50,90,95,99]"
+    refuse_unless(within, "percentiles", config.percentiles, rule)
     rule = "is a probability: above 0, at most 1"
     refuse_unless(config.top_p is None or config.top_p <= 1, "top_p", config.top_p, rule)
     both = "excludes prompts: give one text, or a file of them"
@@ -132,6 +136,13 @@ def check_evaluate_config(config: EvaluateConfig) -> None:
         refuse_unless(given, "task", config.task, "reads no prompt; use task=generate")
     programs = config.runtime in (Runtime.torchscript, Runtime.export)
     refuse_unless(config.program is None or programs, "program", config.program, "needs runtime=torchscript or export")
+
+
+def check_architecture(config: Any) -> None:
+    """Of `config.model` with `config.data`, wherever they come from."""
+    above_zero, zero_or_more = (" ".join(re.findall(r"model\.\w+", keys)) for keys in (ABOVE_ZERO, ZERO_OR_MORE))
+    check_bounds(config, above_zero, zero_or_more)
+    check_model(config)
 
 
 def check_model(config: RunConfig) -> None:

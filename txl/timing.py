@@ -71,7 +71,7 @@ class Throughput:
         return 1000 * self.seconds / self.steps if self.steps else 0.0
 
 
-def percentiles(latencies: Sequence[float]) -> dict[str, float]:
+def percentiles(latencies: Sequence[float], percents: Sequence[float] = PERCENTILES) -> dict[str, float]:
     """{"mean", "p50", "p90", "p95", "p99"} in the unit given; between two values as numpy interpolates.
 
     Raises ValueError for an empty sequence.
@@ -80,10 +80,11 @@ def percentiles(latencies: Sequence[float]) -> dict[str, float]:
         raise ValueError("percentiles of no latencies: measure at least one")
     ordered = sorted(latencies)
     found = {"mean": math.fsum(ordered) / len(ordered)}
-    for percent in PERCENTILES:
+    for percent in percents:
         below, rest = divmod((len(ordered) - 1) * percent, 100)
+        below = int(below)
         above = min(below + 1, len(ordered) - 1)
-        found[f"p{percent}"] = ordered[below] + (ordered[above] - ordered[below]) * rest / 100
+        found[f"p{percent:g}"] = ordered[below] + (ordered[above] - ordered[below]) * rest / 100
     return found
 
 
