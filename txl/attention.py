@@ -55,17 +55,33 @@ def attend(
     bias: Tensor,
     dropatt: float,
     backend: AttentionBackend = AttentionBackend.eager,
+    turn: int = 0,
 ) -> Tensor:
-    """softmax((query key^T + bias) / sqrt(H)) value.
+    """softmax(query key^T / sqrt(H) + bias) value.
 
     query [B, N, T, H], key and value [B, N, K, H], bias [B, N, T, K] (or broadcast) -> [B, N, T, H].
+    `turn`: key j is the one of column j + turn of the bias, counted round (inference.py: keys in a ring).
     """
     if backend is AttentionBackend.sdpa:
-        bias = bias * query.shape[-1] ** -0.5
+        bias = bias.roll(-turn, -1) if turn else bias
         return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropatt)
-    score = (query @ key.transpose(-1, -2) + bias) * query.shape[-1] ** -0.5
+    score = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if turn:
+        score[..., :-turn] += bias[..., turn:]
+        score[..., -turn:] += bias[..., :turn]
+    else:
+        score += bias
     probability = F.dropout(score.softmax(dim=-1), dropatt, training=dropatt > 0)
     return probability @ value
+
+
+def by_head(query: Tensor, keys: Tensor) -> Tensor:
+    """query [B, N, T, H], keys [N, H, R] that all texts share -> [B, N, T, R].
+
+    One product per head for all texts at once: broadcasting would copy the keys B times.
+    """
+    B, _, T, _ = query.shape
+    return (query.transpose(0, 1).flatten(1, 2) @ keys).unflatten(1, (B, T)).transpose(0, 1)
 
 
 def reach(K: int, geometry: Geometry, clamp: int) -> int:
@@ -126,10 +142,10 @@ class RelativePositions(nn.Module):
         return projection(encoding).unflatten(-1, (n_head, d_head)).permute(1, 2, 0)
 
     def score(self, layer: int, query: Tensor, keys: Tensor) -> tuple[Tensor, Tensor]:
-        """query [B, N, T, H], keys [N, H, R] -> query for the content term, by_distance [B, N, T, R]."""
+        """query [B, N, T, H], keys [N, H, R] -> query for the content term; by_distance [B, N, T, R] over sqrt(H)."""
         pair = layer if len(self.content_bias) > 1 else 0
         u, w = self.content_bias[pair][:, None], self.position_bias[pair][:, None]
-        return query + u, (query + w) @ keys
+        return query + u, by_head(query + w, keys * query.shape[-1] ** -0.5)  # here it is cheapest
 
 
 class ShawPositions(nn.Module):
@@ -160,8 +176,8 @@ class ShawPositions(nn.Module):
         return key, self.distance_bias[layer, -encoding:].t()[:, None]
 
     def score(self, layer: int, query: Tensor, keys: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        key, bias = keys
-        return query + self.content_bias[layer][:, None], query @ key + bias
+        key, bias = (part * query.shape[-1] ** -0.5 for part in keys)
+        return query + self.content_bias[layer][:, None], by_head(query, key) + bias
 
 
 class _AddedPositions(nn.Module):
@@ -268,16 +284,26 @@ class Attention(nn.Module):
         return self.read(h, query, key, value, positions, layer, keys, window)
 
     def read(
-        self, h: Tensor, query: Tensor, key: Tensor, value: Tensor, positions, layer: int, keys, window, mask=None
+        self,
+        h: Tensor,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        positions,
+        layer: int,
+        keys,
+        window: int | None,
+        mask: Tensor | None = None,
+        turn: int = 0,
     ) -> Tensor:
         """h [B, T, D] and its queries [B, N, T, H], keys and values [B, N, K, H], positional keys -> [B, T, D].
 
-        `mask` [K]: 0, or -inf for keys that do not exist yet (inference.py: programs whose shapes never change).
+        For inference.py: `mask` [K], 0, or -inf for the oldest keys where they do not exist; `turn` as in `attend`.
         """
         query, by_distance = positions.score(layer, query, keys)
         bias = by_key(by_distance, key.shape[2], window)
         if mask is not None:
             bias = bias + mask
-        out = attend(query, key, value, bias, self.dropatt if self.training else 0.0, self.backend)
+        out = attend(query, key, value, bias, self.dropatt if self.training else 0.0, self.backend, turn)
         out = self.dropout(self.output(out.transpose(1, 2).flatten(-2)))
         return h + out if self.pre_lnorm else self.norm(h + out)

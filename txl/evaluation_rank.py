@@ -12,7 +12,7 @@ from txl.config import EvaluateConfig
 from txl.distributed import World, close_process_group, init_process_group
 from txl.errors import ConfigError
 from txl.evaluator import Evaluator
-from txl.hardware import pick_device, set_threads
+from txl.hardware import keep_freed_memory, pick_device, set_threads
 from txl.rules import check_cpu_arithmetic
 from txl.writer import write
 
@@ -22,6 +22,7 @@ def run_rank(config: EvaluateConfig, world: World) -> int:
     device = pick_device(config.hardware, world.local_rank)
     if device.type == "cpu":
         check_cpu_arithmetic(config.precision.name, "this machine")
+    keep_freed_memory(device)
     set_threads(device, world.local_world_size)
     init_process_group(world, device)
     code = write(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()

@@ -9,6 +9,7 @@ positions once for all lengths. The attention is the model's own (`Attention.rea
 
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -20,52 +21,49 @@ from txl.config import Geometry
 from txl.errors import ConfigError
 from txl.model import TransformerXL
 
-SPARE = 0.1  # room for later segments, as a part of the window: it then moves back less often than every segment
-
 
 class Cache:
-    """Keys and values of the last tokens, in all layers: a window that moves through a buffer.
+    """Keys and values of the last tokens, in all layers: a ring, where a segment takes the place of the oldest tokens.
 
-    A segment is written behind the window; when the buffer ends, the window moves back to its beginning.
+    Nothing is ever moved. A slot that holds a token older than the memory, which happens after a segment shorter than
+    tgt_len, is masked.
     """
 
     def __init__(self, n_layer: int, geometry: Geometry):
         self.n_layer, self.mem_len = n_layer, geometry.mem_len
-        whole = geometry.mem_len + geometry.tgt_len
-        self.capacity = whole + int(SPARE * whole) // geometry.tgt_len * geometry.tgt_len
-        self.key = self.value = None  # [L, B, N, capacity, H], made when the first segment shows type and device
-        self.begin = self.end = 0
-
-    def make_room(self, T: int) -> None:
-        """For T more tokens."""
-        if self.end + T <= self.capacity:
-            return
-        length = self.end - self.begin
-        assert length + T <= self.capacity, "a segment longer than tgt_len"
-        if length:
-            for layer in range(self.n_layer):  # by layer: the copy that an overlapping move needs stays small
-                for buffer in (self.key[layer], self.value[layer]):
-                    buffer[:, :, :length] = buffer[:, :, self.begin : self.end].clone()
-        self.begin, self.end = 0, length
+        self.slots = geometry.mem_len + geometry.tgt_len
+        self.key = self.value = None  # [L, B, N, slots, H], made when the first segment shows type and device
+        self.end = 0  # tokens read so far
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, N, T, H] of a segment -> those of the memory and the segment [B, N, K, H]."""
+        """Keys and values [B, N, T, H] of a segment -> those of all slots in use [B, N, K, H]."""
         if self.key is None:
             B, N, _, H = key.shape
-            self.key, self.value = (key.new_empty(self.n_layer, B, N, self.capacity, H) for _ in range(2))
-        end = self.end + key.shape[2]
-        self.key[layer, :, :, self.end : end] = key
-        self.value[layer, :, :, self.end : end] = value
-        return self.key[layer, :, :, self.begin : end], self.value[layer, :, :, self.begin : end]
+            self.key, self.value = (key.new_empty(self.n_layer, B, N, self.slots, H) for _ in range(2))
+        T, begin = key.shape[2], self.end % self.slots
+        before_end = min(T, self.slots - begin)
+        used = min(self.end + T, self.slots)
+        for buffer, new in ((self.key[layer], key), (self.value[layer], value)):
+            buffer[:, :, begin : begin + before_end] = new[:, :, :before_end]
+            if before_end < T:
+                buffer[:, :, : T - before_end] = new[:, :, before_end:]
+        return self.key[layer, :, :, :used], self.value[layer, :, :, :used]
+
+    def layout(self, T: int) -> tuple[int, int, int]:
+        """Of a segment of T more tokens: slots in use; the slot of its last token, counted back from the end of the
+        ring; and how many of the oldest slots hold what is no longer remembered.
+        """
+        used = min(self.end + T, self.slots)
+        turn = -(self.end + T) % self.slots if used == self.slots else 0
+        return used, turn, used - T - len(self)
 
     def advance(self, T: int) -> None:
         """The segment was read by all layers: it belongs to the memory now."""
         self.end += T
-        self.begin = max(self.begin, self.end - self.mem_len)
 
     def __len__(self) -> int:
         """Tokens in the memory."""
-        return self.end - self.begin
+        return min(self.end, self.mem_len)
 
 
 def check_cacheable(model: TransformerXL, geometry: Geometry | None, runtime: str) -> None:
@@ -101,12 +99,16 @@ class CachedTransformerXL(nn.Module):
     @torch.no_grad()
     def forward(self, input: Tensor, cache: Cache | list, geometry: Geometry) -> tuple[Tensor, Cache]:
         """input [B, T], T <= tgt_len; the cache, which is changed, or [] at the start -> hidden [B, T, D], cache."""
-        assert geometry.ext_len == 0, "a cache reads no token twice"
-        cache = cache or Cache(len(self.model.layers), geometry)
         T = input.shape[1]
-        cache.make_room(T)
-        keys = self.position_keys(len(cache) + T, geometry)
-        hidden = read(self.model, input, cache.append, keys, window_of(geometry))
+        assert geometry.ext_len == 0 and geometry.tgt_len >= T, "a cache reads no token twice, and its ring is full"
+        cache = Cache(len(self.model.layers), geometry) if isinstance(cache, list) else cache
+        used, turn, forgotten = cache.layout(T)
+        mask = None
+        if forgotten:
+            mask = torch.zeros(used, device=self.device)
+            mask[:forgotten] = -torch.inf
+        keys = self.position_keys(used, geometry)
+        hidden = read(self.model, input, cache.append, keys, window_of(geometry), mask, turn)
         cache.advance(T)
         return hidden, cache
 
@@ -134,10 +136,19 @@ def latest(keys: Tensor | tuple, count: int) -> Tensor | tuple:
     return tuple(part[..., -count:] for part in keys) if isinstance(keys, tuple) else keys[..., -count:]
 
 
-def read(model: TransformerXL, input: Tensor, append, position_keys: list, window: int | None, mask=None) -> Tensor:
+def read(
+    model: TransformerXL,
+    input: Tensor,
+    append: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
+    position_keys: list,
+    window: int | None,
+    mask: Tensor | None = None,
+    turn: int = 0,
+) -> Tensor:
     """One segment through all layers: input [B, T] -> hidden [B, T, D].
 
     append(layer, key, value) adds the segment's keys and values to the remembered ones and returns both.
+    `mask`, `turn`: as in `Attention.read`.
     """
     h = model.embedding(input)
     for i, layer in enumerate(model.layers):
@@ -145,7 +156,7 @@ def read(model: TransformerXL, input: Tensor, append, position_keys: list, windo
         x = attention.norm(h) if attention.pre_lnorm else h
         key, value = append(i, *attention.key_value(x))
         query = attention.query(x)
-        h = attention.read(h, query, key, value, model.positions, i, position_keys[i], window, mask)
+        h = attention.read(h, query, key, value, model.positions, i, position_keys[i], window, mask, turn)
         h = layer.feed_forward(h)
     return h
 

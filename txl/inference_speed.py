@@ -16,7 +16,7 @@ from txl.config import BenchmarkConfig, Geometry, longest_context
 from txl.errors import ConfigError
 from txl.evaluation import LossSum, advance
 from txl.evaluator import choose_runtime, in_runtime, load
-from txl.hardware import cpu_model, pick_device, set_threads
+from txl.hardware import cpu_model, keep_freed_memory, pick_device, set_threads
 from txl.model import TransformerXL
 from txl.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.rules import check_cpu_arithmetic
@@ -33,6 +33,7 @@ SETTLING = 3  # segments after the memory is full that are not measured
 def run(config: BenchmarkConfig) -> int:
     """Measure every combination, print the table, write the JSON; returns the exit code."""
     device = pick_device(config.hardware, 0)
+    keep_freed_memory(device)
     set_threads(device, 1)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
     machine = {"name": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
