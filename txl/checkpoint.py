@@ -151,16 +151,19 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def resolve(path: str | Path) -> Path:
-    """A run folder, its checkpoints folder, or a checkpoint -> the checkpoint folder (best, else last)."""
+def resolve(path: str | Path, key: str = "checkpoint") -> Path:
+    """A run folder, its checkpoints folder, or a checkpoint -> the checkpoint folder (best, else last).
+
+    `key`: the option that named it.
+    """
     path = Path(path)
     choices = [path, path / "best", path / "checkpoints" / "best", path / "last", path / "checkpoints" / "last"]
     for choice in choices:
         if (choice / MANIFEST).exists():
             return choice.resolve()
     if not path.exists():
-        raise CheckpointError(f"checkpoint={path} does not exist; name a run folder or one of its checkpoints")
-    raise CheckpointError(f"checkpoint={path} holds no {MANIFEST}: not a checkpoint, or one that was never finished")
+        raise CheckpointError(f"{key}={path} does not exist; name a run folder or one of its checkpoints")
+    raise CheckpointError(f"{key}={path} holds no {MANIFEST}: not a checkpoint, or one that was never finished")
 
 
 def verify(folder: Path) -> dict:

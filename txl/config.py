@@ -265,6 +265,7 @@ class RunConfig:
     runs: str = MISSING  # folder of all runs
     run_dir: str | None = None  # null: derived from the three above
     resume: str | None = None  # auto, or a checkpoint folder
+    init_from: str | None = None  # run folder or checkpoint whose weights the run begins with (fine_tuning.py)
     sample_tokens: int = MISSING  # length of the text written after training; 0: none
     attention: AttentionBackend = MISSING
     recompute: bool = MISSING  # layers' activations in the backward pass: less memory, a third more work

@@ -31,6 +31,7 @@ LAST_BREATH = 600  # seconds that a terminated rank waits for SLURM to end it
 
 def run_rank(config: RunConfig, start: Start, world, fence: Callable[[], None] | None = None) -> int:
     """Train on this rank; returns its exit code."""
+    from txl import fine_tuning
     from txl.distributed import close_process_group, init_process_group
     from txl.hardware import bind_to_memory, keep_freed_memory, pick_device, set_threads
     from txl.trainer import Trainer
@@ -44,6 +45,10 @@ def run_rank(config: RunConfig, start: Start, world, fence: Callable[[], None] |
     trainer.fence = fence
     if start.checkpoint:
         trainer.restore(Path(start.checkpoint))
+    elif config.init_from is not None:
+        carried = fine_tuning.begin(trainer.model, trainer.corpus.vocab, config)
+        if world.is_main:
+            print(carried, flush=True)
     code = trainer.train()
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw(Path(start.plan.run_dir))

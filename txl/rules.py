@@ -365,7 +365,7 @@ def check_run(config: RunConfig) -> None:
     free = file is None or (re.fullmatch(r"\w[\w.-]*", file) and file not in OWN_FILES)
     rule = "must be the name of a file in the run folder that nothing else writes; use train_log.json"
     refuse_unless(bool(free), "tracking.dllogger", file, rule)
-    for key in ("resume", "run_dir", "runs"):
+    for key in ("resume", "init_from", "run_dir", "runs"):
         value = getattr(config, key)
         refuse_unless(value is None or bool(value.strip()), key, "''", "must name a folder; leave it out otherwise")
 
@@ -393,6 +393,7 @@ def mathematics(values: dict[str, Any]) -> dict[str, Any]:
     the shorter one stopped. The validation interval is one where the plateau schedule counts validations.
     """
     keys = {key: value for key, value in flat(values).items() if not is_free(key)}
+    keys.setdefault("init_from", None)  # older checkpoints do not know it
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
     del keys["train.max_step"], keys["seed"]

@@ -95,6 +95,7 @@ def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tup
             raise ConfigError(
                 f"run_dir={run_dir} holds a run already; resume=auto continues it, another name or run_dir keeps both"
             )
+        check_source(config)
         return None, False
     from txl import checkpoint as ckpt  # imports torch, which a fresh run's mistakes need not wait for
     from txl.distributed import World
@@ -102,12 +103,21 @@ def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tup
     if config.resume == "auto":
         found = ckpt.Checkpoints(run_dir / "checkpoints", World()).newest()
         if found is None:
+            check_source(config)
             return None, False
     else:
-        found = ckpt.resolve(config.resume)
+        found = ckpt.resolve(config.resume, "resume")
     ckpt.verify(found)
     check_resume(config, found)
     return str(found), is_finished(config, run_dir, found)
+
+
+def check_source(config: RunConfig) -> None:
+    """The checkpoint that a run begins from; one that continues has no more need of it."""
+    if config.init_from is not None:
+        from txl import fine_tuning  # imports torch
+
+        fine_tuning.check_source(config)
 
 
 def check_resume(config: RunConfig, checkpoint: Path) -> None:

@@ -26,6 +26,7 @@ from txl.errors import ConfigError
 from txl.plan import Plan, make_plan
 from txl.run_folder import (
     check_resume,
+    check_source,
     copy_code,
     find_checkpoint,
     first_to_fail,
@@ -163,6 +164,8 @@ def has_work(config: RunConfig, run_dir: Path) -> bool:
             if is_finished(config, run_dir, found):
                 print(f"{run_dir} is finished: nothing to do (raise train.max_step to go on)")
                 return False
+            return True
+        check_source(config)
     else:
         find_checkpoint(config, run_dir)
     return True

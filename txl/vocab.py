@@ -131,6 +131,10 @@ class WordVocabulary:
     def __len__(self) -> int:
         return len(self.words)
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return self.words
+
     def encode(self, text: str | bytes, add_eos: bool = True) -> np.ndarray:
         """Ids, [T] int64; `add_eos`: one `<eos>` per line, also where the last lacks its newline (sentences: and one
         before the text).
@@ -182,6 +186,10 @@ class ByteVocabulary:
     def __len__(self) -> int:
         return len(self.values)
 
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple(self.values.tolist())
+
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids, [T] int64, of the bytes (of the text in UTF-8). ConfigError for a byte that the vocabulary lacks."""
         data = np.frombuffer(text.encode(errors="surrogateescape") if isinstance(text, str) else text, np.uint8)
@@ -219,6 +227,10 @@ class CharVocabulary:
 
     def __len__(self) -> int:
         return len(self.characters) + (self.unk_id is not None)
+
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        return (*self.characters, *([] if self.unk_id is None else [UNK]))
 
     def encode(self, text: str | bytes) -> np.ndarray:
         """Ids, [T] int64. A character outside the vocabulary becomes `<unk>`; ConfigError where there is none."""
