@@ -20,7 +20,7 @@ from txl.errors import ConfigError
 from txl.model import TransformerXL
 from txl.plan import make_plan
 from txl.rules import resume_differences
-from txl.run_folder import find_checkpoint
+from txl.run_folder import find_checkpoint, prepare
 from txl.slurm import has_work
 from txl.state import seed_everything
 from txl.vocab import ByteVocabulary, CharVocabulary, WordVocabulary, vocabulary_from_dict
@@ -204,6 +204,9 @@ def test_a_mistake_is_one_line_before_any_work(name, source, tmp_path):
         assert message.format(**places) in str(error.value) and "\n" not in str(error.value)
         with pytest.raises(ConfigError):  # before a job is submitted
             has_work(replace(config, resume=resume), tmp_path / "run")
+        with pytest.raises(ConfigError), prepare(replace(config, resume=resume)):
+            pytest.fail("it must not begin")
+    assert not (tmp_path / "run").exists()
 
 
 def test_where_it_began_is_part_of_what_a_run_is(source):

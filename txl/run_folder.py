@@ -38,6 +38,9 @@ def prepare(config: RunConfig, ours: bool = False):
 
     `ours`: the folder was written for this start already, by whoever submitted it or by an attempt before this one.
     """
+    if config.init_from is not None:  # before a large text is encoded
+        run_dir = Path(make_plan(config).run_dir)
+        check_source(config) if config.debug else find_checkpoint(config, run_dir, ours)
     corpus = open_corpus(config.data)
     plan = make_plan(config, len(corpus.vocab))
     if config.debug:
