@@ -13,6 +13,7 @@ from test_convert import MODELS, golden, reference_file
 from tiny import TINY_RUN, metrics, model_config, run
 from txl import checkpoint as ckpt
 from txl import fine_tuning
+from txl.bpe import BpeVocabulary
 from txl.choices import Positions
 from txl.composition import from_dict, to_dict
 from txl.config import ModelConfig
@@ -148,11 +149,17 @@ def test_of_learned_distances_the_nearest_come_over(positions, distances):
         assert torch.equal(after[name][:, :-both], before[name][:, :-both]), name
 
 
-def test_bytes_and_characters_are_found_by_what_they_are():
+def test_tokens_of_every_kind_are_found_by_what_they_are():
     for old, new, shared in (
         (ByteVocabulary(b"abc"), ByteVocabulary(b"bcd"), [(0, 1), (1, 2)]),
         (CharVocabulary("abc", unk=True), CharVocabulary("bd", unk=True), [(0, 1), (2, 3)]),
         (CharVocabulary("abc"), CharVocabulary("bd", unk=True), [(0, 1)]),
+        (
+            WordVocabulary(["<eos>", "a", "<unk>"]),
+            WordVocabulary(["a", "<S>", "U"], eos="<S>", unk="U"),
+            [(0, 1), (1, 0), (2, 2)],
+        ),
+        (BpeVocabulary("abc", ["a b"]), BpeVocabulary("bad", []), [(0, 1), (1, 0)]),
     ):
         assert list(zip(*(ids.tolist() for ids in fine_tuning.shared_ids(new, old)), strict=True)) == shared
 

@@ -65,9 +65,9 @@ def run(config: BenchmarkConfig) -> int:
 
 def made_up(data: DataConfig, folder: Path) -> DataConfig:
     """The data set that the text is."""
-    files = {"path": str(folder), "train": "train.txt", "valid": "valid.txt", "test": None, "file": None}
-    whole = {"lower_case": False, "min_freq": 0, "max_size": None, "vocab_size": None, "max_bytes": None}
-    return replace(data, name="made", vocab=VocabKind.word, cache=str(folder / "cache"), **files, **whole)
+    files = {"path": str(folder), "train": "train.txt", "valid": "valid.txt", "cache": str(folder / "cache")}
+    unused = {key: getattr(data, key) for key in ("split", "cutoffs", "metric")}
+    return DataConfig(name="made", vocab=VocabKind.word, lower_case=False, min_freq=0, **files, **unused)
 
 
 def check_disk(folder: Path, megabytes: int) -> None:

@@ -1,6 +1,7 @@
 """Vocabularies: text to token ids and back. Four kinds (byte pairs: bpe.py) with one surface:
 
     len(v)   v.encode(text or bytes) -> int64 array   v.decode(ids) -> text   v.unk_id, v.eos_id (None: has none)
+    v.tokens (words, byte values, characters, by id)
     v.to_dict(), vocabulary_from_dict(values)         v.fingerprint (of the content: the same ids for the same text)
 
 Words are what white space separates, and `<eos>` ends every line, also an empty one. Bytes and characters are one
