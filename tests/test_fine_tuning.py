@@ -20,8 +20,8 @@ from txl.config import ModelConfig
 from txl.errors import ConfigError
 from txl.model import TransformerXL
 from txl.plan import make_plan
-from txl.rules import resume_differences
 from txl.run_folder import find_checkpoint, prepare
+from txl.run_identity import resume_differences
 from txl.slurm import has_work
 from txl.state import seed_everything
 from txl.vocab import ByteVocabulary, CharVocabulary, WordVocabulary, vocabulary_from_dict

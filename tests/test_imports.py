@@ -13,7 +13,7 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 # A module may import those of the rows above its own, and its neighbours to the left.
 ORDER = [
     "choices errors",
-    "config composition rules distributed hardware precision console dllogger download timing",
+    "config composition rules run_identity distributed hardware precision console dllogger download timing",
     "moses text cache bpe vocab words zipf adaptive attention optim",
     "state encoding sources data sentences model plan",
     "unpickle convert checkpoint fine_tuning tracking inference generation evaluation run_folder report",

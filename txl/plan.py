@@ -12,7 +12,8 @@ from txl.choices import Arithmetic, OptimizerName, Positions
 from txl.config import DataConfig, ModelConfig, RunConfig, TrainConfig, is_multi_node, longest_context
 from txl.errors import ConfigError
 from txl.hardware import detect
-from txl.rules import check_cpu_arithmetic, config_hash
+from txl.rules import check_cpu_arithmetic
+from txl.run_identity import config_hash
 
 GB = 1e9
 

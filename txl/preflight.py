@@ -17,7 +17,7 @@ from txl.config import RunConfig
 from txl.errors import ConfigError
 from txl.plan import make_plan
 from txl.rank import slurm_variables
-from txl.rules import config_hash
+from txl.run_identity import config_hash
 from txl.sources import find_files, find_vocabulary
 
 PATIENCE = 300.0  # seconds until all ranks must have reported

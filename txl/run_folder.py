@@ -16,7 +16,7 @@ from txl.config import RunConfig
 from txl.data import open_corpus
 from txl.errors import ConfigError
 from txl.plan import Plan, make_plan
-from txl.rules import resume_differences
+from txl.run_identity import resume_differences
 
 PROJECT = Path(__file__).resolve().parent.parent
 

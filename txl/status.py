@@ -5,8 +5,8 @@ import json
 import sys
 from pathlib import Path
 
-from txl.rules import flat
 from txl.run_folder import in_use
+from txl.run_identity import flat
 from txl.slurm import Submitted, accounting_says, controller_says
 
 DEPTH = 3  # folders of runs that a run folder may lie below
