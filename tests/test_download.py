@@ -1,6 +1,7 @@
 """Downloads against a server of our own: resumed, verified, and unpacked where they belong."""
 
 import fcntl
+import gzip
 import hashlib
 import io
 import subprocess
@@ -8,12 +9,15 @@ import sys
 import tarfile
 import threading
 import zipfile
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from composing import composed
+from made import write_lm1b
 from txl import download
 from txl.choices import Metric, VocabKind
 from txl.config import DataConfig
@@ -228,6 +232,16 @@ def test_a_member_that_leads_out_of_the_folder_unpacks_nothing(server, tmp_path,
     assert not list(tmp_path.rglob("good.txt"))
 
 
+def test_a_tarball_is_unpacked_in_its_own_order(server, tmp_path, monkeypatch):
+    """Every step back would decompress it from its beginning."""
+    rewinds, rewind = [], gzip._GzipReader._rewind
+    monkeypatch.setattr(gzip._GzipReader, "_rewind", lambda self: (rewinds.append(1), rewind(self)))
+    members = {f"./set/{name}": CONTENT for name in "dacb"}
+    names = {f"set/{name}": name for name in "abcd"}
+    assert install_archive(server, tarred(members), tmp_path, names) == [tmp_path / name for name in "abcd"]
+    assert len(rewinds) <= 2  # to look whether it is one, and after its list was read
+
+
 def test_links_are_not_unpacked(server, tmp_path):
     install_archive(server, tarred({"link": None, "a.txt": b"a"}), tmp_path)
     assert files_of(tmp_path) == ["a.txt"] and not (tmp_path / "link").is_symlink()
@@ -276,6 +290,38 @@ def test_wikitext_103_is_ready_to_train_on(server, tmp_path, monkeypatch, capsys
     assert len(open_corpus(DataConfig(**values)).vocab) == 3
 
 
+def test_the_billion_words_are_ready_to_train_on(server, tmp_path, monkeypatch):
+    """The tarball's files where `data=lm1b` looks for them, and the vocabulary, which another server has, beside."""
+    write_lm1b(tmp_path / "made", shards=99, lines=1)
+    published = SOURCES["lm1b"]
+    members = {"README": b"no", **{name: b"the cat\n" for name in published.files}}
+    members |= {name: (tmp_path / "made" / name).read_bytes() for name in published.files if "news.en-" in name}
+    words = (tmp_path / "made" / "1b_word_vocab.txt").read_bytes()
+    server.files |= {"l.tar.gz": tarred(members), "1b_word_vocab.txt": words}
+    blob = hashlib.sha1(b"blob %d\0" % len(words) + words).hexdigest()
+    beside = replace(published.beside, url=server.url("1b_word_vocab.txt"), git_blob=blob)
+    here = replace(published, url=server.url("l.tar.gz"), sha256=sha256(server.files["l.tar.gz"]), beside=beside)
+    monkeypatch.setitem(SOURCES, "lm1b", here)
+    monkeypatch.setenv("TXL_DATA", str(tmp_path))
+    assert main(["lm1b"]) == 0 and len(server.requests) == 2
+    assert main(["lm1b"]) == 0 and len(server.requests) == 2  # all is there
+    corpus = open_corpus(composed("data=lm1b", f"data.cache={tmp_path}/cache").data)
+    assert len(corpus.shards) == 99 and len(corpus.vocab) == len(words.splitlines())
+    monkeypatch.setitem(SOURCES, "lm1b", replace(here, beside=replace(beside, git_blob="0" * 40)))
+    (tmp_path / "lm1b" / "1b_word_vocab.txt").unlink()
+    assert main(["lm1b"]) == 1 and not (tmp_path / "lm1b" / "1b_word_vocab.txt").exists()
+
+
+def test_gpt2s_tables_get_the_names_that_others_give_them(server, tmp_path, monkeypatch):
+    server.files |= {"encoder.json": b"{}", "vocab.bpe": b"a b"}
+    published = SOURCES["gpt2"]
+    beside = replace(published.beside, url=server.url("vocab.bpe"), sha256=sha256(b"a b"))
+    here = replace(published, url=server.url("encoder.json"), sha256=sha256(b"{}"), beside=beside)
+    monkeypatch.setitem(SOURCES, "gpt2", here)
+    assert main(["gpt2", "--to", str(tmp_path)]) == 0
+    assert files_of(tmp_path) == ["merges.txt", "vocab.json"] and (tmp_path / "merges.txt").read_bytes() == b"a b"
+
+
 @pytest.mark.parametrize(
     "arguments, words",
     [
@@ -296,8 +342,9 @@ def test_mistakes_are_one_line_and_an_exit_code(tmp_path, arguments, words):
 
 
 def test_the_table_has_a_checksum_for_everything():
-    assert {"wt103", "enwik8", "text8", "lm1b"} <= SOURCES.keys()
-    assert all(len(source.sha256) == 64 for source in SOURCES.values())
+    assert {"wt103", "enwik8", "text8", "lm1b", "gpt2"} == SOURCES.keys()
+    sources = [part for source in SOURCES.values() for part in (source, source.beside) if part]
+    assert all(len(source.checksum) == (40 if source.git_blob else 64) for source in sources)
 
 
 def test_sha256_of_a_file(tmp_path):

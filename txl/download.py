@@ -1,7 +1,8 @@
 """Fetch, verify and unpack data sets.
 
-    python -m txl.download wt103                    into data/wt103 (or $TXL_DATA/wt103)
+    python -m txl.download wt103                    into data/wt103 (or $TXL_DATA/wt103); so enwik8, text8, lm1b
     python -m txl.download enwik8 --to some/folder
+    python -m txl.download gpt2                     the tables of data.vocab=bpe: vocab.json, merges.txt
     python -m txl.download https://example.org/texts.zip --to data/mine --sha256 ...
 
 An interrupted download goes on where it stopped when the command is given again. Nothing is unpacked before its
@@ -49,8 +50,22 @@ class Source:
     sha256: str | None  # of what is downloaded
     files: dict[str, str] = field(default_factory=dict)  # member of the archive -> its name here; empty: all of them
     file_sha256: dict[str, str] = field(default_factory=dict)  # of unpacked files, where known
+    git_blob: str | None = None  # instead of sha256: git's name of the content
+    beside: "Source | None" = None  # another part of the same data set
+
+    @property
+    def checksum(self) -> str | None:
+        return self.sha256 or self.git_blob
+
+    def checksum_of(self, path: Path) -> str:
+        return git_blob_of(path) if self.git_blob else sha256_of(path)
 
 
+LM1B = "1-billion-word-language-modeling-benchmark-r13output"
+LM1B_FILES = [
+    *(f"{LM1B}/training-monolingual.tokenized.shuffled/news.en-{i:05d}-of-00100" for i in range(1, 100)),
+    *(f"{LM1B}/heldout-monolingual.tokenized.shuffled/news.en.heldout-{i:05d}-of-00050" for i in range(50)),
+]
 SOURCES = {
     "wt103": Source(
         "https://wikitext.smerity.com/wikitext-103-v1.zip",
@@ -69,8 +84,26 @@ SOURCES = {
         {"text8": "text8"},
     ),
     "lm1b": Source(
-        "http://www.statmt.org/lm-benchmark/1-billion-word-language-modeling-benchmark-r13output.tar.gz",
+        f"http://www.statmt.org/lm-benchmark/{LM1B}.tar.gz",
         "01ba60381110baf7f189dfd2b8374de371e8c9a340835793f190bdae9e90a34e",
+        {name: name for name in LM1B_FILES},
+        beside=Source(
+            "https://raw.githubusercontent.com/rafaljozefowicz/lm/75a7fcd71a2abbc8e6034d6028eebdf1b0e2631f/"
+            "1b_word_vocab.txt",
+            None,
+            {"1b_word_vocab.txt": "1b_word_vocab.txt"},
+            git_blob="249020af8359cef6aff5ce083bad42bc7cce0715",
+        ),
+    ),
+    "gpt2": Source(  # no text: the tables of data.vocab=bpe
+        "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/encoder.json",
+        "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+        {"encoder.json": "vocab.json"},
+        beside=Source(
+            "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/vocab.bpe",
+            "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+            {"vocab.bpe": "merges.txt"},
+        ),
     ),
 }
 
@@ -80,6 +113,10 @@ def install(source: Source, folder: Path) -> list[Path]:
 
     Files appear whole or not at all. What is there already is not fetched again.
     """
+    return _install(source, folder) + (_install(source.beside, folder) if source.beside else [])
+
+
+def _install(source: Source, folder: Path) -> list[Path]:
     there = [folder / name for name in source.files.values()]
     if there and all(path.is_file() for path in there):
         return there
@@ -121,22 +158,23 @@ def _claimed(work: Path) -> Iterator[None]:
 
 def fetch(source: Source, path: Path) -> None:
     """Download to `path`, going on with `path`.part if it is there, and verify. Raises DownloadError."""
-    if path.is_file() and source.sha256 in (None, sha256_of(path)):
+    if path.is_file() and source.checksum in (None, source.checksum_of(path)):
         return
     part = path.with_name(f"{path.name}.part")
     resumed = part.exists()
     _download(source.url, part)
-    found = sha256_of(part)
-    if source.sha256 not in (None, found) and resumed:  # the first piece may be of another file
+    found = source.checksum_of(part)
+    if source.checksum not in (None, found) and resumed:  # the first piece may be of another file
         print("checksum does not hold; from the beginning", file=sys.stderr)
         part.unlink()
         _download(source.url, part)
-        found = sha256_of(part)
-    if source.sha256 is None:
+        found = source.checksum_of(part)
+    if source.checksum is None:
         print(f"no checksum was given; this file's is sha256 {found}", file=sys.stderr)
-    elif found != source.sha256:
+    elif found != source.checksum:
         part.unlink()
-        raise DownloadError(f"{source.url} has sha256 {found}, expected {source.sha256}: not the file it should be")
+        kind = "git blob" if source.git_blob else "sha256"
+        raise DownloadError(f"{source.url} has {kind} {found}, expected {source.checksum}: not the file it should be")
     part.replace(path)
 
 
@@ -225,8 +263,16 @@ class Progress:
         print(f"{begin}{line:<40}", end=end, file=sys.stderr, flush=True)
 
 
+def git_blob_of(path: Path) -> str:
+    """What git calls a file of this content."""
+    return _hexdigest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
+
+
 def sha256_of(path: Path) -> str:
-    digest = hashlib.sha256()
+    return _hexdigest(path, hashlib.sha256())
+
+
+def _hexdigest(path: Path, digest) -> str:
     with open(path, "rb") as file:
         while chunk := file.read(CHUNK):
             digest.update(chunk)
@@ -249,15 +295,16 @@ def unpack(archive: Path, folder: Path, files: dict[str, str]) -> list[str]:
                 return _write_members(members, opened.open, folder, files, archive.name)
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as opened:
-                members = {info.name: info for info in opened if info.isfile()}
+                members = {str(PurePosixPath(info.name)): info for info in opened if info.isfile()}
                 names = _write_members(members, opened.extractfile, folder, files, archive.name)
                 while opened.fileobj.read(CHUNK):  # gzip's own checksum stands at the end
                     pass
                 return names
     except (zipfile.BadZipFile, tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, RuntimeError) as error:
         raise DownloadError(f"{archive.name} cannot be unpacked: {error}") from None
-    shutil.copyfile(archive, folder / archive.name)
-    return [archive.name]
+    name = files.get(archive.name, archive.name)
+    shutil.copyfile(archive, folder / name)
+    return [name]
 
 
 def _is_plain(info: zipfile.ZipInfo) -> bool:
@@ -274,7 +321,8 @@ def _write_members(members: dict, open_member, folder: Path, files: dict[str, st
     if missing:
         raise DownloadError(f"{archive} has no {', '.join(sorted(missing))}; nothing was unpacked")
     names = files or {name: str(PurePosixPath(name)) for name in members}
-    for member, name in names.items():
+    for member in (member for member in members if member in names):  # in their order there: a tarball has no way back
+        name = names[member]
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         with open_member(members[member]) as source, open(folder / name, "wb") as target:
             shutil.copyfileobj(source, target, CHUNK)
