@@ -3,6 +3,7 @@
 import json
 import logging
 import math
+import shutil
 import signal
 
 import pytest
@@ -73,15 +74,17 @@ CORPORA = {
 METRIC = {"enwik8": "bpc", "text8": "bpc", "text_byte": "bpc", "text_char": "bpc"}  # else perplexity
 
 
-@pytest.fixture(autouse=True)
-def as_a_process_of_its_own(monkeypatch):
+@pytest.fixture(autouse=True, scope="module")
+def as_a_process_of_its_own():
     """One thread, as the machine is shared; and what a run sets for its process is as before afterwards."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    environment = pytest.MonkeyPatch()
+    environment.setenv("OMP_NUM_THREADS", "1")
     package, threads = logging.getLogger("txl"), torch.get_num_threads()
     handlers, level = list(package.handlers), package.level
     signals = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     torch.set_num_threads(1)
     yield
+    environment.undo()
     torch.set_num_threads(threads)
     package.handlers[:] = handlers
     package.setLevel(level)
@@ -115,6 +118,45 @@ def test_a_data_set_is_encoded_trained_on_and_evaluated(name, tmp_path):
     assert result["metric"] == METRIC.get(name, "ppl")
     assert 0 < result["test"]["loss"] < math.log(size)  # better than knowing nothing
     assert result["valid"]["loss"] != result["test"]["loss"]
+
+
+@pytest.fixture(scope="module")
+def on_pairs(tmp_path_factory):
+    """A run folder; the files of its vocabulary and all that was encoded with them are gone."""
+    folder = tmp_path_factory.mktemp("pairs")
+    overrides = [*byte_pairs("data=text")(folder / "data"), f"data.cache={folder}/cache", *TINY_RUN]
+    train_here(*overrides, f"run_dir={folder}/run", "train.max_step=6", "sample_tokens=5")
+    shutil.rmtree(folder / "cache")
+    for name in ("vocab.json", "merges.txt"):
+        (folder / "data" / name).unlink()
+    return folder / "run"
+
+
+def test_a_checkpoint_encodes_the_text_where_the_files_of_its_vocabulary_are_gone(on_pairs, tmp_path):
+    summary = json.loads((on_pairs / "summary.json").read_text())
+    again = score(tmp_path, f"checkpoint={on_pairs}", "tgt_len=8", "mem_len=8", "batch_size=4")
+    assert again["test"]["tokens"] == summary["test"]["tokens"]
+    assert again["test"]["loss"] == pytest.approx(summary["test"]["loss"], rel=1e-5)
+
+
+def test_byte_pairs_of_typed_text_are_read_and_written(on_pairs, tmp_path, capsys):
+    typed = "A naïve zebra."
+    found = score(tmp_path, f"checkpoint={on_pairs}", f"text='{typed}'", "token_losses=true")["text"]
+    assert found["unknown"] == 0 and "".join(["A", *(token for token, _ in found["token_losses"])]).startswith("A na")
+    [text] = score(tmp_path, f"checkpoint={on_pairs}", "task=generate", f"prompt='{typed}'", "max_tokens=20")
+    assert text["text"].startswith(typed) and len(text["tokens"]) == 20
+    assert typed in capsys.readouterr().out
+
+
+def test_typed_sentences_begin_with_s_and_have_no_joiners(tmp_path):
+    shared = [*write_lm1b(tmp_path / "data"), f"data.cache={tmp_path}/cache", *TINY_RUN]
+    train_here(*shared, f"run_dir={tmp_path}/run", "train.max_step=6")
+    here = f"checkpoint={tmp_path}/run"
+    found = score(tmp_path, here, "text='The cat ran, under-fed'", "token_losses=true")["text"]
+    words = [word for word, _ in found["token_losses"]]
+    assert words == ["<UNK>", "cat", "ran", ",", "<UNK>", "\n"] and found["unknown"] == 2  # from <S> on
+    [text] = score(tmp_path, here, "task=generate", "prompt='the cat'", "max_tokens=4")
+    assert text["prompt_tokens"][0] == 2 and text["text"].startswith("the cat") and len(text["tokens"]) == 4
 
 
 def final_state(run_dir, step):
