@@ -95,7 +95,7 @@ EVAL_DEFAULTS = {"ext_len": 0, "clamp_len": -1, "same_length": False, "batch_siz
 # Published keys that no configuration here answers to, and why.
 NOT_HERE = {
     "multi_gpu": "always DistributedDataParallel",
-    "gpu0_bsz": "DataParallel's smaller share for the first GPU: comes with the issue on the original's every option",
+    "gpu0_bsz": "the first GPU's share changes no number: train.first_rank_batch_size=4 gives it on four GPUs",
 }
 OPTIMIZERS = {"jitlamb": "lamb"}  # one implementation here
 

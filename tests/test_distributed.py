@@ -1,5 +1,6 @@
 """Two processes compute what one computes."""
 
+import math
 import subprocess
 import time
 
@@ -42,6 +43,24 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
             for a, b in zip(mine, theirs, strict=True):
                 assert b["loss"] == pytest.approx(a["loss"], rel=1e-9)
     assert len(metrics(two)) == 20
+
+
+def test_two_processes_equal_one_with_a_sampled_softmax_and_sparse_gradients(tmp_path):
+    """... whose exact loss, that of validation, falls."""
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, "train.max_step=30", "valid.interval=10", "precision=fp64", "model.dropout=0"]
+    shared += ["optimizer.lr=0.01", "model.tie_weight=false", "train.sampled_softmax=8", "train.micro_batch_size=2"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    run("train.py", *shared, f"run_dir={one}", cwd=tmp_path)
+    run("train.py", *shared, f"run_dir={two}", "gpus=2", "train.first_rank_batch_size=2", cwd=tmp_path)
+    for kind in ("train", "valid", "test"):
+        mine, theirs = metrics(one, kind), metrics(two, kind)
+        assert len(mine) == len(theirs) > 0
+        for a, b in zip(mine, theirs, strict=True):
+            assert b["loss"] == pytest.approx(a["loss"], rel=1e-9)
+    assert [r["grad_norm"] for r in metrics(two)] == pytest.approx([r["grad_norm"] for r in metrics(one)], rel=1e-9)
+    first, second, third = (record["loss"] for record in metrics(two, "valid"))
+    assert first > second > third and third < math.log(18) - 0.3  # 18 characters
 
 
 def test_a_rank_that_raises_takes_the_others_with_it(tmp_path):

@@ -113,6 +113,11 @@ def test_the_first_process_may_have_less_to_do():
     assert "240 sequences" in str(plan) and "4 accumulation step(s) x micro batch 8; the first: 16" in str(plan)
 
 
+def test_the_published_share_of_the_first_gpu_leaves_an_even_rest():
+    plan = make_plan(composed("data=enwik8", "hardware=cpu", "gpus=4", "train.first_rank_batch_size=4"))
+    assert (plan.first_rank_batch_size, plan.local_batch_size) == (4, 6)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
@@ -207,6 +212,13 @@ def test_cutoffs_beyond_the_vocabulary_are_refused_once_it_is_known():
     config = composed("data=text", "data.file=a.txt", "data.cutoffs=[5000]")
     with pytest.raises(ConfigError, match="data.cutoffs=.5000. must end below the vocabulary's size 900"):
         make_plan(config, vocab_size=900)
+
+
+def test_a_sample_larger_than_the_vocabulary_is_refused_once_it_is_known():
+    config = composed("data=text", "data.file=a.txt", "train.sampled_softmax=901", "optimizer=adam")
+    with pytest.raises(ConfigError, match="train.sampled_softmax=901 must be at most the vocabulary's size 900"):
+        make_plan(config, vocab_size=900)
+    assert make_plan(config, vocab_size=901).memory_gb > 0
 
 
 def test_the_run_folder_has_name_hash_and_seed():

@@ -18,7 +18,7 @@ def final_state(run_dir):
     folder = run_dir / "checkpoints" / f"step_{STEPS}"
     return {
         "model": ckpt.read(folder, "model.pt"),
-        "optimizer": ckpt.read(folder, "optimizer.pt")["state"],
+        "optimizer": ckpt.read(folder, "optimizer.pt"),
         "mems": ckpt.read_columns(folder, range(8)),
         "state": {k: v for k, v in ckpt.read(folder, "state.json").items() if k != "train_seconds"},
     }
@@ -31,6 +31,10 @@ def assert_bitwise_equal(a, b, where=""):
         assert a.keys() == b.keys(), where
         for key in a:
             assert_bitwise_equal(a[key], b[key], f"{where}/{key}")
+    elif isinstance(a, list):
+        assert len(a) == len(b), where
+        for i, pair in enumerate(zip(a, b, strict=True)):
+            assert_bitwise_equal(*pair, f"{where}/{i}")
     else:
         assert a == b, where
 
@@ -64,6 +68,7 @@ CASES = {
     "accumulation_4": ["train.micro_batch_size=2"],
     "two_processes": ["gpus=2"],
     "four_processes": ["gpus=4"],
+    "sampled_softmax": ["gpus=2", "train.sampled_softmax=8"],
     "uneven_first_rank_varlen_rolled": [
         "gpus=2",
         "train.first_rank_batch_size=5",

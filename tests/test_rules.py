@@ -89,6 +89,11 @@ REFUSED = {
     "train.first_rank_batch_size=256": "train.first_rank_batch_size=256 must be below train.batch_size=256",
     "train.first_rank_batch_size=2 train.local_batch_size=4": "first_rank_batch_size=2 excludes train.local_batch_size",
     "train.varlen=true train.tgt_len=4 valid.tgt_len=4": "train.varlen=true draws lengths of 5 and more",
+    # sampled softmax
+    "train.sampled_softmax=0": "train.sampled_softmax=0 must be above 0",
+    "train.sampled_softmax=99": "sampled_softmax=99 needs one softmax, and data.cutoffs=[19997,39997,199997] divide it",
+    "train.sampled_softmax=99 model.adaptive=false": "sampled_softmax=99 steps drawn rows only, but optimizer=lamb",
+    "train.sampled_softmax=99 data=ptb optimizer=sgd optimizer.weight_decay=0.1": "excludes optimizer.weight_decay=0.1",
     "nodes=2 hardware=cpu": "nodes=2 needs a launcher that starts every node",
 }
 
@@ -112,6 +117,7 @@ ACCEPTED = [
     "nodes=2 hardware=cpu dry_run=true",
     "optimizer=sgd optimizer.momentum=0.9",
     "data=text data.file=a data.split=[.9,.1]",
+    "train.sampled_softmax=8192 model.adaptive=false optimizer=adagrad",
 ]
 
 

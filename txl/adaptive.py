@@ -68,7 +68,7 @@ class AdaptiveEmbedding(nn.Module):
 
     def weight(self, i: int) -> Tensor:
         """Vectors of cluster i: [V_i, d_i]."""
-        if len(self.tables) > 1:
+        if len(self.tables) == len(self.clusters.spans):
             return self.tables[i]
         begin, end = self.clusters.spans[i]
         return self.tables[0][begin:end]
@@ -131,34 +131,34 @@ class AdaptiveSoftmax(nn.Module):
             }
         )
 
-    def _weight(self, i: int, embedding: AdaptiveEmbedding) -> Tensor:
+    def weight(self, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """[V_i, d_i]: the one place where weights are tied."""
         if not len(self.weights):
             return embedding.weight(i)
         begin, end = self.clusters.spans[i]
-        return self.weights[i] if len(self.weights) > 1 else self.weights[0][begin:end]
+        return self.weights[i] if len(self.weights) == len(self.clusters.spans) else self.weights[0][begin:end]
 
-    def _bias(self, i: int) -> Tensor:
+    def bias(self, i: int) -> Tensor:
         begin, end = self.clusters.spans[i]
         return self.biases[i] if len(self.biases) > 1 else self.biases[0][begin:end]
 
-    def _project(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
+    def project(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, d_i]: the one place where projections are tied."""
         own = self.projections[str(i)] if str(i) in self.projections else embedding.projection(i)
         return hidden if own is None else hidden @ own
 
     def head_logits(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, V_0 + C] in float32 or wider."""
-        weight, bias = self._weight(0, embedding), self._bias(0)
+        weight, bias = self.weight(0, embedding), self.bias(0)
         if self.clusters.n_tails:
             weight = torch.cat([weight, self.cluster_weight])
             bias = torch.cat([bias, self.cluster_bias])
-        return at_least_fp32(F.linear(self._project(hidden, 0, embedding), weight, bias))
+        return at_least_fp32(F.linear(self.project(hidden, 0, embedding), weight, bias))
 
     def tail_logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, V_i] of tail cluster i."""
-        projected = self._project(hidden, i, embedding)
-        return at_least_fp32(F.linear(projected, self._weight(i, embedding), self._bias(i)))
+        projected = self.project(hidden, i, embedding)
+        return at_least_fp32(F.linear(projected, self.weight(i, embedding), self.bias(i)))
 
     def forward(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D], target [n] -> loss [n] in nats, in the order of the tokens."""
@@ -191,11 +191,11 @@ class AdaptiveSoftmax(nn.Module):
         where they were on the host.
         """
         groups = groups or self.clusters.group(target)
-        targets, inputs = [self._head_target(target, groups)], [self._project(hidden, 0, embedding)]
+        targets, inputs = [self._head_target(target, groups)], [self.project(hidden, 0, embedding)]
         for i, index in enumerate(groups.order.split(groups.sizes)):
             if i > 0:
                 targets.append(target[index] - self.clusters.spans[i][0])
-                inputs.append(self._project(hidden[index], i, embedding))
+                inputs.append(self.project(hidden[index], i, embedding))
         tables = list(self.weights) or list(embedding.tables)
         parameters, clusters = [*tables, *self.biases], []
         for i, (begin, end) in enumerate(self.clusters.spans):

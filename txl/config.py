@@ -127,6 +127,7 @@ class TrainConfig:
     clip: float = MISSING  # largest gradient norm; 0: no clipping
     clip_nonemb: bool = MISSING  # measure and clip all but the embedding's gradient
     swap_mem: bool = MISSING  # keep the memories in the host's RAM between their uses (GPUs)
+    sampled_softmax: int | None = None  # words that a step's softmax is computed over, besides targets; null: all
     varlen: bool = MISSING  # segments of varying length, around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     log_interval: int = MISSING

@@ -62,6 +62,30 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+def average_rows(grad: Tensor) -> Tensor:
+    """A sparse gradient -> the average over all ranks, coalesced, as DistributedDataParallel does for dense ones.
+
+    Every rank adds up in the same order, so that all have the same bits.
+    """
+    grad = grad.coalesce()
+    if not dist.is_initialized():
+        return grad
+    rows, values = grad.indices()[0], grad.values()
+    counts = [torch.zeros((), dtype=torch.int64) for _ in range(dist.get_world_size())]
+    dist.all_gather(counts, torch.tensor(len(rows)))
+    rows, values = (gather_padded(part, torch.stack(counts).tolist()) for part in (rows, values))
+    return torch.sparse_coo_tensor(rows[None], values / len(counts), grad.shape).coalesce()
+
+
+def gather_padded(mine: Tensor, counts: list[int]) -> Tensor:
+    """[n, ...] of every rank -> [sum of n, ...] by rank. `counts`: the n of every rank."""
+    padded = mine.new_zeros(max(counts), *mine.shape[1:])
+    padded[: len(mine)] = mine
+    parts = [torch.empty_like(padded) for _ in counts]
+    dist.all_gather(parts, padded)
+    return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
+
 def gather_objects(value: object) -> list:
     """Every rank's value, on every rank, by rank."""
     if not dist.is_initialized():

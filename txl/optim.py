@@ -1,7 +1,7 @@
 """LAMB, the other optimizers, and the learning rate as a pure function of the step."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,12 +96,37 @@ def trust_ratio(weight_norm: Tensor, update_norm: Tensor, eps: float) -> Tensor:
     return torch.where(either_zero, 1.0, weight_norm.clamp(max=LAMB_LARGEST_NORM) / (update_norm + eps))
 
 
+class DenseAndSparse:
+    """Two optimizers as one: for gradients of whole tensors, and for those that hold some rows only."""
+
+    def __init__(self, dense: torch.optim.Optimizer, sparse: torch.optim.Optimizer):
+        self.dense, self.sparse = dense, sparse
+        self.param_groups = [*dense.param_groups, *sparse.param_groups]
+
+    def step(self) -> None:
+        self.dense.step()
+        self.sparse.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.dense.zero_grad(set_to_none)
+        self.sparse.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict:
+        return {"dense": self.dense.state_dict(), "sparse": self.sparse.state_dict()}
+
+    def load_state_dict(self, state: dict) -> None:
+        self.dense.load_state_dict(state["dense"])
+        self.sparse.load_state_dict(state["sparse"])
+        self.param_groups = [*self.dense.param_groups, *self.sparse.param_groups]
+
+
 def clip(optimizer: torch.optim.Optimizer, params: list[Tensor], largest: float) -> Tensor:
     """Scale the gradients of `params` to a joint norm of at most `largest` (0: leave them) -> the norm before.
 
-    Reads them once; where the optimizer can, it scales them while it reads them itself.
+    Reads them once; where the optimizer can, it scales them while it reads them itself. Sparse gradients are
+    coalesced (distributed.average_rows).
     """
-    grads = [p.grad for p in params if p.grad is not None]
+    grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
     if largest > 0:
         factor = (largest / (norm + 1e-6)).clamp(max=1.0)
@@ -112,16 +137,26 @@ def clip(optimizer: torch.optim.Optimizer, params: list[Tensor], largest: float)
     return norm
 
 
-def build_optimizer(config: OptimizerConfig, params: Iterable[Tensor]) -> torch.optim.Optimizer:
+def build_optimizer(
+    config: OptimizerConfig, params: Iterable[Tensor], sparse: Sequence[Tensor] = ()
+) -> torch.optim.Optimizer | DenseAndSparse:
+    """`sparse`: those of `params` whose gradients hold some rows only (sampled.py). Other rows, and what the optimizer
+    remembers of them, stay as they are; with SGD these tables have no momentum. rules.py refuses what cannot be so.
+    """
     params, lr, decay = list(params), config.lr, config.weight_decay
     betas = tuple(config.betas)
+    dense = [p for p in params if not any(p is table for table in sparse)]
     match config.name:
         case OptimizerName.lamb:
             return Lamb(params, lr, betas, config.eps, decay)
         case OptimizerName.adam:
-            return torch.optim.Adam(params, lr, betas, config.eps, decay)
+            adam = torch.optim.Adam(dense, lr, betas, config.eps, decay)
+            if not sparse:
+                return adam
+            return DenseAndSparse(adam, torch.optim.SparseAdam(sparse, lr, betas, config.eps))
         case OptimizerName.sgd:
-            return torch.optim.SGD(params, lr, config.momentum, weight_decay=decay)
+            groups = [{"params": dense}, {"params": sparse, "momentum": 0.0}] if sparse else dense
+            return torch.optim.SGD(groups, lr, config.momentum, weight_decay=decay)
         case OptimizerName.adagrad:
             return torch.optim.Adagrad(params, lr, weight_decay=decay, eps=config.eps)
 

@@ -95,6 +95,11 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
                 f"data.cutoffs={config.data.cutoffs} must end below the vocabulary's size {vocab_size}; use fewer, "
                 "or data.cutoffs=[]"
             )
+        if (train.sampled_softmax or 0) > vocab_size:
+            raise ConfigError(
+                f"train.sampled_softmax={train.sampled_softmax} must be at most the vocabulary's size {vocab_size}; "
+                "lower it, or leave it out"
+            )
         parameters = layers + other_parameters(config.model, train, config.data.cutoffs, vocab_size)
         terms = memory_terms(config, vocab_size, parameters, micro, max(first, local), world_size)
         memory = round(sum(terms.values()) / GB, 2)
@@ -284,7 +289,8 @@ def memory_terms(
                            + N T K (a + dropatt (a + m))             probabilities
                            + T F (a + dropout (a + m)) + 2 T D m ]   feed-forward; masks
                      with `recompute`: b [L 4 (T + K) D + the insides of one layer, as above]
-        logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities
+        logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities; with a sampled softmax
+                     b T sampled_softmax three times: as they come, corrected, without hits
         mems         (local batch) L K D 4: the memory is a view of what it was cut from; with swap_mem none on a GPU
     """
     model, train, arithmetic = config.model, config.train, config.precision.name
@@ -307,7 +313,10 @@ def memory_terms(
     edges = [0, *(config.data.cutoffs if model.adaptive else []), vocab_size]
     head, tails = edges[1] + len(edges) - 2, [end - begin for begin, end in pairwise(edges[1:])]
     tokens, limit = micro * train.tgt_len, LOGITS_AT_ONCE
-    logits = [(tokens, head), *((TAIL_SHARE * tokens, words) for words in tails)]
+    clusters = [(tokens, head), *((TAIL_SHARE * tokens, words) for words in tails)]
+    logits = 2 * max(min(n * words, max(limit, words)) for n, words in clusters)
+    if train.sampled_softmax:
+        logits = 3 * tokens * train.sampled_softmax
     twice = parameters if world_size > 1 else 0
     twice += parameters - layer_parameters(model) if local > micro else 0
     layers = L * full * (T + K) * D + per_layer if config.recompute else L * per_layer
@@ -316,6 +325,6 @@ def memory_terms(
         "gradients": (parameters + twice) * full,
         "optimizer": parameters * full * states.get(config.optimizer.name, bool(config.optimizer.momentum)),
         "activations": micro * layers,
-        "logits": 2 * full * max(min(n * words, max(limit, words)) for n, words in logits),
+        "logits": full * logits,
         "mems": local * L * K * D * full if train.mem_len and (on_cpu or not train.swap_mem) else 0,
     }

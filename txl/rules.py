@@ -22,7 +22,7 @@ ABOVE_ZERO = """
     data.max_size data.vocab_size data.max_bytes data.shards
     train.batch_size train.local_batch_size train.micro_batch_size train.grad_accum_steps train.max_step train.tgt_len
     train.first_rank_batch_size train.log_interval train.time_limit_minutes
-    train.target_throughput train.target_perplexity
+    train.sampled_softmax train.target_throughput train.target_perplexity
     valid.interval valid.batch_size valid.tgt_len valid.max_steps
     evaluation.tgt_len evaluation.batch_size checkpoint.minutes checkpoint.keep
     optimizer.lr scheduler.max_step precision.initial_loss_scale hardware.memory_gb nodes gpus
@@ -91,6 +91,7 @@ def check_run_config(config: RunConfig) -> None:
     check_batch(config)
     check_without_validation(config)
     check_optimizer(config)
+    check_sampled_softmax(config)
     check_scheduler(config)
     check_machine(config)
     check_run(config)
@@ -274,6 +275,19 @@ def check_optimizer(config: RunConfig) -> None:
         value = getattr(optimizer, key)
         refuse_unless(used or not given, f"optimizer.{key}", value, f"has no meaning for optimizer={name.name}")
         refuse_unless(given or not used, f"optimizer.{key}", value, f"is needed by optimizer={name.name}; give it")
+
+
+def check_sampled_softmax(config: RunConfig) -> None:
+    key, count, decay = "train.sampled_softmax", config.train.sampled_softmax, config.optimizer.weight_decay
+    if count is None:
+        return
+    whole = not config.model.adaptive or not config.data.cutoffs
+    rule = f"needs one softmax, and data.cutoffs={shown(config.data.cutoffs)} divide it; use model.adaptive=false"
+    refuse_unless(whole, key, count, rule)
+    rule = "steps drawn rows only, but optimizer=lamb measures whole tables; use optimizer=adam, sgd or adagrad"
+    refuse_unless(config.optimizer.name is not OptimizerName.lamb, key, count, rule)
+    rule = f"excludes optimizer.weight_decay={decay:g}: rows would decay only when they are drawn; use 0"
+    refuse_unless(decay == 0, key, count, rule)
 
 
 def check_scheduler(config: RunConfig) -> None:

@@ -17,12 +17,14 @@ import torch
 from txl.choices import Arithmetic
 from txl.config import BenchmarkConfig, RunConfig, longest_context, train_geometry
 from txl.data import TokenStream
+from txl.distributed import average_rows
 from txl.errors import ConfigError
 from txl.hardware import environment_record, keep_freed_memory, pick_device, set_threads
 from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip
 from txl.precision import AUTOCAST, autocast, loss_scaler, parameter_dtype, set_matmul_precision
 from txl.rules import check_cpu_arithmetic
+from txl.sampled import sample_softmax
 from txl.state import seed_everything
 from txl.timing import synchronize
 from txl.trainer import Objective
@@ -110,7 +112,9 @@ def measure_training(config: BenchmarkConfig, vocab_size: int, micro: int, devic
         config.model, vocab_size, config.data.cutoffs, longest, config.attention, config.recompute
     ).to(device, parameter_dtype(precision))
     objective, params = Objective(model), list(model.parameters())
-    optimizer, scaler = build_optimizer(config.optimizer, params), loss_scaler(config.precision, device)
+    sampler, sparse_tables = sample_softmax(model, config.train.sampled_softmax, config.seed)
+    optimizer = build_optimizer(config.optimizer, params, sparse_tables)
+    scaler = loss_scaler(config.precision, device)
     steps = options.warmup_steps + options.steps
     count = micro * (geometry.tgt_len * steps + 1) + micro
     tokens = zipf_tokens(np.random.default_rng(config.seed), count, vocab_size)
@@ -125,12 +129,15 @@ def measure_training(config: BenchmarkConfig, vocab_size: int, micro: int, devic
         batch = stream.next()
         groups = model.softmax.clusters.group(batch.target.flatten()).to(device)
         input, target = batch.input.to(device), batch.target.to(device)
+        sample = sampler.draw(len(marks)).to(device) if sampler else None
         marks[-1].append(clock())
         with autocast(precision, device):
-            loss, _, mems = objective(input, target, mems, geometry, 1 / per_step, groups)
+            loss, _, mems = objective(input, target, mems, geometry, 1 / per_step, groups, sample)
         marks[-1].append(clock())
         scaler.scale(loss).backward()
         marks[-1].append(clock())
+        for table in sparse_tables:
+            table.grad = average_rows(table.grad)
         scaler.unscale_(optimizer)
         clip(optimizer, params, config.train.clip)
         scaler.step(optimizer)
@@ -179,6 +186,8 @@ def products_per_token(config: RunConfig, vocab_size: int, micro: int) -> float:
     softmax, width = (edges[1] + len(edges) - 2) * (model.d_embed or D), model.d_embed or D
     for i, (begin, end) in enumerate(zip(edges[1:-1], edges[2:], strict=True), start=1):
         softmax += words[begin:end].sum() / words.sum() * (end - begin) * (width // model.div_val**i)
+    if config.train.sampled_softmax:
+        softmax = (config.train.sampled_softmax + 1) * width
     return model.n_layer * (projections + scores) / geometry.tgt_len + softmax
 
 

@@ -17,7 +17,7 @@ from txl import checkpoint as ckpt
 from txl.composition import to_dict
 from txl.config import Geometry, RunConfig, longest_context, train_geometry, valid_geometry
 from txl.data import Corpus
-from txl.distributed import Agreement, World, columns_of, sum_over_ranks
+from txl.distributed import Agreement, World, average_rows, columns_of, sum_over_ranks
 from txl.ending import Ending
 from txl.errors import ConfigError
 from txl.evaluation import loss_over
@@ -25,6 +25,7 @@ from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip, lr_at, lr_of_update
 from txl.plan import Plan
 from txl.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
+from txl.sampled import sample_softmax, sampled_loss
 from txl.sentences import training_stream
 from txl.state import Memories, TrainState, random_state, restore_random_state, seed_everything
 from txl.tracking import Tracker
@@ -42,9 +43,13 @@ class Objective(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, input: Tensor, target: Tensor, mems: list[Tensor], geometry: Geometry, scale: float, groups):
+    def forward(
+        self, input: Tensor, target: Tensor, mems: list[Tensor], geometry: Geometry, scale: float, groups, sample=None
+    ):
         """-> scale * nats to start the backward pass from, nats without gradient, new mems."""
         hidden, mems = self.model(input, mems, geometry)
+        if sample is not None:
+            return *sampled_loss(self.model, hidden, target, scale, sample), mems
         return *self.model.total_loss(hidden, target, scale, groups), mems
 
 
@@ -59,7 +64,8 @@ class Trainer:
         torch.use_deterministic_algorithms(config.deterministic)
         seed_everything(config.seed)
         self.model = self._build_model()
-        self.optimizer = build_optimizer(config.optimizer, self.model.parameters())
+        self.sampler, self.sparse_tables = sample_softmax(self.model, config.train.sampled_softmax, config.seed)
+        self.optimizer = build_optimizer(config.optimizer, self.model.parameters(), self.sparse_tables)
         self.scaler = loss_scaler(config.precision, device)
         self.objective = self._wrap(Objective(self.model))
         seed_everything(config.seed + 1_000_003 * world.rank)  # ranks hold other columns: other dropout as well
@@ -92,6 +98,8 @@ class Trainer:
         if self.world.world_size == 1:
             return objective
         devices = [self.device] if self.device.type == "cuda" else None
+        ours = [name for name, p in objective.named_parameters() if any(p is table for table in self.sparse_tables)]
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ours)  # average_rows has them
         # find_unused_parameters keeps the buckets as they are built, so that a resumed run adds up in the same order
         # (and a tail cluster without a token has no gradient). That it finds none at times is no news.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
@@ -143,6 +151,7 @@ class Trainer:
         target = batch.target.to(self.device, non_blocking=True).split(plan.micro_batch_size)
         on_host = batch.target.split(plan.micro_batch_size)
         tokens = config.train.batch_size * batch.target.shape[1]  # of all ranks
+        sample = self.sampler.draw(state.step).to(self.device) if self.sampler else None
         scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
         for i in range(self.n_micro_batches):
             groups = self.model.softmax.clusters.group(on_host[i].flatten()).to(self.device)
@@ -150,11 +159,13 @@ class Trainer:
             with self._gradients_stay_local(unless=last):
                 with autocast(self.precision, self.device):
                     loss, nats, mems = self.objective(
-                        input[i], target[i], self.mems.take(i), self.geometry, scale, groups
+                        input[i], target[i], self.mems.take(i), self.geometry, scale, groups, sample
                     )
                 self.mems.put(i, mems)
                 self.scaler.scale(loss).backward()
             self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
+        for table in self.sparse_tables:
+            table.grad = average_rows(table.grad)
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip(self.optimizer, self.clipped, config.train.clip)
         self.lr = self._learning_rate(lr_of_update)
