@@ -31,6 +31,10 @@ def test_words_are_numbered_in_order_of_first_appearance(blocks):
     assert_numbered_as_by_a_dict(blocks)
 
 
+def test_words_with_zero_bytes_are_told_apart():
+    assert_numbered_as_by_a_dict(["b\0 a", "a a\0 b \0 \0\0 c\0\0 " + "\0 ".join("abcdefgh" * 9)])
+
+
 @given(st.lists(st.integers(1, 70), min_size=1), st.randoms())
 @settings(deadline=None)
 def test_words_of_every_length_are_told_apart(lengths, random):
