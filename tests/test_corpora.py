@@ -185,3 +185,13 @@ def test_two_processes_on_sentences_equal_one(tmp_path):
     for kind in ("train", "valid", "test"):
         one, two = ([line["loss"] for line in metrics(tmp_path / name, kind)] for name in ("one", "two"))
         assert two == pytest.approx(one, rel=1e-9) and len(one) == (20 if kind == "train" else 1)
+
+
+def test_what_is_wrong_with_a_vocabulary_is_one_line_and_leaves_no_run(tmp_path):
+    overrides = write_lm1b(tmp_path / "data")
+    with open(tmp_path / "data" / "1b_word_vocab.txt", "a") as file:
+        file.write("\ncat 3\n")
+    done = run("train.py", *overrides, *TINY_RUN, f"data.cache={tmp_path}/cache", cwd=tmp_path, expect=2)
+    assert done.stderr.startswith("error: data.vocab_file=") and done.stderr.count("\n") == 1
+    assert "1b_word_vocab.txt: line 21 is blank; remove it" in done.stderr
+    assert not (tmp_path / "runs").exists() and [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]

@@ -78,6 +78,7 @@ class SentenceStream(Stream):
         place = bisect.bisect_right(edges, index) - 1
         shard = order[place]
         if self._open is None or self._open[:2] != (epoch, shard):
+            self._open = None  # the file before it is not held beside
             tokens = shuffled(self._shards[shard], self._eos_id, random(self._seeds(epoch, shard)))
             self._open = epoch, shard, self._columns(epoch, shard, tokens)
         return self._open[2].batch(1, index - edges[place])
