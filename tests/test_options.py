@@ -39,10 +39,10 @@ def train(tmp_path, monkeypatch):
     shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *FOUR_STEPS]
     names = iter("abcdefgh")
 
-    def start(*overrides):
+    def start(*overrides, expect=0):
         run_dir = tmp_path / next(names)
         config = composed(*shared, f"run_dir={run_dir}", *overrides)
-        assert launch(with_global_batch(config)) == 0
+        assert launch(with_global_batch(config)) == expect
         return run_dir
 
     yield start
@@ -122,9 +122,11 @@ def test_debug_trains_and_leaves_nothing(train, started_by, tmp_path, capsys, mo
 
 
 def test_debug_with_two_processes_leaves_nothing(tmp_path):
+    two = ["gpus=2", "train.local_batch_size=3"]
     data = write_corpus(tmp_path / "text")
-    done = run("train.py", *data, *TINY_RUN, *FOUR_STEPS, "gpus=2", "debug=true", cwd=tmp_path)
-    assert "step        4" in done.stdout and "Training time" in done.stdout
+    done = run("train.py", *data, *TINY_RUN, *FOUR_STEPS, *two, "debug=true", cwd=tmp_path)
+    for said in ("batch        6 sequences", "step        4", "Training time"):
+        assert said in done.stdout
     assert files_below(tmp_path) == set()
 
 
@@ -259,6 +261,14 @@ def test_validation_may_read_a_part_and_the_curve_may_be_longer_than_the_run(tra
     expected = [low + (0.01 - low) * (1 + math.cos(math.pi * step / 40)) / 2 for step in (1, 2, 3, 4)]
     assert [record["lr"] for record in metrics(run_dir)] == pytest.approx(expected)
     assert not (run_dir / "environment.json").exists()  # tracking.environment=false
+
+
+def test_a_training_that_misses_its_targets_ends_with_code_3(train, capsys):
+    train("train.target_throughput=1e12", "train.target_perplexity=1.5", expect=3)
+    said = capsys.readouterr().out
+    assert "train.target_throughput=1000000000000.0 was missed" in said
+    assert "train.target_perplexity=1.5 was missed: bits per character" in said
+    train("train.target_throughput=1e-3", "train.target_perplexity=99")
 
 
 def test_clip_nonemb_leaves_the_embeddings_gradient_alone(train):

@@ -95,7 +95,7 @@ def read_description(path: str) -> dict:
     return values
 
 
-def check_targets(config: EvaluateConfig) -> None:
+def check_outputs(config: EvaluateConfig) -> None:
     """Before hours of work: can what they find be written?"""
     for key in ("json", "npz", "log", "dllogger"):
         value = getattr(config, key)
@@ -139,7 +139,7 @@ class Evaluator:
     def __init__(self, config: EvaluateConfig, world: World, device: torch.device):
         self.config, self.world, self.device = config, world, device
         set_matmul_precision(config.precision.name)
-        check_targets(config)
+        check_outputs(config)
         self.loaded = load(config.checkpoint, device, parameter_dtype(config.precision.name), config.config_file)
         self.geometry, self.batch_size = geometry_of(config, self.loaded.evaluation)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
