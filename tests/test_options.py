@@ -198,13 +198,26 @@ def test_weights_alone_are_evaluated_with_the_configuration_given_for_them(train
     config = yaml.safe_load((run_dir / "config.yaml").read_text())
     parts = {name: config[name] for name in ("model", "data", "train", "evaluation")}
     Path("described.json").write_text(json.dumps(parts))
-    for file in (run_dir / "config.yaml", "described.json"):
-        assert evaluated("checkpoint=weights.pt", f"config_file={file}")["test"]["loss"] == expected
+    data = [f"data.{name}={value}" for name, value in config["data"].items() if name in ("train", "valid", "test")]
+    data += ["data=text", "data.vocab=char", f"data.cache={config['data']['cache']}"]
+    printed = run("train.py", *TINY_RUN, *FOUR_STEPS, *data, "--cfg", "job", "--resolve", cwd=Path.cwd()).stdout
+    Path("printed.yaml").write_text(printed)
+    pairs = [("weights.pt", "described.json"), ("weights.pt", "printed.yaml"), (run_dir, "described.json")]
+    for weights_file, file in pairs:
+        assert evaluated(f"checkpoint={weights_file}", f"config_file={file}")["test"]["loss"] == expected
     ckpt.export_model(run_dir, Path("exported"), "safetensors")
     shutil.rmtree("text/cache")  # the vocabulary lies beside the weights
     both = ["checkpoint=exported/model.safetensors", "config_file=exported/config.json"]
     assert evaluated(*both, "text=the cat sat")["text"]["tokens"] == 10
     assert not Path("text/cache").exists()
+
+
+def test_an_evaluation_finds_the_text_where_it_was_moved(train):
+    names = [f"data.{split}={split}.txt" for split in ("train", "valid", "test")]
+    run_dir = train("data.path=text", "data.cache=cache", *names, "train.max_step=2")
+    expected = evaluated(f"checkpoint={run_dir}")["test"]["loss"]
+    shutil.move("text", "moved")
+    assert evaluated(f"checkpoint={run_dir}", "data_path=moved")["test"]["loss"] == expected
 
 
 @pytest.mark.parametrize(

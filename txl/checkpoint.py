@@ -211,7 +211,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     if not path.exists():
         raise CheckpointError(f"checkpoint={path} does not exist; name a file of weights, or a checkpoint")
     if path.is_dir():
-        return read(resolve(path), "model.pt")
+        return read(path, "model.pt")
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 

@@ -45,12 +45,16 @@ class Loaded:
 
 
 def load(
-    checkpoint: str, device: torch.device, dtype: torch.dtype = torch.float32, config_file: str | None = None
+    checkpoint: str,
+    device: torch.device,
+    dtype: torch.dtype = torch.float32,
+    config_file: str | None = None,
+    data_path: str | None = None,
 ) -> Loaded:
     """Raises CheckpointError for a folder that is no checkpoint, is torn, or does not fit its description.
 
     That is its own, or `config_file` for weights without one; their vocabulary then lies beside them or beside that
-    file (vocabulary.json), or is the data set's.
+    file (vocabulary.json), or is the data set's. `data_path`: where that is, if not where the run had it.
     """
     if config_file is None:
         folder = ckpt.resolve(checkpoint)
@@ -58,12 +62,14 @@ def load(
         run, state = ckpt.read(folder, "run.json"), ckpt.read(folder, "model.pt")
         vocab = vocabulary_from_dict(ckpt.read(folder, "vocabulary.json"))
     else:
-        folder, run = Path(checkpoint), read_description(config_file)
+        run, folder = read_description(config_file), Path(checkpoint)
+        folder = ckpt.resolve(folder) if folder.is_dir() else folder
         state, vocab = ckpt.read_weights(folder), None
         for place in (folder if folder.is_dir() else folder.parent, Path(config_file).parent):
             if vocab is None and (place / "vocabulary.json").exists():
                 vocab = vocabulary_from_dict(ckpt.read(place, "vocabulary.json"))
     config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
+    data.path = data_path or data.path
     vocab = vocab or open_corpus(data).vocab
     model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
     ckpt.load_weights(model, state, str(folder))
@@ -140,7 +146,8 @@ class Evaluator:
         self.config, self.world, self.device = config, world, device
         set_matmul_precision(config.precision.name)
         check_outputs(config)
-        self.loaded = load(config.checkpoint, device, parameter_dtype(config.precision.name), config.config_file)
+        dtype = parameter_dtype(config.precision.name)
+        self.loaded = load(config.checkpoint, device, dtype, config.config_file, config.data_path)
         self.geometry, self.batch_size = geometry_of(config, self.loaded.evaluation)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
@@ -217,8 +224,6 @@ class Evaluator:
     def _corpus(self):
         """The checkpoint's own data set, or the same one elsewhere; its ids must mean the same."""
         data = self.loaded.data
-        if self.config.data_path is not None:
-            data.path = self.config.data_path
         corpus = open_corpus(data, self.loaded.vocab)
         if corpus.vocab.fingerprint != self.loaded.vocab.fingerprint:
             raise ConfigError(

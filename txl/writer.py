@@ -20,7 +20,8 @@ from txl.vocab import Vocabulary, WordVocabulary
 def write(config: EvaluateConfig, device: torch.device) -> int:
     """Go on from every prompt; returns the exit code. One text streams, several are printed when they are done."""
     set_matmul_precision(config.precision.name)
-    loaded = load(config.checkpoint, device, parameter_dtype(config.precision.name), config.config_file)
+    dtype = parameter_dtype(config.precision.name)
+    loaded = load(config.checkpoint, device, dtype, config.config_file, config.data_path)
     geometry, _ = geometry_of(config, loaded.evaluation)
     model = loaded.model
     if choose_runtime(config.runtime, model, geometry) is Runtime.cached:
