@@ -5,6 +5,7 @@ import json
 import pytest
 
 from composing import composed
+from made import write_lm1b
 from txl import plan as planning
 from txl.choices import Positions
 from txl.data import open_corpus
@@ -206,6 +207,18 @@ def test_an_encoded_text_lends_its_vocabulary_to_the_plan(tmp_path):
     vocabulary = open_corpus(config.data).vocab
     assert make_plan(config) == make_plan(config, len(vocabulary))
     assert make_plan(config).parameters is not None
+
+
+def test_a_vocabulary_that_a_file_holds_is_known_and_checked_before_anything_is_encoded(tmp_path):
+    config = composed(*write_lm1b(tmp_path), f"data.cache={tmp_path}/cache", "data.vocab_size=793470", "model=small")
+    assert make_plan(config) == make_plan(config, 20) != make_plan(config, 793_470)
+    with open(tmp_path / "1b_word_vocab.txt", "a") as file:
+        file.write("cat 9\n")
+    with pytest.raises(ConfigError, match="line 21: 'cat' stands in line 5 already"):
+        make_plan(config)
+    (tmp_path / "1b_word_vocab.txt").unlink()
+    assert make_plan(config) == make_plan(config, 793_470)  # as published, until it is there
+    assert not (tmp_path / "cache").exists()
 
 
 def test_cutoffs_beyond_the_vocabulary_are_refused_once_it_is_known():

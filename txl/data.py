@@ -130,6 +130,15 @@ def encoded_vocab_size(data: DataConfig) -> int | None:
     return read_json(folder / "meta.json")["vocab_size"] if _is_whole(folder) else None
 
 
+def given_vocab_size(data: DataConfig) -> int | None:
+    """Of the vocabulary that files hold; None where none is named, or is there. ConfigError for what it must not be."""
+    try:
+        tables = find_vocabulary(data)
+    except ConfigError:
+        return None
+    return len(_read_vocabulary(data, tables)) if tables else None
+
+
 def _cache_folder(data: DataConfig, sources: list[dict], vocabulary: list[dict] | str) -> Path:
     """Named by everything that the token files depend on. vocabulary: its files, or its content's fingerprint."""
     how: dict[str, Any] = {"format": FORMAT, "vocab": data.vocab.name, "sources": sources}

@@ -220,12 +220,12 @@ def multiples(value: int, of: int) -> str:
 
 
 def known_vocab_size(data: DataConfig) -> int | None:
-    """As encoded before, or as the data set's own file says; a plan encodes nothing."""
-    if not Path(data.cache).expanduser().is_dir():
+    """As encoded before, as data.vocab_file has it, or as conf/data/ says; a plan encodes nothing."""
+    if data.vocab_file is None and not Path(data.cache).expanduser().is_dir():
         return data.vocab_size
-    from txl.data import encoded_vocab_size
+    from txl.data import encoded_vocab_size, given_vocab_size
 
-    return encoded_vocab_size(data) or data.vocab_size
+    return encoded_vocab_size(data) or given_vocab_size(data) or data.vocab_size
 
 
 def layer_parameters(model: ModelConfig) -> int:

@@ -23,7 +23,7 @@ from pathlib import Path
 from txl.config import RunConfig
 from txl.data import encoded_vocab_size, open_corpus
 from txl.errors import ConfigError
-from txl.plan import Plan, make_plan
+from txl.plan import Plan, known_vocab_size, make_plan
 from txl.run_folder import (
     check_resume,
     check_source,
@@ -138,7 +138,7 @@ def check_data(config: RunConfig) -> int | None:
     find_vocabulary(config.data)
     size = sum(path.stat().st_size for paths in files.values() for path in paths)
     if encoded_vocab_size(config.data) is None and size > ENCODED_HERE:
-        return config.data.vocab_size  # a login node is no place for it: rank 0 will encode it
+        return known_vocab_size(config.data)  # a login node is no place for it: rank 0 will encode it
     corpus = open_corpus(config.data)
     training_stream(corpus, config.train, config.seed)
     return len(corpus.vocab)
