@@ -1,5 +1,6 @@
 """evaluate.py: one number, however it is computed, and every mistake in one line."""
 
+import io
 import json
 import shutil
 from dataclasses import replace
@@ -7,11 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from composing import composed
 from test_inference import build
 from tiny import TINY_RUN, run, write_corpus
 from txl import checkpoint as ckpt
+from txl.command import quoted
 from txl.config import EvaluateConfig, Geometry
 from txl.data import TokenStream
 from txl.distributed import World
@@ -19,7 +23,8 @@ from txl.errors import ConfigError
 from txl.evaluation import evaluate
 from txl.evaluation_rank import run_rank
 from txl.evaluator import typed_tokens
-from txl.inference import CachedTransformerXL, Program, Step
+from txl.inference import CachedTransformerXL
+from txl.program import Program, Step
 from txl.vocab import WordVocabulary
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 333)
@@ -101,10 +106,11 @@ def test_the_published_evaluation_is_the_default_and_stands_beside_the_result(tr
     assert result["test"]["geometry"]["mem_len"] == 20
 
 
-def test_two_processes_give_the_same_number_as_one(trained, tmp_path):
+@pytest.mark.parametrize("runtime", ["cached", "torchscript"])
+def test_two_processes_give_the_same_number_as_one(trained, tmp_path, runtime):
     overrides = ["precision=fp64", "batch_size=5", "split=all"]
     one = score(trained, tmp_path, *overrides)
-    overrides += ["hardware=cpu", "gpus=2", f"checkpoint={trained}", "json=two.json"]
+    overrides += ["hardware=cpu", "gpus=2", f"checkpoint={trained}", "json=two.json", f"runtime={runtime}"]
     run("evaluate.py", *overrides, cwd=tmp_path)
     two = json.loads((tmp_path / "two.json").read_text())
     assert two["world_size"] == 2
@@ -115,9 +121,11 @@ def test_two_processes_give_the_same_number_as_one(trained, tmp_path):
 
 def test_latencies_are_saved_without_a_pickle_and_missed_targets_set_the_exit_code(trained, tmp_path, capsys):
     overrides = ["latency=true", f"npz={tmp_path}/times.npz", "runtime=torchscript", "target_perplexity=1"]
+    overrides.append("target_throughput=1e12")
     result = score(trained, tmp_path, *overrides, f"program={tmp_path}/step.ts", expect=3)
     said = capsys.readouterr().out
-    expected = ("Throughput Avg: ", "Latency Avg: ", "Latency 50%: ", "Latency 99%: ", "target_perplexity=1 was missed")
+    expected = ("Throughput Avg: ", "Latency Avg: ", "Latency 50%: ", "Latency 99%: ")
+    expected += ("target_perplexity=1 was missed", "target_throughput=1e+12 was missed")
     for line in expected:
         assert line in said
     assert (np.load(tmp_path / "times.npz")["latency_seconds"] > 0).all()
@@ -131,6 +139,33 @@ def test_a_typed_text_is_evaluated_token_by_token(trained, tmp_path, capsys):
     assert "".join(token for token, _ in table) == "he cat sat"
     assert result["text"]["loss"] == pytest.approx(np.mean([loss for _, loss in table]), rel=1e-5)
     assert "10 tokens predicted, 0 unknown of 11" in capsys.readouterr().out
+
+
+PROSE = [
+    "Well, (what) ${now}? {a: b} [c] d=e",
+    'He said "yes, no"',
+    "it's \\\\ one\nor two\\",
+    "\\${a}",
+    "3.5",
+    "true",
+    "-",
+]
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_a_typed_text_means_what_it_says_whatever_hydra_makes_of_commas_and_brackets(text):
+    for key in ("text", "prompt"):
+        override = OverridesParser.create().parse_override(quoted(f"{key}={text}"))
+        cfg = OmegaConf.create({key: override.value()})
+        assert OmegaConf.to_container(cfg, resolve=True) == {key: text}
+    assert quoted("text=null") == "text=null" and quoted("split=[valid]") == "split=[valid]"
+    assert quoted('text="as before"') == 'text="as before"'
+
+
+def test_a_text_comes_from_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a b\n"))
+    vocab = WordVocabulary(["<eos>", "<unk>", "a", "b"])
+    assert typed_tokens("-", vocab, end_line=True)[0].tolist() == [2, 3, 0]
 
 
 def test_typed_words_are_separated_as_in_wikitext_and_unknown_ones_counted():
@@ -155,6 +190,9 @@ def test_typed_words_are_separated_as_in_wikitext_and_unknown_ones_counted():
         (["task=generate"], "task=generate needs a beginning"),
         (["task=generate", "prompt=a", "top_p=0"], "top_p=0.* must be above 0"),
         (["precision=fp16"], "precision=fp16 needs a GPU"),
+        (["runtime=graphs"], "runtime=graphs needs a GPU; use runtime=cached"),
+        (["task=generate", "prompt=a", "runtime=export"], "runtime=export reads whole segments"),
+        (["runtime=cached", "program=step.pt2"], "program=step.pt2 needs runtime=torchscript or export"),
     ],
 )
 def test_a_mistake_is_named_with_its_rule(trained, tmp_path, overrides, message):
@@ -168,6 +206,9 @@ def test_a_mistake_is_one_line(trained, tmp_path):
 
 
 def test_a_checkpoint_of_something_else_is_named(trained, tmp_path):
+    (tmp_path / "checkpoint_best.pt").write_bytes(b"")
+    with pytest.raises(ckpt.CheckpointError, match="python -m txl.checkpoint import .*checkpoint_best.pt FOLDER"):
+        ckpt.resolve(tmp_path / "checkpoint_best.pt")
     other = build(n_layer=3).state_dict()
     with pytest.raises(ckpt.CheckpointError, match="another architecture: it has no layers.2"):
         ckpt.load_weights(build(n_layer=3), build().state_dict(), "best")

@@ -30,13 +30,15 @@ def evaluated(model, prompt, tokens, geometry):
     return total
 
 
+@pytest.mark.parametrize("geometry", [GEOMETRY, Geometry(4, 9, 0, 5, True), Geometry(1, 9)])
 @pytest.mark.parametrize("runtime", [lambda model: model, CachedTransformerXL])
-def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime):
+def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime, geometry):
+    """Also of one that is longer than the memory: with same_length, or read a token at a time."""
     model = build()
-    texts = continue_texts(runtime(model), PROMPTS, 30, GEOMETRY, Sampling(seed=5))
+    texts = continue_texts(runtime(model), PROMPTS, 30, geometry, Sampling(seed=5))
     for prompt, text in zip(PROMPTS, texts, strict=True):
         assert len(text.tokens) == 30
-        assert text.log_prob == pytest.approx(evaluated(model, prompt, text.tokens, GEOMETRY), rel=1e-10)
+        assert text.log_prob == pytest.approx(evaluated(model, prompt, text.tokens, geometry), rel=1e-10)
 
 
 def test_a_text_does_not_depend_on_its_neighbours_nor_on_the_runtime():

@@ -16,7 +16,7 @@ ORDER = [
     "config composition rules run_identity distributed hardware precision console dllogger download timing",
     "moses text cache bpe vocab words zipf adaptive attention optim",
     "state encoding sources data sentences model sampled plan",
-    "unpickle convert checkpoint fine_tuning tracking inference generation evaluation run_folder report",
+    "unpickle convert checkpoint fine_tuning tracking inference program generation evaluation run_folder report",
     "ending trainer evaluator writer",
     "rank evaluation_rank preflight slurm status launch inference_speed train_speed encoding_speed benchmark",
     "command",

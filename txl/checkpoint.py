@@ -163,7 +163,10 @@ def resolve(path: str | Path, key: str = "checkpoint") -> Path:
             return choice.resolve()
     if not path.exists():
         raise CheckpointError(f"{key}={path} does not exist; name a run folder or one of its checkpoints")
-    raise CheckpointError(f"{key}={path} holds no {MANIFEST}: not a checkpoint, or one that was never finished")
+    foreign = path.is_file() or (path / "pytorch_model.bin").exists()
+    remedy = f"; is it another implementation's? python -m txl.checkpoint import {path} FOLDER" if foreign else ""
+    unfinished = f"not a checkpoint, or one that was never finished{remedy}"
+    raise CheckpointError(f"{key}={path} holds no {MANIFEST}: {unfinished}")
 
 
 def verify(folder: Path) -> dict:

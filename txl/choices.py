@@ -90,6 +90,7 @@ class Runtime(Enum):
     auto = "auto"  # cached where that is exact, else eager
     eager = "eager"  # the training's own code
     cached = "cached"  # keys and values are remembered, not hidden states
+    graphs = "graphs"  # the same, as CUDA graphs
     compile = "compile"  # the eager code through torch.compile
     torchscript = "torchscript"  # the cached step, traced for fixed lengths
     export = "export"  # the cached step, compiled ahead of time from torch.export

@@ -19,6 +19,7 @@ from txl.rules import validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 BAD_CONFIGURATION = 2  # exit code
+PROSE = {"text", "prompt"}  # keys whose values are text typed by hand, with commas and brackets that mean nothing more
 
 
 def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str) -> int:
@@ -44,6 +45,8 @@ def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str
     os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))
     register()
+    if not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = map(quoted, sys.argv[1:])
     codes: list[int] = []
 
     def point(cfg: DictConfig) -> None:
@@ -55,6 +58,17 @@ def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         return complain(explain(error, kind))
     return max(codes, default=0)
+
+
+def quoted(argument: str) -> str:
+    """`text=Well, (what) ${now}?` as Hydra must have it to mean just that; what is quoted already stays so."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = argument.partition("=")
+    if key not in PROSE or value in ("", "null") or re.fullmatch(r"""(["'])(?:(?!\1).)*\1""", value, re.DOTALL):
+        return argument
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # refers to no other key
+    return f"{key}={QuotedString(plain, Quote.double).with_quotes()}"
 
 
 def checked(cfg: DictConfig, kind: type[Config]) -> Config:

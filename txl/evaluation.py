@@ -12,8 +12,8 @@ from txl.choices import Arithmetic
 from txl.config import Geometry
 from txl.data import Corpus, TokenStream
 from txl.distributed import World, columns_of, sum_over_ranks
-from txl.inference import Program
 from txl.precision import autocast
+from txl.program import Program
 from txl.timing import synchronize
 
 MISSED_TARGET = 3  # exit code where a target that was asked for is missed

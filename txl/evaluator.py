@@ -20,9 +20,10 @@ from txl.distributed import World, columns_of
 from txl.dllogger import DLLogger, evaluated
 from txl.errors import ConfigError
 from txl.evaluation import MISSED_TARGET, Progress, Result, evaluate, evaluation_stream
-from txl.inference import CachedTransformerXL, Program, Step, make_program
+from txl.inference import CachedTransformerXL, GraphedTransformerXL
 from txl.model import TransformerXL
 from txl.precision import autocast, parameter_dtype, set_matmul_precision
+from txl.program import Program, Step, make_program
 from txl.rules import check_architecture
 from txl.timing import percentiles
 from txl.tracking import score_of
@@ -135,6 +136,10 @@ def in_runtime(model: TransformerXL, runtime: Runtime, geometry: Geometry, batch
         return model
     if runtime is Runtime.cached:
         return CachedTransformerXL(model, geometry)
+    if runtime is Runtime.graphs:
+        if next(model.parameters()).device.type != "cuda":
+            raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
+        return GraphedTransformerXL(model, geometry)
     step = Step(model, geometry, runtime.name)
     return Program(step, make_program(step, runtime, batch_size, program))
 
@@ -196,13 +201,10 @@ class Evaluator:
         config, split = self.config, self.config.split
         corpus = self._corpus()
         columns = columns_of(self.world.rank, self.world.world_size, self.batch_size)
-        model = self._in_runtime(len(columns))
+        model = self._in_runtime(max(1, len(columns)))
         self.say(self._introduction(self.batch_size))
         names = ["valid", "test"] if split is Split.all else [split.name]
-        streams = {
-            name: evaluation_stream(corpus, name, self.geometry, self.batch_size, self.world)
-            for name in names
-        }
+        streams = {name: evaluation_stream(corpus, name, self.geometry, self.batch_size, self.world) for name in names}
         results = {}
         for name, stream in streams.items():
             latencies = None if self.latencies is None else []
@@ -234,8 +236,8 @@ class Evaluator:
         return corpus
 
     def _in_runtime(self, batch_size: int):
-        if self.world.world_size > 1 and self.runtime not in (Runtime.eager, Runtime.cached):
-            raise ConfigError(f"runtime={self.runtime.name} runs in one process; use gpus=1, or runtime=cached")
+        if self.world.world_size > 1 and self.config.program is not None:
+            raise ConfigError(f"program={self.config.program} is of one process; leave it out, or use gpus=1")
         with autocast(self.config.precision.name, self.device):
             return in_runtime(self.loaded.model, self.runtime, self.geometry, batch_size, self.config.program)
 

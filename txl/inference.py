@@ -7,16 +7,13 @@ weights change. Here they are fixed: keys and values of a token are computed onc
 positions once for all lengths. The attention is the model's own (`Attention.read`); the losses are the same.
 """
 
-import tempfile
-import warnings
+import math
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from txl.attention import window_of
-from txl.choices import Runtime
 from txl.config import Geometry
 from txl.errors import ConfigError
 from txl.model import TransformerXL
@@ -34,6 +31,7 @@ class Cache:
         self.slots = geometry.mem_len + geometry.tgt_len
         self.key = self.value = None  # [L, B, N, slots, H], made when the first segment shows type and device
         self.end = 0  # tokens read so far
+        self.graphs: dict[int, tuple] = {}  # GraphedTransformerXL's, by the slot where a segment begins
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values [B, N, T, H] of a segment -> those of all slots in use [B, N, K, H]."""
@@ -131,6 +129,45 @@ class CachedTransformerXL(nn.Module):
         return self.model.layers[0].attention.qkv.weight.device
 
 
+class GraphedTransformerXL(CachedTransformerXL):
+    """The cached runtime as CUDA graphs: a full segment is one launch. Not measured yet: no GPU was at hand.
+
+    A graph holds addresses, so there is one for every place in the ring where a segment may begin (`places`).
+    """
+
+    def __init__(self, model: TransformerXL, geometry: Geometry | None = None):
+        super().__init__(model, geometry)
+        self.pool = torch.cuda.graph_pool_handle()  # one graph runs at a time: all may use the same memory
+
+    @torch.no_grad()
+    def forward(self, input: Tensor, cache: Cache | list, geometry: Geometry) -> tuple[Tensor, Cache]:
+        T = input.shape[1]
+        if not cache or cache.end < geometry.mem_len or geometry.tgt_len > T:
+            return super().forward(input, cache, geometry)
+        place = cache.end % cache.slots
+        if place not in cache.graphs:
+            cache.graphs[place] = self.capture(input, cache, geometry)
+        graph, static_input, static_hidden = cache.graphs[place]
+        static_input.copy_(input)
+        graph.replay()
+        cache.advance(T)
+        return static_hidden.clone(), cache
+
+    def capture(self, input: Tensor, cache: Cache, geometry: Geometry) -> tuple:
+        """The segment at this place as a graph, its input and its hidden states. The cache does not advance."""
+        graph, input, end = torch.cuda.CUDAGraph(), input.clone(), cache.end
+        with torch.cuda.graph(graph, pool=self.pool):
+            hidden, _ = super().forward(input, cache, geometry)
+        cache.end = end
+        return graph, input, hidden
+
+
+def places(geometry: Geometry) -> int:
+    """How many slots of the ring a full segment may begin at."""
+    slots = geometry.mem_len + geometry.tgt_len
+    return slots // math.gcd(slots, geometry.tgt_len)
+
+
 def latest(keys: Tensor | tuple, count: int) -> Tensor | tuple:
     """The columns of the `count` smallest distances."""
     return tuple(part[..., -count:] for part in keys) if isinstance(keys, tuple) else keys[..., -count:]
@@ -159,136 +196,3 @@ def read(
         h = attention.read(h, query, key, value, model.positions, i, position_keys[i], window, mask, turn)
         h = layer.feed_forward(h)
     return h
-
-
-# --------------------------------------------------------------------------- programs: fixed shapes, one function
-
-
-class Step(nn.Module):
-    """One segment as a function of tensors alone, for tracing, exporting and compiling.
-
-    (input [B, T], target [B, T], keys and values [L, B, N, M, H], filled []) -> losses [B, T] in nats, and the new
-    keys, values and filled. `filled` counts the tokens that the memory holds; it starts at 0 with any finite keys.
-    """
-
-    def __init__(self, model: TransformerXL, geometry: Geometry, runtime: str = "step"):
-        super().__init__()
-        check_cacheable(model, geometry, runtime)
-        model.eval()
-        self.model, self.geometry = model, geometry
-        positions, K = model.positions, geometry.mem_len + geometry.tgt_len
-        with torch.no_grad():
-            encoding = positions.encode(K, geometry)
-            self.position_keys = [positions.keys(i, encoding, x.attention.position) for i, x in enumerate(model.layers)]
-
-    def forward(self, input: Tensor, target: Tensor, keys: Tensor, values: Tensor, filled: Tensor):
-        M, T = self.geometry.mem_len, self.geometry.tgt_len
-        new_keys, new_values = [], []
-
-        def append(layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-            key, value = torch.cat([keys[layer], key], dim=2), torch.cat([values[layer], value], dim=2)
-            new_keys.append(key[:, :, T:])
-            new_values.append(value[:, :, T:])
-            return key, value
-
-        missing = torch.arange(M + T, device=input.device) < M - filled
-        mask = torch.zeros(M + T, dtype=keys.dtype, device=input.device).masked_fill(missing, -torch.inf)
-        hidden = read(self.model, input, append, self.position_keys, window_of(self.geometry), mask)
-        loss = traceable_loss(self.model, hidden.flatten(0, 1), target.flatten()).view_as(target)
-        return loss, torch.stack(new_keys), torch.stack(new_values), (filled + T).clamp(max=M)
-
-    def start(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Keys, values and filled before the first segment."""
-        attention = self.model.layers[0].attention
-        weight = attention.qkv.weight
-        shape = (len(self.model.layers), batch_size, attention.n_head, self.geometry.mem_len, attention.d_head)
-        return weight.new_zeros(shape), weight.new_zeros(shape), torch.zeros((), dtype=torch.long, device=weight.device)
-
-    def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Arguments to trace with."""
-        ids = torch.arange(batch_size * self.geometry.tgt_len, device=self.model.layers[0].attention.qkv.weight.device)
-        ids = (ids * 7919 % self.model.vocab_size).view(batch_size, -1)
-        return ids, ids.clone(), *self.start(batch_size)  # one tensor twice would be one argument of the program
-
-
-def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tensor:
-    """As the model's loss (hidden [n, D], target [n] -> [n]), but the host need not know any cluster's size."""
-    softmax, embedding = model.softmax, model.embedding
-    spans, columns = softmax.clusters.spans, softmax.clusters.spans[0][1] + softmax.clusters.n_tails
-    head_target = target
-    for i, (begin, end) in enumerate(spans[1:], start=1):
-        head_target = torch.where((target >= begin) & (target < end), columns - i, head_target)
-    loss = -softmax.head_logits(hidden, embedding).log_softmax(-1).gather(1, head_target[:, None]).squeeze(1)
-    for i, (begin, end) in enumerate(spans[1:], start=1):
-        index = ((target >= begin) & (target < end)).nonzero().squeeze(1)
-        log_prob = softmax.tail_logits(hidden[index], i, embedding).log_softmax(-1)
-        loss = loss.index_add(0, index, -log_prob.gather(1, (target[index] - begin)[:, None]).squeeze(1))
-    return loss
-
-
-class Program(nn.Module):
-    """A Step made into something faster (`make_program`)."""
-
-    def __init__(self, step: Step, function):
-        super().__init__()
-        self.step, self.function = step, function
-        self.eval()
-
-    @torch.no_grad()
-    def forward(self, input: Tensor, target: Tensor, memory: tuple | list) -> tuple[Tensor, tuple]:
-        """input and target [B, T'], T' <= tgt_len (shorter at the end of a text only) -> losses [B, T'], memory."""
-        T, length = self.step.geometry.tgt_len, input.shape[1]
-        if length < T:
-            input, target = (nn.functional.pad(ids, (0, T - length)) for ids in (input, target))
-        memory = memory or self.step.start(len(input))
-        # Machine code made ahead of time trusts that its arguments lie in memory as the example's did.
-        loss, *memory = self.function(input.contiguous(), target.contiguous(), *memory)
-        return loss[:, :length], tuple(memory)
-
-
-def make_program(step: Step, runtime: Runtime, batch_size: int, path: str | None = None):
-    """The step as torch.compile, TorchScript or AOTInductor (from torch.export) has it; batch size and lengths fixed.
-
-    path: load the program from this file if it is there, else write it. It can be loaded without this package, by
-    `torch.jit.load` or `torch._inductor.aoti_load_package`.
-    """
-    if runtime is Runtime.compile:
-        return torch.compile(step, dynamic=False)
-    file = Path(path) if path else None
-    if file and file.exists():
-        return load_program(file, runtime)
-    if runtime is Runtime.torchscript:
-        program = trace(step, batch_size)
-        if file:
-            program.save(str(file))
-            return load_program(file, runtime)  # what was written is what is measured
-        return program
-    with tempfile.TemporaryDirectory() as folder:
-        file = file or Path(folder) / "step.pt2"
-        export(step, batch_size, file)
-        return load_program(file, runtime)
-
-
-def load_program(file: Path, runtime: Runtime):
-    """Raises ConfigError for a file that is no such program."""
-    try:
-        load = torch.jit.load if runtime is Runtime.torchscript else torch._inductor.aoti_load_package
-        return load(str(file))
-    except (RuntimeError, ValueError, OSError, KeyError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise ConfigError(f"program={file} is no program of runtime={runtime.name} ({reason}); remove it") from None
-
-
-def trace(step: Step, batch_size: int) -> torch.jit.ScriptModule:
-    """TorchScript, which torch calls deprecated."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        return torch.jit.trace(step, step.example(batch_size), check_trace=False)
-
-
-def export(step: Step, batch_size: int, file: Path) -> None:
-    """An AOTInductor package (.pt2): machine code and weights."""
-    with torch.no_grad(), warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.export.export(step, step.example(batch_size), strict=False)
-        torch._inductor.aoti_compile_and_package(program, package_path=str(file))
