@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 from argparse import Namespace
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -71,7 +72,11 @@ def test_a_reference_checkpoint_is_imported_evaluated_and_exported(name, tmp_pat
     case, tensors, weights = golden(GOLDEN / f"{name}.json")
     source = reference_file(tmp_path / "checkpoint_best.pt", case, weights)
     assert ckpt.main(["import", str(source), str(tmp_path / "ours")]) == 0
-    assert "parameters, vocabulary 120" in capsys.readouterr().out
+    report = capsys.readouterr().out
+    assert "parameters, vocabulary 120" in report
+    n_layer, width = case["config"]["n_layer"], case["config"]["n_head"] * case["config"]["d_head"]
+    shape = f"{n_layer} of {3 * width}x{case['config']['d_model']}"
+    assert f"  layers.#.dec_attn.qkv_net.weight -> layers.#.attention.qkv.weight: {shape}\n" in report
     loaded = load(str(tmp_path / "ours"), torch.device("cpu"), torch.float64)
     c = case["config"]
     lengths = Geometry(*(c[key] for key in ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")))
@@ -109,7 +114,10 @@ def hugging_face_folder(folder: Path, case: dict, state: dict) -> Path:
 def test_hugging_face_models_have_the_same_losses(path, tmp_path):
     """The files hold what transformers 4.35.2 initialised and computed. It starts with a memory of zeros."""
     case, state = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
-    ckpt.import_model(hugging_face_folder(tmp_path / "theirs", case, state), tmp_path / "ours")
+    report = ckpt.import_model(hugging_face_folder(tmp_path / "theirs", case, state), tmp_path / "ours")
+    names = [line.split(" -> ")[0].strip() for line in report if " -> " in line]
+    patterns = [re.escape(name.removeprefix("transformer.")).replace(r"\#", r"\d+") for name in names]
+    assert len(names) > 15 and all(any(re.search(f"(^|\\.){p}$", name) for name in state) for p in patterns)
     loaded = load(str(tmp_path / "ours"), torch.device("cpu"))
     e = loaded.evaluation
     geometry = Geometry(case["tgt_len"], e.mem_len, 0, e.clamp_len, e.same_length)

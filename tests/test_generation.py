@@ -92,6 +92,20 @@ def test_words_are_written_as_one_types_them(capsys):
     assert capsys.readouterr().out == "Prices rose 1,234 in mid-2020.\nWe rose\n"
 
 
+def test_a_long_line_costs_no_more_to_write_than_a_short_one(capsys):
+    line = """the cat 's dog ran , and " the mid @-@ size dog , " it said , " ran 2 @,@ 500 miles . " it is true . """
+    words = line.split()
+    vocab = WordVocabulary(["<eos>", *dict.fromkeys(words)])
+    ids = vocab.encode(line * 25, add_eos=False).tolist()
+    stream, longest = TextStream(vocab, ids[:1]), 0
+    for token in ids[1:]:
+        stream.add(token)
+        longest = max(longest, len(stream.line))
+    stream.end()
+    assert capsys.readouterr().out == to_text(vocab, ids) + "\n"
+    assert longest < 200
+
+
 def test_half_a_character_waits_for_its_other_half(capsys):
     vocab, text = ByteVocabulary(range(256)), "naïve café"
     stream = TextStream(vocab, vocab.encode(text[:2]).tolist())

@@ -101,6 +101,24 @@ def to_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tens
     return theirs
 
 
+def mapping(ours: dict[str, Tensor], their_name=lambda name: name) -> list[str]:
+    """A line for each kind of tensor: the name there, the name here, how many there are, and their shapes."""
+    theirs = {row[1]: row[0] for row in NAMES} | dict.fromkeys(("positions.distance_key", "positions.table"), "r_emb")
+    kinds: dict[str, list[str]] = {}
+    for name, tensor in ours.items():
+        kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", ".#", name), []).append("x".join(map(str, tensor.shape)))
+    return [
+        f"  {their_name(theirs[kind])} -> {kind}: {len(shapes)} of {', '.join(dict.fromkeys(shapes))}"
+        for kind, shapes in kinds.items()
+    ]
+
+
+def hugging_face_name(name: str) -> str:
+    """The reference's name as TransfoXLLMHeadModel has it."""
+    name = re.sub(r"crit\.out_layers_(weight|bias)e?s\.#", r"crit.out_layers.#.\1", name)
+    return name if name.startswith("crit.") else f"transformer.{name}"
+
+
 def fused_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The absolute schemes keep q and [k; v] apart in the reference; here they are always one tensor."""
     fused = dict(state)
@@ -143,7 +161,7 @@ def read_reference(checkpoint: dict) -> Foreign:
     ours = {name: tensor.float() for name, tensor in from_reference(state, model).items()}
     plain = vocab if isinstance(vocab, dict) else vars(vocab) if vocab is not None else {}
     lengths = {"mem_len": 0, "ext_len": 0, "clamp_len": -1, "same_length": False} | values
-    report = [f"{len(state)} tensors of the reference's layout, {len(ours)} of ours"]
+    report = [f"{len(state)} tensors of the reference's layout, {len(ours)} of ours", *mapping(ours)]
     report += [f"  {name}: computed here, or tied to another" for name in state if DERIVED.fullmatch(name)]
     return Foreign(
         model=model,
@@ -212,6 +230,7 @@ def read_hugging_face(config: dict, state: dict[str, Tensor], words: list[str] |
         theirs[bias] = torch.stack([state[name] for name in found])
     ours = {name: tensor.float() for name, tensor in from_reference(theirs, model).items()}
     report[0] += f", {len(ours)} of ours; rows of crit.cluster_* in the other order"
+    report[1:1] = mapping(ours, hugging_face_name)
     mem_len, same_length = config["mem_len"], config.get("same_length", True)
     if same_length:
         mem_len -= 1  # its window holds mem_len keys with the token itself, ours mem_len before it
