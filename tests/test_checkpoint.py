@@ -59,6 +59,32 @@ def test_a_folder_without_its_rename_is_no_checkpoint(tmp_path):
     assert not list(tmp_path.glob(".step_*"))
 
 
+def test_what_was_saved_after_the_point_of_resumption_is_set_aside(tmp_path, caplog):
+    folder = saved(tmp_path, steps=(1, 2, 3, 4), keep=9, best=4).folder
+    (folder / "step_4" / "model.pt").write_bytes(b"torn")
+    checkpoints = ckpt.Checkpoints(folder, World(), keep=9)
+    assert not checkpoints.rewind(2, best_step=4)  # the best one is gone: the run is told
+    assert [path.name for path in checkpoints.steps()] == ["step_2", "step_1"]
+    assert sorted(path.name for path in (folder / "set_aside").iterdir()) == ["step_3", "step_4"]
+    assert (folder / "last").resolve().name == "step_2" and not (folder / "best").is_symlink()
+    assert "step_4 was saved after step 2" in caplog.text
+    assert checkpoints.rewind(2, best_step=1) and (folder / "best").resolve().name == "step_1"
+    saved(folder, steps=(3, 4), keep=9, best=4)  # once more, and whole
+    assert checkpoints.newest().name == "step_4" and not list((folder / "set_aside").iterdir())
+
+
+def test_a_checkpoint_of_another_process_is_written_again(tmp_path):
+    (tmp_path / "step_3").mkdir()  # what a crash or a full disk left
+    assert ckpt.is_whole(saved(tmp_path).folder / "step_3")
+
+
+def test_a_run_folder_stands_for_its_best_checkpoint_and_goes_on_from_its_last(tmp_path):
+    folder = saved(tmp_path / "checkpoints").folder
+    for path in (tmp_path, folder):
+        assert ckpt.resolve(path).name == "step_1" and ckpt.resolve(path, "resume").name == "step_3"
+    assert ckpt.resolve(folder / "step_2").name == ckpt.resolve(folder / "step_2", "resume").name == "step_2"
+
+
 def test_what_is_no_checkpoint_is_named(tmp_path):
     with pytest.raises(ckpt.CheckpointError, match="does not exist"):
         ckpt.resolve(tmp_path / "absent")

@@ -1,6 +1,7 @@
 """Kill a run at any instant; the next start continues it bit by bit."""
 
 import os
+import shutil
 import signal
 import subprocess
 import time
@@ -163,13 +164,63 @@ def test_resume_from_a_path_that_does_not_exist_is_an_error(short_run):
     assert "nowhere" in done.stderr and "does not exist" in done.stderr
 
 
-def test_max_step_may_be_raised_and_a_torn_checkpoint_is_passed_over_loudly(short_run):
+def test_a_torn_checkpoint_is_passed_over_loudly_and_written_again(short_run, tmp_path):
     folder, shared = short_run
-    torn = folder / "run/checkpoints/step_12/model.pt"
+    shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
+    torn = tmp_path / "run/checkpoints/step_12/model.pt"
     torn.write_bytes(torn.read_bytes()[:-100])
-    done = run("train.py", *shared, "train.max_step=14", "resume=auto", cwd=folder)
+    (tmp_path / "run/summary.json").unlink()
+    shared = [*shared, f"run_dir={tmp_path}/run", "train.max_step=12", "resume=auto"]
+    done = run("train.py", *shared, cwd=tmp_path)
     assert "torn" in done.stdout + done.stderr and "step_12" in done.stdout + done.stderr
-    assert [r["step"] for r in metrics(folder / "run")] == list(range(1, 15))
+    assert "going on from" in done.stdout and "step_8" in done.stdout
+    assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 13))
+    states = [ckpt.read(path / "run/checkpoints/step_12", "optimizer.pt")["state"] for path in (folder, tmp_path)]
+    assert_bitwise_equal(*states)
+    ckpt.verify(tmp_path / "run/checkpoints/step_12")
+
+
+def test_max_step_may_be_raised_from_an_older_checkpoint_and_no_step_is_missing(short_run, tmp_path):
+    folder, shared = short_run
+    shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
+    shared = [*shared, f"run_dir={tmp_path}/run", f"resume={tmp_path}/run/checkpoints/step_4"]
+    run("train.py", *shared, "train.max_step=14", cwd=tmp_path)
+    assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 15))
+    assert losses(tmp_path / "run")[:12] == losses(folder / "run")
+    steps = {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}
+    assert steps == {"step_4", "step_8", "step_12", "step_14"}
+
+
+def test_a_checkpoint_of_another_run_continues_in_a_folder_of_its_own_only(short_run, tmp_path):
+    folder, shared = short_run
+    other = [*shared, "train.max_step=14", f"resume={folder}/run", f"run_dir={tmp_path}/other"]
+    run("train.py", *other, cwd=tmp_path)
+    assert [r["step"] for r in metrics(tmp_path / "other")] == [13, 14]
+    done = run("train.py", *other, cwd=tmp_path, expect=2)
+    assert "is of another run" in done.stderr and "resume=auto continues it" in done.stderr
+
+
+def test_a_resume_on_other_text_is_one_line(short_run, tmp_path):
+    folder, shared = short_run
+    write_corpus(tmp_path, seed=1)
+    elsewhere = [f"data.{split}={tmp_path}/{split}.txt" for split in ("train", "valid", "test")]
+    done = run("train.py", *shared, *elsewhere, "train.max_step=12", "resume=auto", cwd=tmp_path, expect=2)
+    assert "was trained on another data than data=text has now" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_another_number_of_processes_and_accumulation_goes_on_with_the_same_losses(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, "precision=fp64", "model.dropout=0", "scheduler.max_step=40", "train.roll=true"]
+    straight, changed = tmp_path / "straight", tmp_path / "changed"
+    run("train.py", *shared, f"run_dir={straight}", "train.max_step=20", cwd=tmp_path)
+    run("train.py", *shared, f"run_dir={changed}", "train.max_step=10", "gpus=2", cwd=tmp_path)
+    last = [f"run_dir={changed}", "train.max_step=15", "resume=auto", "train.micro_batch_size=2"]
+    run("train.py", *shared, *last, cwd=tmp_path)
+    last = [f"run_dir={changed}", "train.max_step=20", "resume=auto", "gpus=4"]
+    assert "warning: 4 processes instead of 1" in run("train.py", *shared, *last, cwd=tmp_path).stdout
+    one, other = metrics(straight), metrics(changed)
+    assert [r["step"] for r in other] == list(range(1, 21))
+    assert [r["loss"] for r in other] == pytest.approx([r["loss"] for r in one], rel=1e-9)
 
 
 def test_a_run_folder_in_use_is_left_alone(tmp_path):

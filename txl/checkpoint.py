@@ -5,6 +5,7 @@
                             run.json vocabulary.json     how to rebuild the model without the run folder
                             manifest.json                checksums: written last
     checkpoints/last, best  links to step folders
+    checkpoints/set_aside/  what was saved after the checkpoint that a run went on from, until it is saved again
 
 A folder without the rename is not a checkpoint, and one whose checksums do not hold is passed over, loudly, for the
 one before it. Only plain tensors and containers are stored, so loading never runs code.
@@ -48,6 +49,7 @@ class Checkpoints:
     world: World
     keep: int = 2
     save_all: bool = False
+    _written: int | None = None  # the latest step that this process wrote
 
     def save(self, step: int, shared: dict, shard: dict, documents: dict[str, dict], best: bool = False) -> Path:
         """Write step_<step> from all ranks. Collective: every rank calls it at the same step.
@@ -56,11 +58,11 @@ class Checkpoints:
         """
         final, partial = self.folder / f"step_{step}", self.folder / f".step_{step}.partial"
         is_main = self.world.is_main
-        if is_main and not final.exists():
-            shutil.rmtree(partial, ignore_errors=True)
-            partial.mkdir(parents=True)
-        exists = gather_objects(final.exists())[0]
-        if not exists:
+        if step != self._written:  # what another process left there may be torn
+            if is_main:
+                shutil.rmtree(partial, ignore_errors=True)
+                partial.mkdir(parents=True)
+            barrier()
             files = {f"rank_{self.world.rank}.pt": shard}
             if is_main:
                 files |= {f"{stem}.pt": value for stem, value in shared.items()} | documents
@@ -70,7 +72,10 @@ class Checkpoints:
                 manifest = {"step": step, "world_size": self.world.world_size}
                 manifest["files"] = {name: entry for part in everyone for name, entry in part.items()}
                 write(partial / MANIFEST, manifest)
+                replaced = set_aside(final)
                 commit(partial, final)
+                shutil.rmtree(replaced, ignore_errors=True)
+            self._written = step
         if is_main:
             point(self.folder / "last", final)
             if best:
@@ -94,6 +99,26 @@ class Checkpoints:
                 log.warning("%s; trying the checkpoint before it", error)
         return None
 
+    def rewind(self, step: int, best_step: int) -> bool:
+        """Before a run goes on from `step`: is its best checkpoint here, and whole?
+
+        What was saved later is torn, or of a run that is not continued: it is set aside. Links name what is left.
+        """
+        best, found = self.folder / f"step_{best_step}", False
+        if self.world.is_main and self.folder.exists():
+            for path in self.folder.glob("step_*"):
+                if int(path.name.removeprefix("step_")) > step:
+                    log.warning("%s was saved after step %d, from which this run goes on: set aside", path, step)
+                    set_aside(path)
+            found = is_whole(best)
+            last = self.folder / f"step_{step}"
+            for link, target, there in (("last", last, last.exists()), ("best", best, found)):
+                if there:
+                    point(self.folder / link, target)
+                else:
+                    (self.folder / link).unlink(missing_ok=True)
+        return gather_objects(found)[0]
+
     def _prune(self) -> None:
         if self.save_all:
             return
@@ -105,6 +130,24 @@ class Checkpoints:
                 shutil.rmtree(path)
         for stale in self.folder.glob(".step_*.partial"):
             shutil.rmtree(stale, ignore_errors=True)
+
+
+def set_aside(folder: Path) -> Path:
+    """Move a step folder, if it is there, to set_aside/ beside it; returns where it then is."""
+    aside = folder.parent / "set_aside" / folder.name
+    if folder.exists():
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.parent.mkdir(exist_ok=True)
+        os.rename(folder, aside)
+    return aside
+
+
+def is_whole(folder: Path) -> bool:
+    try:
+        verify(folder)
+    except CheckpointError:
+        return False
+    return True
 
 
 def write(path: Path, value) -> dict:
@@ -152,13 +195,13 @@ def sync_folder(folder: Path) -> None:
 
 
 def resolve(path: str | Path, key: str = "checkpoint") -> Path:
-    """A run folder, its checkpoints folder, or a checkpoint -> the checkpoint folder (best, else last).
+    """A run folder, its checkpoints folder, or a checkpoint -> the checkpoint folder. `key`: the option that named it.
 
-    `key`: the option that named it.
+    Of a run's, the best one speaks for it, and with key="resume" the last one is where it goes on.
     """
     path = Path(path)
-    choices = [path, path / "best", path / "checkpoints" / "best", path / "last", path / "checkpoints" / "last"]
-    for choice in choices:
+    links = ("last", "best") if key == "resume" else ("best", "last")
+    for choice in (path, *(path / folder / link for link in links for folder in ("", "checkpoints"))):
         if (choice / MANIFEST).exists():
             return choice.resolve()
     if not path.exists():
@@ -228,11 +271,14 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 
 def read_columns(folder: Path, columns: range) -> torch.Tensor | None:
-    """Memories of these columns of the global batch, from whichever ranks' shards hold them: [L, B, M, D]."""
-    world_size = json.loads((folder / MANIFEST).read_text())["world_size"]
+    """Memories of these columns of the global batch, from whichever ranks' shards hold them: [L, B, M, D].
+
+    Of the other shards only the heads are read.
+    """
+    world_size = read(folder, MANIFEST)["world_size"]
     parts = []
     for rank in range(world_size):
-        shard = read(folder, f"rank_{rank}.pt")
+        shard = torch.load(folder / f"rank_{rank}.pt", "cpu", weights_only=True, mmap=True)
         begin, end = shard["columns"]
         if shard["mems"] is None:
             return None

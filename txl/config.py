@@ -131,7 +131,7 @@ class TrainConfig:
     varlen: bool = MISSING  # segments of varying length, around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     log_interval: int = MISSING
-    time_limit_minutes: float | None = None  # save and stop cleanly after this long
+    time_limit_minutes: float | None = None  # of every start: save, stop cleanly; resume=auto goes on
     target_throughput: float | None = None  # tokens/s; missed: exit code 3
     target_perplexity: float | None = None  # of the final test; missed: exit code 3
 

@@ -168,6 +168,21 @@ def _is_whole(folder: Path) -> bool:
 # --------------------------------------------------------------------------- batches
 
 
+def check_size(tokens: np.ndarray, batch_size: int, tgt_len: int, section: str = "") -> None:
+    """ConfigError where a split does not fill one segment; `section`: of the two keys, such as `train.`."""
+    needed = batch_size * (tgt_len + 1)
+    if len(tokens) >= needed:
+        return
+    split = f"{Path(tokens.filename).stem} split" if isinstance(tokens, np.memmap) else "text"
+    most = len(tokens) // (tgt_len + 1)
+    batch, length = f"{section}batch_size", f"{section}tgt_len"
+    remedy = f"lower {batch} to at most {most}, or {length}" if most else f"lower {batch} and {length}"
+    raise ConfigError(
+        f"{batch}={batch_size} with {length}={tgt_len} needs {needed:,} tokens for one segment, the {split} has "
+        f"{len(tokens):,}; {remedy}, or give more text"
+    )
+
+
 class Batch(NamedTuple):
     """One segment of every column."""
 
@@ -252,7 +267,7 @@ class TokenStream(Stream):
                 raise ConfigError(f"{name}={value} must be {least} or more")
         random = roll_seed is not None or varlen_seed is not None
         assert not (warmup_len and random), "warming is for evaluation, chance for training"
-        self._check_size(tokens, batch_size, tgt_len)
+        check_size(tokens, batch_size, tgt_len)
         self.batch_size, self.tgt_len, self.ext_len = batch_size, tgt_len, ext_len
         self.roll_seed, self.varlen_seed = roll_seed, varlen_seed
         self.columns = range(batch_size) if columns is None else columns
@@ -262,19 +277,6 @@ class TokenStream(Stream):
         self._starts = np.arange(self.columns.start, self.columns.stop)[:, None] * self.n_rows
         self._shifts = 0, np.zeros(batch_size, np.int64)  # an epoch, and by how much its columns are rotated
         self._edges = 0, np.zeros(1, np.int64)  # an epoch, and where its segments begin
-
-    @staticmethod
-    def _check_size(tokens: np.ndarray, batch_size: int, tgt_len: int) -> None:
-        needed = batch_size * (tgt_len + 1)
-        if len(tokens) >= needed:
-            return
-        split = f"{Path(tokens.filename).stem} split" if isinstance(tokens, np.memmap) else "text"
-        most = len(tokens) // (tgt_len + 1)
-        remedy = f"lower batch_size to at most {most}, or tgt_len" if most else "lower batch_size and tgt_len"
-        raise ConfigError(
-            f"batch_size={batch_size} with tgt_len={tgt_len} needs {needed:,} tokens for one segment, the {split} has "
-            f"{len(tokens):,}; {remedy}, or give more text"
-        )
 
     def batch(self, epoch: int, index: int) -> Batch:
         """Segment `index` of an epoch (from 1): a pure function of (roll_seed, varlen_seed, epoch, index)."""

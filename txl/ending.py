@@ -1,7 +1,5 @@
 """What follows the last step: best weights on the test split, the recipe's evaluation, a text, the targets."""
 
-import math
-
 from txl.choices import Metric, Then
 from txl.config import Geometry, RunConfig, valid_geometry
 from txl.data import Corpus
@@ -31,16 +29,16 @@ class Ending:
 
     def missed_targets(self, values: dict) -> int:
         """The exit code: not 0 where the summary's numbers are short of what was asked for."""
-        train, code = self.config.train, 0
-        if train.target_throughput is not None and values["tokens_per_second"] < train.target_throughput:
-            self.tracker.message(f"train.target_throughput={train.target_throughput} was missed")
+        train, speed, code = self.config.train, values["tokens_per_second"], 0
+        if train.target_throughput is not None and speed < train.target_throughput:
+            self.tracker.message(f"train.target_throughput={train.target_throughput:g} was missed: {speed:.0f} tok/s")
             code = MISSED_TARGET
         if train.target_perplexity is not None:
             metric = self.config.data.metric
-            reached = values["test"][metric.value] if "test" in values else math.inf
+            reached = values["test"][metric.value]  # data.py saw to it that there is a test split
             if reached > train.target_perplexity:
-                name = "perplexity" if metric is Metric.ppl else "bits per character"
-                self.tracker.message(f"train.target_perplexity={train.target_perplexity} was missed: {name} {reached}")
+                missed = f"{'perplexity' if metric is Metric.ppl else 'bits per character'} {reached:.3f}"
+                self.tracker.message(f"train.target_perplexity={train.target_perplexity:g} was missed: {missed}")
                 code = MISSED_TARGET
         return code
 

@@ -46,7 +46,7 @@ class Plan:
 
     def __str__(self) -> str:
         size = f"{self.parameters:,} parameters" if self.parameters else "vocabulary not built yet"
-        memory = f"about {self.memory_gb:.1f} GB per process" if self.memory_gb else "vocabulary not built yet"
+        memory = "vocabulary not built yet" if self.memory_gb is None else f"about {self.memory_gb:.1f} GB per process"
         if self.memory_gb and self.device_memory_gb:
             memory += f", of {self.device_memory_gb:g} GB"
         batch = self.first_rank_batch_size + (self.world_size - 1) * self.local_batch_size

@@ -117,8 +117,8 @@ def guarded(rank: Callable[[], int], run_dir: Path, number: int) -> int:
     error_file.unlink(missing_ok=True)
     try:
         return rank()
-    except BaseException:
-        text = traceback.format_exc()
+    except BaseException as error:
+        text = f"error: {error}\n" if isinstance(error, ConfigError) else traceback.format_exc()
         with contextlib.suppress(OSError):  # no such folder (debug=true), or no room: it is printed in any case
             error_file.write_text(text)
         print(text, file=sys.stderr, flush=True)

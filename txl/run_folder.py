@@ -3,6 +3,7 @@
 import contextlib
 import fcntl
 import json
+import logging
 import os
 import shutil
 import socket
@@ -11,12 +12,16 @@ from pathlib import Path
 
 import yaml
 
+from txl.choices import Then
 from txl.composition import from_dict, to_dict
 from txl.config import RunConfig
-from txl.data import open_corpus
+from txl.data import Corpus, check_size, open_corpus
 from txl.errors import ConfigError
 from txl.plan import Plan, make_plan
 from txl.run_identity import resume_differences
+from txl.sentences import training_stream
+
+log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
 
@@ -43,6 +48,7 @@ def prepare(config: RunConfig, ours: bool = False):
         check_source(config) if config.debug else find_checkpoint(config, run_dir, ours)
     corpus = open_corpus(config.data)
     plan = make_plan(config, len(corpus.vocab))
+    check_splits(config, corpus)
     if config.debug:
         yield Start(plan, None), None
         return
@@ -50,6 +56,9 @@ def prepare(config: RunConfig, ours: bool = False):
     run_dir.mkdir(parents=True, exist_ok=True)
     with held_lock(run_dir, insist=not ours) as lock:
         checkpoint, finished = find_checkpoint(config, run_dir, ours)
+        if checkpoint and not finished:
+            check_same_text(config, corpus, checkpoint)
+            announce(checkpoint, plan.world_size)
         if not finished and not ours:
             write_run_folder(config, plan, run_dir)
         yield Start(plan, checkpoint, finished), lock
@@ -93,23 +102,25 @@ def in_use(run_dir: Path) -> bool:
 
 def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tuple[str | None, bool]:
     """Where to continue (None: at the beginning), and whether the run is finished already."""
-    if config.resume is None:
-        if (run_dir / "config.yaml").exists() and not ours:
-            raise ConfigError(
-                f"run_dir={run_dir} holds a run already; resume=auto continues it, another name or run_dir keeps both"
-            )
+    resume, begun = config.resume, (run_dir / "config.yaml").exists() and not ours
+    taken = f"run_dir={run_dir} holds a run already; resume=auto continues it, another name or run_dir keeps both"
+    if resume is None:
+        if begun:
+            raise ConfigError(taken)
         check_source(config)
         return None, False
     from txl import checkpoint as ckpt  # imports torch, which a fresh run's mistakes need not wait for
     from txl.distributed import World
 
-    if config.resume == "auto":
+    if resume == "auto":
         found = ckpt.Checkpoints(run_dir / "checkpoints", World()).newest()
         if found is None:
             check_source(config)
             return None, False
     else:
-        found = ckpt.resolve(config.resume, "resume")
+        found = ckpt.resolve(resume, "resume")
+        if begun and run_dir.resolve() not in found.parents:
+            raise ConfigError(f"resume={resume} is of another run, and {taken}")
     ckpt.verify(found)
     check_resume(config, found)
     return str(found), is_finished(config, run_dir, found)
@@ -124,12 +135,52 @@ def check_source(config: RunConfig) -> None:
 
 
 def check_resume(config: RunConfig, checkpoint: Path) -> None:
+    """The same mathematics, else ConfigError."""
+    if not (checkpoint / "state.json").exists():
+        raise ConfigError(f"resume={config.resume} holds weights alone, no state of a training that could go on")
     differences = resume_differences(json.loads((checkpoint / "run.json").read_text()), to_dict(config))
     if differences:
         raise ConfigError(
             f"resume={config.resume}: {'; '.join(differences)}: a resumed run may not change the mathematics; "
             "set it back, or start a new run (another run_dir or name)"
         )
+
+
+def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:
+    saved = json.loads((Path(checkpoint) / "state.json").read_text())
+    for what, now in (("vocabulary", corpus.vocab.fingerprint), ("data", corpus.fingerprint)):
+        if saved[what] != now:
+            raise ConfigError(
+                f"resume={config.resume}: was trained on another {what} than data={corpus.name} has now; point data.* "
+                "at the same files, or start a new run (another run_dir or name)"
+            )
+
+
+def check_splits(config: RunConfig, corpus: Corpus) -> None:
+    """Does every split that the run will read, hours later perhaps, fill a segment?"""
+    read = [("train", "train.")]
+    if config.valid.enabled:
+        read += [("valid", "valid."), ("test", "valid.")]
+    if config.then is Then.evaluate:
+        read.append(("test" if "test" in corpus.splits else "valid", "evaluation."))
+    for split, section in read:
+        lengths = getattr(config, section.removesuffix("."))
+        if split in corpus.splits:
+            check_size(corpus.tokens(split), lengths.batch_size, lengths.tgt_len, section)
+    training_stream(corpus, config.train, config.seed)
+    if config.train.target_perplexity is not None and "test" not in corpus.splits:
+        raise ConfigError(
+            f"train.target_perplexity={config.train.target_perplexity:g} is of the test split, and data={corpus.name} "
+            "has none; give data.test, or leave it out"
+        )
+
+
+def announce(checkpoint: str, world_size: int) -> None:
+    log.info("going on from %s", checkpoint)
+    before = json.loads((Path(checkpoint) / "manifest.json").read_text())["world_size"]
+    if before != world_size:
+        said = "%d processes instead of %d: memories are dealt anew, but dropout draws other numbers"
+        log.warning(said, world_size, before)
 
 
 def is_finished(config: RunConfig, run_dir: Path, checkpoint: Path) -> bool:

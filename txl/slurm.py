@@ -27,6 +27,7 @@ from txl.plan import Plan, known_vocab_size, make_plan
 from txl.run_folder import (
     check_resume,
     check_source,
+    check_splits,
     copy_code,
     find_checkpoint,
     first_to_fail,
@@ -36,7 +37,6 @@ from txl.run_folder import (
     read_config,
     write_run_folder,
 )
-from txl.sentences import training_stream
 from txl.sources import find_files, find_vocabulary
 
 POLL_SECONDS = 1.0
@@ -140,7 +140,7 @@ def check_data(config: RunConfig) -> int | None:
     if encoded_vocab_size(config.data) is None and size > ENCODED_HERE:
         return known_vocab_size(config.data)  # a login node is no place for it: rank 0 will encode it
     corpus = open_corpus(config.data)
-    training_stream(corpus, config.train, config.seed)
+    check_splits(config, corpus)
     return len(corpus.vocab)
 
 

@@ -1,7 +1,7 @@
 """The training loop, and the one visible dict of everything that it must remember."""
 
 import contextlib
-import logging
+import math
 import signal
 import time
 import warnings
@@ -19,7 +19,6 @@ from txl.config import Geometry, RunConfig, longest_context, train_geometry, val
 from txl.data import Corpus
 from txl.distributed import Agreement, World, average_rows, columns_of, sum_over_ranks
 from txl.ending import Ending
-from txl.errors import ConfigError
 from txl.evaluation import loss_over
 from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip, lr_at, lr_of_update
@@ -29,8 +28,6 @@ from txl.sampled import sample_softmax, sampled_loss
 from txl.sentences import training_stream
 from txl.state import Memories, TrainState, random_state, restore_random_state, seed_everything
 from txl.tracking import Tracker
-
-log = logging.getLogger(__name__)
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # USR2: SLURM is about to end or preempt the job
 SAVE_DUE, TIME_LIMIT = 1, 99  # wishes that are no signals; of several, the largest is granted
@@ -122,7 +119,7 @@ class Trainer:
     def _loop(self) -> int:
         config, state = self.config, self.state
         self.model.train()
-        self.started = self.logged = self.saved = time.perf_counter()
+        self.began = self.started = self.logged = self.saved = time.perf_counter()
         self.logged_step = self.saved_step = state.step
         stop = granted = 0
         while state.step < config.train.max_step and not stop:
@@ -197,7 +194,7 @@ class Trainer:
         limit, minutes, now = self.config.train.time_limit_minutes, self.config.checkpoint.minutes, time.perf_counter()
         if self.stop_signal:
             return self.stop_signal
-        if limit is not None and self.state.train_seconds + now - self.started > 60 * limit:
+        if limit is not None and now - self.began > 60 * limit:
             return TIME_LIMIT
         return SAVE_DUE if self.world.is_main and minutes is not None and now - self.saved > 60 * minutes else 0
 
@@ -237,7 +234,7 @@ class Trainer:
             self.world,
             config.valid.max_steps,
         )
-        is_best = result.loss < state.best_valid_loss
+        is_best = result.loss < state.best_valid_loss or state.best_step == 0 or math.isnan(state.best_valid_loss)
         if is_best:
             state.best_valid_loss, state.best_step = result.loss, state.step
         state.plateau.update(result.loss, config.scheduler)
@@ -298,25 +295,19 @@ class Trainer:
         """Continue exactly where this checkpoint was written (run_folder.py has verified it and its configuration)."""
         manifest = ckpt.read(folder, ckpt.MANIFEST)
         saved = ckpt.read(folder, "state.json")
-        for key, now in (("data", self.corpus.fingerprint), ("vocabulary", self.corpus.vocab.fingerprint)):
-            if saved.pop(key) != now:
-                raise ConfigError(f"resume={folder}: was trained on another {key}; point data.* at the same files")
+        del saved["data"], saved["vocabulary"]
         self.model.load_state_dict(ckpt.read(folder, "model.pt", self.device))
         self.optimizer.load_state_dict(ckpt.read(folder, "optimizer.pt", self.device))
         self.stream.load_state_dict(saved.pop("stream"))
         self.scaler.load_state_dict(saved.pop("scaler"))
         self.state = TrainState.from_dict(saved)
+        if not self.checkpoints.rewind(self.state.step, self.state.best_step):
+            self.state.best_valid_loss, self.state.best_step = math.inf, 0  # the next one is the best there is
         self.mems.deal(ckpt.read_columns(folder, self.columns))
         if manifest["world_size"] == self.world.world_size:
             shard = ckpt.read(folder, f"rank_{self.world.rank}.pt", self.device)
             self.window.copy_(shard["window"])
             restore_random_state(shard["rng"], self.device)
-        elif self.world.is_main:
-            log.warning(
-                "resume: %d processes instead of %d: memories are dealt anew, but dropout draws other numbers",
-                self.world.world_size,
-                manifest["world_size"],
-            )
 
     # ------------------------------------------------------------------ beginning and end
 
