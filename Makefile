@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-slow lint parity clean
+.PHONY: help demo install test test-slow faults lint parity clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -21,6 +21,10 @@ test: lint ## lint, then the fast tests
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+faults: $(VENV)/.installed-test ## everything that can go wrong under SLURM, on a private cluster: docs/results/faults.md
+	TXL_REQUIRE_SLURM=1 TXL_FAULTS_TABLE=docs/results/faults.md $(BIN)/python -m pytest -q -m "slow or not slow" \
+		tests/test_faults.py tests/test_launch.py -k "faults or submitting"
 
 lint: $(VENV)/.installed-test ## ruff check
 	$(BIN)/ruff check .

@@ -14,6 +14,8 @@ import sys
 from txl.command import run
 from txl.config import RunConfig
 
+submitted: list = []  # jobs of all points that cluster.wait=true waits for
+
 
 def train(config: RunConfig) -> int:
     if config.dry_run:
@@ -27,8 +29,16 @@ def train(config: RunConfig) -> int:
         return 0
     from txl.launch import launch
 
-    return launch(config)
+    return launch(config, submitted)
+
+
+def wait() -> int:
+    if not submitted:
+        return 0
+    from txl.jobs import wait as wait_for
+
+    return wait_for(submitted)
 
 
 if __name__ == "__main__":
-    sys.exit(run("train", RunConfig, train, __doc__))
+    sys.exit(run("train", RunConfig, train, __doc__, wait))

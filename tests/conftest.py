@@ -1,5 +1,38 @@
-"""One thread per process, set before torch starts: the models of the tests are too small for more."""
+"""One thread per process, set before torch starts: the models of the tests are too small for more. And the private
+SLURM cluster that several test modules share."""
 
 import os
+from pathlib import Path
+
+import pytest
+
+import slurm_cluster
+from slurm_site import Faults, Site
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(scope="session")
+def cluster():
+    reason = slurm_cluster.missing()
+    if reason:
+        # Continuous integration has SLURM and shows that it works; elsewhere these tests need not run.
+        (pytest.fail if os.environ.get("TXL_REQUIRE_SLURM") else pytest.skip)(reason)
+    running = slurm_cluster.Cluster(nodes=8).start()
+    yield running
+    running.stop()
+    assert running.processes() == []
+
+
+@pytest.fixture(scope="module")
+def site(cluster, tmp_path_factory):
+    return Site(cluster, tmp_path_factory.mktemp("site"))
+
+
+@pytest.fixture(scope="session")
+def faults():
+    """What became of each fault; written as a table to the file that TXL_FAULTS_TABLE names."""
+    found = Faults()
+    yield found
+    if "TXL_FAULTS_TABLE" in os.environ:
+        found.write(Path(os.environ["TXL_FAULTS_TABLE"]))

@@ -18,7 +18,7 @@ ORDER = [
     "state encoding sources data sentences model sampled plan",
     "unpickle convert checkpoint fine_tuning tracking inference program generation evaluation run_folder report",
     "ending trainer evaluator writer",
-    "rank evaluation_rank preflight slurm status launch inference_speed train_speed encoding_speed benchmark",
+    "rank evaluation_rank preflight jobs slurm status launch inference_speed train_speed encoding_speed benchmark",
     "command",
 ]
 HYDRA = {"hydra", "omegaconf"}  # compose and convert; nobody else knows where a configuration came from

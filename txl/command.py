@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -13,20 +14,24 @@ from yaml import YAMLError
 
 from txl.composition import Config, register, to_typed
 from txl.config import RunConfig
+from txl.console import leave
 from txl.errors import ConfigError, clear_error, did_you_mean, dotted_keys, unknown_key
 from txl.plan import with_global_batch
 from txl.rules import validate
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
-BAD_CONFIGURATION = 2  # exit code
+BAD_CONFIGURATION = 2  # exit codes
+INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
 PROSE = {"text", "prompt"}  # keys whose values are text typed by hand, with commas and brackets that mean nothing more
 
 
-def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str) -> int:
-    """Compose `conf/<name>.yaml` with the command line and call `task` with it; returns the exit code.
+def run(
+    name: str, kind: type[Config], task: Callable[[Config], int], about: str, last: Callable[[], int] = lambda: 0
+) -> int:
+    """Compose `conf/<name>.yaml` with the command line and call `task` with it, and then `last`; returns the exit code.
 
-    With `-m`, the worst exit code of all points: every point is tried, whatever became of the one before.
-    `about` begins what `--help` prints.
+    With `-m`, the worst exit code of all points: every point is tried, whatever became of the one before, until
+    somebody interrupts. `about` begins what `--help` prints.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own takes two seconds
         print(help_text(name, about))
@@ -52,11 +57,19 @@ def run(name: str, kind: type[Config], task: Callable[[Config], int], about: str
     def point(cfg: DictConfig) -> None:
         register()  # again: such a job starts here
         codes.append(_guarded(lambda: task(checked(cfg, kind))))
+        if codes[-1] in INTERRUPTED:
+            raise KeyboardInterrupt  # the points that are left, too
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
+        codes.append(last())
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         return complain(explain(error, kind))
+    except KeyboardInterrupt:
+        if not INTERRUPTED & set(codes):
+            codes.append(complain("interrupted", 128 + signal.SIGINT))
+    if "RANK" in os.environ:
+        leave(max(codes, default=0))
     return max(codes, default=0)
 
 
@@ -100,9 +113,9 @@ def help_text(name: str, about: str) -> str:
     return "\n".join([about.strip(), "", *groups, "Keys (key=value):", *keys, "", end])
 
 
-def complain(message: str) -> int:
+def complain(message: str, code: int = BAD_CONFIGURATION) -> int:
     print(f"error: {message}", file=sys.stderr, flush=True)
-    return BAD_CONFIGURATION
+    return code
 
 
 def explain(error: Exception, kind: type) -> str:

@@ -137,3 +137,11 @@ class Agreement:
         if self._work is not None:
             self._work.wait()
             self._work = None
+
+    def at_once(self, wish: int) -> int:
+        """The largest wish of all ranks, for which this one waits."""
+        answer = self.exchange(wish)
+        if self._work is not None:
+            self.settle()
+            answer = int(self._flag.item())
+        return answer

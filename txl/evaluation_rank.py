@@ -9,6 +9,7 @@ from pathlib import Path
 from txl.choices import Task
 from txl.composition import from_dict
 from txl.config import EvaluateConfig
+from txl.console import leave
 from txl.distributed import World, close_process_group, init_process_group
 from txl.errors import ConfigError
 from txl.evaluator import Evaluator
@@ -42,4 +43,4 @@ def main(folder: Path) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1])))
+    leave(main(Path(sys.argv[1])))

@@ -29,8 +29,8 @@ FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 STOPPED = (0, 3, 130, 140, 143)  # a missed target; a signal, after saving: all ranks end like this together
 
 
-def launch(config: RunConfig) -> int:
-    """Run a training to its end, or submit it; returns the exit code."""
+def launch(config: RunConfig, submitted: list) -> int:
+    """Run a training to its end, or submit it; returns the exit code. Jobs to wait for are added to `submitted`."""
     log_to_console()
     if config.preflight and ("RANK" in os.environ or is_slurm_task(config)):
         from txl.plan import make_plan
@@ -46,7 +46,7 @@ def launch(config: RunConfig) -> int:
 
         return started_by_slurm(config)
     if config.cluster.name == "slurm":
-        return submit_one(config)
+        return submit_one(config, submitted)
     if config.preflight:
         return check_here(config)
     with prepare(config) as (start, lock):
@@ -70,21 +70,23 @@ def is_slurm_task(config: RunConfig) -> bool:
 # --------------------------------------------------------------------------- SLURM
 
 
-def submit_one(config: RunConfig) -> int:
-    from txl.slurm import submit, wait
+def submit_one(config: RunConfig, submitted: list) -> int:
+    from txl.slurm import submit
 
-    jobs = submit([config])
+    jobs, left = submit([config])
     announce(jobs)
-    return wait(jobs) if jobs and config.cluster.wait else 0
+    submitted += jobs + left if config.cluster.wait else []
+    return 0
 
 
 def submit_array(configs: list[RunConfig], parallel: int) -> int:
     """The points of a sweep as one throttled job array; returns the exit code."""
-    from txl.slurm import submit, wait
+    from txl.jobs import wait
+    from txl.slurm import submit
 
-    jobs = submit(configs, parallel)
+    jobs, left = submit(configs, parallel)
     announce(jobs)
-    return wait(jobs) if jobs and any(config.cluster.wait for config in configs) else 0
+    return wait(jobs + left) if jobs + left and any(config.cluster.wait for config in configs) else 0
 
 
 def announce(jobs: list) -> None:
@@ -156,21 +158,28 @@ def run_local_ranks(module: str, arguments: list[str], size: int, run_dir: Path,
             )
         )
 
+    asked: list[int] = []
+
     def forward(number, frame):
+        again = number == signal.SIGINT in asked  # a second Ctrl-C: now
+        asked.append(number)
         for process in ranks:
             if process.poll() is None:
-                process.send_signal(number)
+                process.send_signal(signal.SIGKILL if again else number)
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        return watch(ranks, run_dir)
+        return watch(ranks, run_dir, asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def watch(ranks: list[subprocess.Popen], run_dir: Path) -> int:
-    """Wait for all ranks; a failed one takes the others with it, and its traceback is the last thing printed."""
+def watch(ranks: list[subprocess.Popen], run_dir: Path, asked: list[int]) -> int:
+    """Wait for all ranks; a failed one takes the others with it, and its traceback is the last thing printed.
+
+    `asked`: signals that were passed on. They may meet some ranks before they listen; the others fail then.
+    """
     while True:
         codes = [process.poll() for process in ranks]
         failed = [rank for rank, code in enumerate(codes) if code is not None and code not in STOPPED]
@@ -179,6 +188,9 @@ def watch(ranks: list[subprocess.Popen], run_dir: Path) -> int:
                 process.kill()
             for process in ranks:
                 process.wait()
+            if asked and (asked.count(signal.SIGINT) > 1 or {128 + asked[0], -asked[0]} & set(codes)):
+                print("stopped before it could save: resume=auto goes on from the checkpoint before", file=sys.stderr)
+                return 128 + asked[0]
             killed = [rank for rank in failed if codes[rank] < 0]  # without a word; what the others say follows from it
             rank = killed[0] if killed else first_to_fail(run_dir)
             rank = failed[0] if rank is None else rank

@@ -14,6 +14,7 @@ import time
 from pathlib import Path
 
 from txl.config import RunConfig
+from txl.console import leave
 from txl.errors import ConfigError
 from txl.plan import make_plan
 from txl.rank import slurm_variables
@@ -61,7 +62,7 @@ def preflight(config: RunConfig, run_dir: Path) -> int:
     shutil.rmtree(folder)
     print(f"preflight: {len(problems)} problem(s), {len(reports)} of {size} ranks", flush=True)
     if problems:
-        os._exit(FAILED)
+        leave(FAILED)
     return 0
 
 
@@ -152,4 +153,4 @@ if __name__ == "__main__":
     from txl.run_folder import read_config
 
     folder = Path(sys.argv[1])
-    sys.exit(preflight(read_config(folder), folder))
+    leave(preflight(read_config(folder), folder))

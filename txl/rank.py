@@ -4,6 +4,7 @@ Our launcher prepares the run folder and then starts `python -m txl.rank RUN_DIR
 there before the ranks, so rank 0 prepares for all.
 """
 
+import atexit
 import contextlib
 import ctypes
 import json
@@ -18,6 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from txl.config import RunConfig
+from txl.console import leave
 from txl.data import open_corpus
 from txl.errors import ConfigError
 from txl.plan import make_plan
@@ -68,6 +70,8 @@ def draw(run_dir: Path) -> None:
 
 def started_here(run_dir: Path) -> int:
     """A rank that our launcher started on this machine."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the trainer listens there is nothing to save
+        signal.signal(number, lambda number, frame: leave(128 + number))
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed launcher leaves nobody behind
     from txl.distributed import World
@@ -151,11 +155,13 @@ def started_by_slurm(config: RunConfig, ours: bool = False) -> int:
     if code == PREEMPTED and callable(requeue):
         if rank == 0:
             requeue(signal.SIGUSR2, None)  # scontrol requeue: the same job, the same folder; does not return
-        flush_and_exit(0)
+        leave(0)
     if code == TERMINATED:
         wait_for_the_end(rank)
     if code:
-        flush_and_exit(code)
+        leave(code)
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        atexit.register(leave, 0)  # once submitit has noted that all is well
     return 0
 
 
@@ -175,15 +181,9 @@ def wait_for_the_end(rank: int) -> None:
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             shown = subprocess.run(show, capture_output=True, text=True, timeout=20).stdout
             if "JobState=CANCELLED" in shown:
-                flush_and_exit(TERMINATED)
+                leave(TERMINATED)
     print("terminated by SLURM: saved, waiting for its next word", flush=True)
     time.sleep(LAST_BREATH)
-
-
-def flush_and_exit(code: int) -> None:
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)
 
 
 def slurm_variables(env) -> dict[str, str]:
@@ -237,4 +237,4 @@ class Attempt:
 
 
 if __name__ == "__main__":
-    sys.exit(started_here(Path(sys.argv[1])))
+    leave(started_here(Path(sys.argv[1])))

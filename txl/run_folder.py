@@ -121,7 +121,7 @@ def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tup
         found = ckpt.resolve(resume, "resume")
         if begun and run_dir.resolve() not in found.parents:
             raise ConfigError(f"resume={resume} is of another run, and {taken}")
-    ckpt.verify(found)
+        ckpt.verify(found)
     check_resume(config, found)
     return str(found), is_finished(config, run_dir, found)
 

@@ -5,13 +5,13 @@ import json
 import sys
 from pathlib import Path
 
+from txl.jobs import Submitted, accounting_says, controller_says
 from txl.run_folder import in_use
 from txl.run_identity import flat
-from txl.slurm import Submitted, accounting_says, controller_says
 
 DEPTH = 3  # folders of runs that a run folder may lie below
 HEADER = ("point", "job", "state", "step", "loss", "nodes", "restarts")
-NO_POINT = ("run_dir", "resume")  # differ without making another point
+NO_POINT = ("run_dir", "resume", "cluster.wait")  # differ without making another point
 
 
 def main(arguments: list[str]) -> int:

@@ -349,6 +349,8 @@ class Trainer:
             self.validate()
         # All is saved: from here on submitit may requeue the job at once, and it will come back to this point.
         signal.signal(signal.SIGUSR2, self.handlers[signal.SIGUSR2])
+        if stop := self.agreement.at_once(self.stop_signal):
+            return self._interrupted(stop)  # it came with the last step, or during the validation
         if config.valid.enabled and not config.debug:
             best = self.checkpoints.folder / "best"
             self.model.load_state_dict(ckpt.read(best.resolve(), "model.pt", self.device))
