@@ -31,7 +31,8 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
     shared += ["model.dropout=0", "train.roll=true", "train.ext_len=2"]
     one, two, four, uneven = (tmp_path / name for name in ("one", "two", "accumulated", "uneven"))
     run("train.py", *shared, f"run_dir={one}", cwd=tmp_path)
-    run("train.py", *shared, f"run_dir={two}", "gpus=2", cwd=tmp_path)
+    done = run("train.py", *shared, f"run_dir={two}", "gpus=2", cwd=tmp_path)
+    assert done.stderr == ""  # nor does any library speak between our lines
     run("train.py", *shared, f"run_dir={four}", "train.micro_batch_size=2", cwd=tmp_path)
     # 2 of 8 sequences, and the other process' 6 in two forward passes.
     shares = ["gpus=2", "train.first_rank_batch_size=2", "train.micro_batch_size=3"]

@@ -140,6 +140,8 @@ def run_local_ranks(module: str, arguments: list[str], size: int, run_dir: Path,
     """Start `python -m MODULE ARGUMENTS` once per rank, pass signals on, and end them all when one fails."""
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # No word from each rank about find_unused_parameters (trainer.py); errors are said all the same.
+    shared["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     shared["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     ranks = []
