@@ -158,3 +158,27 @@ def test_clipping_shares_its_norm_and_equals_torch(name, of):
     one.step()
     other.step()
     torch.testing.assert_close(ours, theirs)
+
+
+@pytest.mark.parametrize("together", [False, True])
+def test_lamb_skips_an_update_whose_gradients_overflowed_and_leaves_the_moments(together):
+    torch.manual_seed(0)
+    weight = torch.nn.Parameter(torch.randn(5, 5))
+    optimizer = build_optimizer(optimizer_config("lamb", weight_decay=0.1), [weight])
+    if together:  # as on a GPU, where nobody waits to know whether it is skipped
+        optimizer._step_in_blocks = optimizer._step_together
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    for overflow in (False, True):
+        before = copy.deepcopy([weight.data, optimizer.state_dict()["state"]])
+        scaler.scale((weight * torch.randn(5, 5)).sum()).backward()
+        if overflow:
+            weight.grad[0, 0] = math.inf
+        scaler.unscale_(optimizer)
+        optim.clip(optimizer, [weight], 0.25)
+        scaler.step(optimizer)
+        scaler.update()
+        optimizer.zero_grad()
+        same = torch.equal(before[0], weight.data)
+        assert same is overflow
+    torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
+    assert scaler.get_scale() == 4.0

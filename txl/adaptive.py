@@ -28,7 +28,12 @@ class Groups(NamedTuple):
     sizes: list[int]  # tokens per cluster: known to the host, so that no step waits for the device
 
     def to(self, device: torch.device) -> "Groups":
-        return Groups(self.cluster.to(device, non_blocking=True), self.order.to(device, non_blocking=True), self.sizes)
+        return Groups(send(self.cluster, device), send(self.order, device), self.sizes)
+
+
+def send(tensor: Tensor, device: torch.device) -> Tensor:
+    """From the host to a device; to a GPU from pinned memory, whose copy the host need not wait for."""
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
 class Clusters:
@@ -82,7 +87,8 @@ class AdaptiveEmbedding(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         """input [...] -> [..., D]"""
         if len(self.tables) == 1:
-            sparse = self.sparse_gradient and self.training
+            # A GPU would wait to count the rows, and add them up in any order.
+            sparse = self.sparse_gradient and self.training and input.device.type == "cpu"
             vectors = F.embedding(input, self.tables[0], sparse=sparse)
             if len(self.projections):
                 vectors = F.linear(vectors, self.projections[0])

@@ -7,14 +7,16 @@ The score of query i for key j depends on their distance d = i + M - j. A scheme
 `by_key` turns that into one column per *key* without computing anything twice.
 """
 
+import importlib.util
 import math
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.choices import AttentionBackend
+from txl.choices import Arithmetic, AttentionBackend
 from txl.config import Geometry, ModelConfig
+from txl.errors import ConfigError
 
 
 def by_key(by_distance: Tensor, K: int, window: int | None) -> Tensor:
@@ -71,8 +73,31 @@ def attend(
         score[..., -turn:] += bias[..., :turn]
     else:
         score += bias
-    probability = F.dropout(score.softmax(dim=-1), dropatt, training=dropatt > 0)
-    return probability @ value
+    probability = score.softmax(dim=-1, dtype=score.dtype)  # which autocast would widen, to keep twice as much
+    return F.dropout(probability, dropatt, training=dropatt > 0) @ value
+
+
+def choose_backend(wanted: AttentionBackend, device: torch.device, arithmetic: Arithmetic) -> AttentionBackend:
+    """What computes attention on this device. ConfigError for triton where it cannot run.
+
+    `auto`: the fused kernel where tensor cores serve it (GPUs since Ampere, all but fp32 and fp64), else eager.
+    """
+    here = importlib.util.find_spec("triton") is not None
+    if wanted is AttentionBackend.triton and not (here and device.type == "cuda"):
+        missing = "triton, which is not installed" if device.type == "cuda" else "a GPU"
+        raise ConfigError(f"attention=triton needs {missing}; use attention=auto")
+    if wanted is not AttentionBackend.auto:
+        return wanted
+    fits = device.type == "cuda" and here and arithmetic not in (Arithmetic.fp32, Arithmetic.fp64)
+    new = fits and torch.cuda.get_device_capability(device) >= (8, 0)
+    return AttentionBackend.triton if new else AttentionBackend.eager
+
+
+def fused(query: Tensor, key: Tensor, value: Tensor, by_distance: Tensor, window: int | None, dropatt: float) -> Tensor:
+    """`by_key` and `attend` in one Triton kernel, which holds neither scores nor probabilities -> [B, N, T, H]."""
+    from txl.kernels.relative_attention import relative_attention
+
+    return relative_attention(query, key, value, by_distance, window, dropatt)
 
 
 def by_head(query: Tensor, keys: Tensor) -> Tensor:
@@ -246,7 +271,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: ModelConfig, backend: AttentionBackend = AttentionBackend.eager):
         super().__init__()
-        self.backend = backend
+        self.backend, self.fused = backend, fused
         self.n_head, self.d_head = model.n_head, model.d_head
         self.pre_lnorm, self.dropatt = model.pre_lnorm, model.dropatt
         width = model.n_head * model.d_head
@@ -301,9 +326,14 @@ class Attention(nn.Module):
         For inference.py: `mask` [K], 0, or -inf for the oldest keys where they do not exist; `turn` as in `attend`.
         """
         query, by_distance = positions.score(layer, query, keys)
-        bias = by_key(by_distance, key.shape[2], window)
-        if mask is not None:
-            bias = bias + mask
-        out = attend(query, key, value, bias, self.dropatt if self.training else 0.0, self.backend, turn)
+        dropatt = self.dropatt if self.training else 0.0
+        if self.backend is AttentionBackend.triton:
+            assert mask is None and not turn, "programs of fixed shape are made from the eager code"
+            out = self.fused(query, key, value, by_distance, window, dropatt)
+        else:
+            bias = by_key(by_distance, key.shape[2], window)
+            if mask is not None:
+                bias = bias + mask
+            out = attend(query, key, value, bias, dropatt, self.backend, turn)
         out = self.dropout(self.output(out.transpose(1, 2).flatten(-2)))
         return h + out if self.pre_lnorm else self.norm(h + out)

@@ -74,9 +74,10 @@ class Split(Enum):
 class AttentionBackend(Enum):
     """What computes attention in training (attention.py); all are equal but for rounding."""
 
-    auto = "auto"  # eager, until a measurement says otherwise (docs/speed-log.md)
+    auto = "auto"  # triton on GPUs since Ampere, in half precision and TF32; eager otherwise
     eager = "eager"
     sdpa = "sdpa"  # torch's scaled_dot_product_attention, with the distances' scores as its mask
+    triton = "triton"  # one kernel for all of it (kernels/relative_attention.py); GPUs only
 
 
 class Task(Enum):

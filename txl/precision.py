@@ -31,4 +31,5 @@ def autocast(precision: Arithmetic, device: torch.device) -> AbstractContextMana
 def loss_scaler(config: PrecisionConfig, device: torch.device) -> torch.amp.GradScaler:
     """Dynamic loss scaling for fp16, whose gradients underflow without; a pass-through otherwise."""
     enabled = config.name is Arithmetic.fp16
-    return torch.amp.GradScaler(device.type, init_scale=config.initial_loss_scale, enabled=enabled)
+    scale = {} if config.initial_loss_scale is None else {"init_scale": config.initial_loss_scale}
+    return torch.amp.GradScaler(device.type, enabled=enabled, **scale)
