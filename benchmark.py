@@ -6,6 +6,8 @@ Measure a Transformer-XL on this machine; random weights of the model's shape un
   python benchmark.py suite=inference benchmark.runtimes=[cached,export] benchmark.precisions=[fp32,bf16]
   python benchmark.py suite=inference benchmark.checkpoint=runs/... benchmark.json=table.json
   python benchmark.py suite=train benchmark.micro_batch_sizes=[4,16]   a training step and its parts, MFU, memory
+  python benchmark.py suite=train benchmark.processes=[1,2]            and how it grows with the processes
+  python benchmark.py -m suite=train hardware=dgx2 nodes=1,2,4,8       on several nodes: submits a job for each
   python benchmark.py suite=encoding benchmark.megabytes=540           words of a text to ids, beside a plain loop
 """
 
@@ -21,9 +23,9 @@ def start(config: BenchmarkConfig) -> int:
         from txl import encoding_speed
 
         return encoding_speed.run(config)
-    from txl import inference_speed, train_speed
+    from txl import inference_speed, train_benchmark
 
-    suites = {Suite.inference: inference_speed.run, Suite.train: train_speed.run}
+    suites = {Suite.inference: inference_speed.run, Suite.train: train_benchmark.run}
     return suites[config.suite](config)
 
 

@@ -68,11 +68,17 @@ class Site:
         return (self.cluster.with_sacct() if sacct else self.cluster.environment) | mine
 
     def start(
-        self, *overrides, fault: str = "", sacct: bool = False, within: tuple = (), stdin: int = subprocess.DEVNULL
+        self,
+        *overrides,
+        script: str = "train.py",
+        fault: str = "",
+        sacct: bool = False,
+        within: tuple = (),
+        stdin: int = subprocess.DEVNULL,
     ) -> subprocess.Popen:
         flags = [one for one in overrides if one == "-m"]
         return subprocess.Popen(
-            [*within, *command("train.py", *flags, *self.shared, *(one for one in overrides if one != "-m"))],
+            [*within, *command(script, *flags, *self.shared, *(one for one in overrides if one != "-m"))],
             cwd=self.folder,
             env=self.environment(fault, sacct),
             stdin=stdin,
@@ -84,7 +90,7 @@ class Site:
         )
 
     def train(self, *overrides, expect: int = 0, **how) -> str:
-        """Run train.py to its end; returns what it printed."""
+        """Run train.py, or another `script`, to its end; returns what it printed."""
         process = self.start(*overrides, **how)
         out, err = process.communicate(timeout=150)
         assert process.returncode == expect, f"exit code {process.returncode}\n{out}\n{err}"

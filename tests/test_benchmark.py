@@ -4,7 +4,10 @@ import json
 
 from composing import composed
 from tiny import run
-from txl import inference_speed, train_speed
+from txl import inference_speed, train_benchmark, train_speed
+from txl.choices import Arithmetic
+from txl.config import BenchmarkConfig
+from txl.distributed import World
 
 SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=2"]
 SMALL += ["evaluation.tgt_len=4", "evaluation.mem_len=8", "benchmark.segments=2"]
@@ -55,6 +58,36 @@ def test_training_is_measured_with_its_parts_and_its_share_of_the_ceiling(tmp_pa
         assert 0 < row["mfu"] < 1 and row["peak_memory_gb"] > 0
     assert "MFU" in done.stdout
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+
+
+def test_training_with_two_processes_stands_beside_one(tmp_path):
+    lengths = ["train.tgt_len=8", "train.mem_len=8", "valid.tgt_len=8", "benchmark.micro_batch_sizes=[2]"]
+    measure = ["benchmark.processes=[1,2]", "benchmark.steps=2", "benchmark.json=table.json"]
+    done = run("benchmark.py", "suite=train", *SMALL, *lengths, *measure, cwd=tmp_path)
+    one, two = json.loads((tmp_path / "table.json").read_text())["rows"]
+    assert (one["processes"], two["processes"]) == (1, 2)
+    assert one["efficiency"] == 1
+    assert abs(two["efficiency"] * 2 * one["tokens_per_second"] / two["tokens_per_second"] - 1) < 1e-9
+    assert "2 process(es): " in done.stdout
+    assert not list(tmp_path.glob("runs*"))  # a benchmark leaves no run folder
+
+
+def test_the_published_training_row_stands_beside_the_nearest_machine(monkeypatch):
+    row = {"model": "base", "precision": "bf16", "processes": 8, "micro_batch_size": 32, "tokens_per_second": 899_780.0}
+    monkeypatch.setattr(train_benchmark.torch.cuda, "is_available", lambda: True)
+    for name, machine, speed in (("NVIDIA H200", "DGX A100", 449_890), ("Tesla V100-SXM2-16GB", "DGX-1", 258_648)):
+        monkeypatch.setattr(train_benchmark.torch.cuda, "get_device_name", lambda name=name: name)
+        found = train_benchmark.published(row)
+        assert (found["machine"], found["tokens_per_second"]) == (machine, speed)
+    assert train_benchmark.published(row | {"processes": 3}) is None
+
+
+def test_the_published_benchmark_keeps_its_learning_rate_curve_and_hardware_submits_it(tmp_path):
+    chosen = ["suite=train", "experiment=trainbench_large", "hardware=dgx2", "nodes=8"]
+    config = composed(*chosen, name="benchmark", kind=BenchmarkConfig)
+    assert (config.scheduler.max_step, config.cluster.name) == (25_000, "slurm")
+    measured = train_speed.point(config, Arithmetic.fp16, 4, World(0, 128, 0, 16))
+    assert (measured.scheduler.max_step, measured.train.batch_size) == (25_000, 512)
 
 
 def test_the_work_of_a_token_is_what_the_design_counted():

@@ -244,6 +244,23 @@ def test_a_job_may_evaluate_after_training(site):
     assert summary["evaluation"]["loss"] != summary["test"]["loss"]
 
 
+def test_a_benchmark_of_several_nodes_is_submitted_like_a_training_and_needs_no_data(site):
+    words = ["data.vocab_size=60", "data.cutoffs=[20]"]
+    shared, site.shared = site.shared, [*TINY_RUN, *words, f"runs={site.folder}/runs"]
+    try:
+        measure = ["suite=train", "benchmark.steps=2", "benchmark.micro_batch_sizes=[2]", "cluster=slurm"]
+        measure += ["cluster.minutes=5", "gpus=1", "cluster.wait=true"]
+        output = site.train("-m", "nodes=1,2", *measure, script="benchmark.py")
+    finally:
+        site.shared = shared
+    for nodes, job in enumerate(re.findall(r"job (\S+) submitted", output), start=1):
+        (table,) = (site.folder / "runs").glob(f"*/*-benchmark-{nodes}x1/benchmark.json")
+        (row,) = json.loads(table.read_text())["rows"]
+        assert (row["processes"], row["micro_batch_size"]) == (nodes, 2) and row["tokens_per_second"] > 0
+        assert site.cluster.job(job)["NumNodes"] == str(nodes)
+    assert "MFU" in output
+
+
 def test_torchrun_starts_the_same_training(tmp_path):
     data = write_corpus(tmp_path / "text")
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]

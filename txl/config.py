@@ -269,6 +269,7 @@ class RunConfig:
     init_from: str | None = None  # run folder or checkpoint whose weights the run begins with (fine_tuning.py)
     sample_tokens: int = MISSING  # length of the text written after training; 0: none
     attention: AttentionBackend = MISSING
+    compile: bool | str = MISSING  # layers through torch.compile; auto: on a GPU
     recompute: bool = MISSING  # layers' activations in the backward pass: less memory, a third more work
     deterministic: bool = MISSING
     then: Then = MISSING  # what follows training in the same job
@@ -327,10 +328,11 @@ class BenchmarkSection:
     precisions: list[Arithmetic] = MISSING
     segments: int = MISSING  # measured, after the memory is full and the first few are over
     micro_batch_sizes: list[int] = MISSING  # suite=train
+    processes: list[int] | None = None  # suite=train: on this machine; null: as gpus= and hardware= say
     steps: int = MISSING  # suite=train: measured, after the warm-up
     warmup_steps: int = MISSING
     megabytes: int = MISSING  # suite=encoding: of the text that is made and encoded
-    profile: str | None = None  # suite=train: file for a trace of torch's profiler
+    profile: str | None = None  # suite=train: file for a trace of torch's profiler (of the last row)
     checkpoint: str | None = None  # these weights; null: random ones of the model's shape
     json: str | None = None  # file for the table
 

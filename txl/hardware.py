@@ -7,9 +7,12 @@ import contextlib
 import ctypes
 import functools
 import importlib.metadata
+import importlib.util
+import logging
 import os
 import platform
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -21,6 +24,8 @@ from txl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 PROJECT = Path(__file__).resolve().parent.parent
 TERA = 1e12
@@ -37,19 +42,59 @@ PEAK_TERAFLOPS = {
 }
 
 PACKAGES = [  # fmt: skip
-    "txl", "torch", "numpy", "hydra-core", "omegaconf", "hydra-submitit-launcher", "submitit", "wandb",
-    "safetensors", "sacremoses", "tokenizers", "rich", "matplotlib", "triton",
+    "txl",
+    "torch",
+    "numpy",
+    "hydra-core",
+    "omegaconf",
+    "hydra-submitit-launcher",
+    "submitit",
+    "wandb",
+    "safetensors",
+    "sacremoses",
+    "tokenizers",
+    "rich",
+    "matplotlib",
+    "triton",
 ]
 
 # What may explain a run. Never the whole environment: it holds passwords and keys.
 VARIABLES = [  # fmt: skip
-    "CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER", "CUDA_LAUNCH_BLOCKING", "CUBLAS_WORKSPACE_CONFIG",
-    "PYTORCH_CUDA_ALLOC_CONF", "NVIDIA_TF32_OVERRIDE", "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE", "TRITON_INTERPRET",
-    "OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_PROC_BIND", "KMP_AFFINITY", "GOMP_CPU_AFFINITY",
-    "PYTHONHASHSEED", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NCCL_DEBUG", "NCCL_ALGO",
-    "NCCL_PROTO", "NCCL_SOCKET_IFNAME", "NCCL_IB_DISABLE", "NCCL_IB_HCA", "NCCL_P2P_DISABLE",
-    "GLOO_SOCKET_IFNAME", "SLURM_JOB_ID", "SLURM_JOB_NODELIST", "SLURM_NNODES", "SLURM_NTASKS",
-    "SLURM_RESTART_COUNT", "SLURM_ARRAY_JOB_ID", "SLURM_ARRAY_TASK_ID", "SLURM_CPUS_PER_TASK", "TXL_DATA",
+    "CUDA_VISIBLE_DEVICES",
+    "CUDA_DEVICE_ORDER",
+    "CUDA_LAUNCH_BLOCKING",
+    "CUBLAS_WORKSPACE_CONFIG",
+    "PYTORCH_CUDA_ALLOC_CONF",
+    "NVIDIA_TF32_OVERRIDE",
+    "TORCH_ALLOW_TF32_CUBLAS_OVERRIDE",
+    "TRITON_INTERPRET",
+    "OMP_NUM_THREADS",
+    "MKL_NUM_THREADS",
+    "OMP_PROC_BIND",
+    "KMP_AFFINITY",
+    "GOMP_CPU_AFFINITY",
+    "PYTHONHASHSEED",
+    "WORLD_SIZE",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NCCL_DEBUG",
+    "NCCL_ALGO",
+    "NCCL_PROTO",
+    "NCCL_SOCKET_IFNAME",
+    "NCCL_IB_DISABLE",
+    "NCCL_IB_HCA",
+    "NCCL_P2P_DISABLE",
+    "GLOO_SOCKET_IFNAME",
+    "SLURM_JOB_ID",
+    "SLURM_JOB_NODELIST",
+    "SLURM_NNODES",
+    "SLURM_NTASKS",
+    "SLURM_RESTART_COUNT",
+    "SLURM_ARRAY_JOB_ID",
+    "SLURM_ARRAY_TASK_ID",
+    "SLURM_CPUS_PER_TASK",
+    "TXL_DATA",
     "TXL_CACHE",
 ]
 
@@ -212,6 +257,23 @@ def keep_freed_memory(device: "torch.device") -> None:
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, -1)
             mallopt(M_TOP_PAD, 64 << 20)
+
+
+def wants_compiler(compile: bool | str, device: "torch.device") -> bool:
+    """Whether layers go through torch.compile. auto: on a GPU; on a CPU it gains less than it takes to compile.
+
+    A machine that has no compiler computes the same without, and says so.
+    """
+    if compile is False or (compile == "auto" and device.type != "cuda"):
+        return False
+    chosen, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
+    there = any(shutil.which(name) for name in (os.environ.get(chosen, usual), usual, "clang"))
+    missing = None if there else f"no {usual} or clang was found"
+    if device.type == "cuda" and importlib.util.find_spec("triton") is None:
+        missing = "triton is not installed"
+    if missing:
+        log.warning("compile=%s: %s, so layers run as they are, only slower", str(compile).lower(), missing)
+    return missing is None
 
 
 def peak_flops(gpu: str, arithmetic: Arithmetic) -> float | None:

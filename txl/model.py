@@ -7,6 +7,8 @@ without gradient, as further keys and values: n layers reach n times as far back
 (not positions) enter the attention, so that a state means the same when it is remembered (see attention.py).
 """
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
@@ -75,7 +77,18 @@ class TransformerXL(nn.Module):
         self.dropout = nn.Dropout(model.dropout)
         self.embedding.sparse_gradient = model.tie_weight and model.div_val == 1
         self.vocab_size, self.d_model = vocab_size, model.d_model
+        self.compiled: Callable | None = None
         initialise(self, model)
+
+    def compile_layers(self, backend: str | Callable = "inductor") -> None:
+        """From now on full training segments run through torch.compile: one program, which all layers share.
+
+        All others (validation, the first segments of a text, the last one of an epoch) stay as they are: their lengths
+        vary, and each would be another program.
+        """
+        self.compiled = torch.compile(run_layer, backend=backend)
+        for layer in self.layers:
+            layer.attention.fused = torch.compiler.disable(layer.attention.fused)  # compiled already, and not by this
 
     def forward(self, input: Tensor, mems: Mems, geometry: Geometry) -> tuple[Tensor, Mems]:
         """input [B, T], mems: n_layer tensors [B, M, D] or none -> hidden [B, T, D], new mems.
@@ -87,6 +100,8 @@ class TransformerXL(nn.Module):
         h = self.dropout(self.embedding(input))
         window = window_of(geometry)
         encoding = self.positions.encode(M + T, geometry)
+        full = self.training and (geometry.mem_len, geometry.tgt_len + geometry.ext_len) == (M, T)
+        run = self.compiled if self.compiled is not None and full else run_layer
         new_mems = []
         for i, layer in enumerate(self.layers):
             context = torch.cat([mems[i], h], dim=1) if M else h
@@ -95,9 +110,9 @@ class TransformerXL(nn.Module):
                 context = self.positions.add(i, context, geometry)
                 h = context[:, M:]
             if self.recompute and self.training:
-                h = checkpoint(layer, h, context, i, self.positions, encoding, window, use_reentrant=False)
+                h = checkpoint(run, layer, h, context, i, self.positions, encoding, window, use_reentrant=False)
             else:
-                h = layer(h, context, i, self.positions, encoding, window)
+                h = run(layer, h, context, i, self.positions, encoding, window)
         return self.dropout(h), new_mems if geometry.mem_len else []
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -116,6 +131,11 @@ class TransformerXL(nn.Module):
     def log_prob(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> log-probabilities [n, V] of the next token."""
         return self.softmax.log_prob(hidden, self.embedding)
+
+
+def run_layer(layer: Layer, *inputs) -> Tensor:
+    """What is compiled: a function, so that its program belongs to no layer in particular."""
+    return layer(*inputs)
 
 
 def remember(context: Tensor, T: int, geometry: Geometry) -> Tensor:

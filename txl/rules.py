@@ -10,7 +10,17 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from txl.choices import Arithmetic, OptimizerName, Positions, Runtime, SchedulerName, Task, Then, VocabKind
+from txl.choices import (
+    Arithmetic,
+    AttentionBackend,
+    OptimizerName,
+    Positions,
+    Runtime,
+    SchedulerName,
+    Task,
+    Then,
+    VocabKind,
+)
 from txl.composition import Config, to_dict
 from txl.config import VARLEN_SHORTEST, BenchmarkConfig, ClusterConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
@@ -94,16 +104,20 @@ def check_run_config(config: RunConfig) -> None:
     check_sampled_softmax(config)
     check_scheduler(config)
     check_machine(config)
+    check_speed(config)
     check_run(config)
 
 
 def check_benchmark(config: BenchmarkConfig) -> None:
+    processes = config.benchmark.processes
+    rule = "is for this machine; under cluster=slurm nodes= and gpus= say how many"
+    refuse_unless(processes is None or config.cluster.name != "slurm", "benchmark.processes", processes, rule)
     for key in ("batch_sizes", "micro_batch_sizes", "runtimes", "precisions"):
         value = getattr(config.benchmark, key)
         refuse_unless(len(value) > 0, f"benchmark.{key}", value, "is empty: name at least one")
-    for key in ("batch_sizes", "micro_batch_sizes"):
+    for key in ("batch_sizes", "micro_batch_sizes", "processes"):
         sizes = getattr(config.benchmark, key)
-        refuse_unless(min(sizes) > 0, f"benchmark.{key}", sizes, "must all be above 0")
+        refuse_unless(sizes is None or min(sizes, default=0) > 0, f"benchmark.{key}", sizes, "must all be above 0")
     for key in ("segments", "steps", "megabytes"):
         value = getattr(config.benchmark, key)
         refuse_unless(value > 0, f"benchmark.{key}", value, "must be above 0")
@@ -365,6 +379,15 @@ def check_cpu_arithmetic(arithmetic: Arithmetic, machine: str) -> None:
     remedy = {Arithmetic.fp16: "precision=bf16 or precision=fp32", Arithmetic.tf32: "precision=fp32"}
     rule = f"needs a GPU, and {machine} has none; use {remedy.get(arithmetic)}"
     refuse_unless(arithmetic not in remedy, "precision", arithmetic, rule)
+
+
+def check_speed(config: RunConfig) -> None:
+    fused, arithmetic = config.attention is AttentionBackend.triton, config.precision.name
+    rule = f"computes in float32 at most, not precision={arithmetic.name}; use attention=eager"
+    refuse_unless(not fused or arithmetic is not Arithmetic.fp64, "attention", config.attention, rule)
+    rule = f"needs a GPU, and hardware={config.hardware.name} has none; use attention=auto"
+    refuse_unless(not fused or config.hardware.gpus != 0, "attention", config.attention, rule)
+    refuse_unless(config.compile in (True, False, "auto"), "compile", config.compile, "must be true, false or auto")
 
 
 def check_run(config: RunConfig) -> None:

@@ -14,7 +14,7 @@ import yaml
 
 from txl.choices import Then
 from txl.composition import from_dict, to_dict
-from txl.config import RunConfig
+from txl.config import BenchmarkConfig, RunConfig
 from txl.data import Corpus, check_size, open_corpus
 from txl.errors import ConfigError
 from txl.plan import Plan, make_plan
@@ -210,7 +210,16 @@ def write_run_folder(config: RunConfig, plan: Plan, run_dir: Path, code: bool = 
 
 
 def read_config(run_dir: Path) -> RunConfig:
-    return from_dict(yaml.safe_load((run_dir / "config.yaml").read_text()))
+    """The configuration that `write_run_folder` left there: of a training, or of a benchmark."""
+    values = yaml.safe_load((run_dir / "config.yaml").read_text())
+    return from_dict(values, BenchmarkConfig if "suite" in values else RunConfig)
+
+
+def folder_of(config: RunConfig, plan: Plan) -> Path:
+    """Where a job writes: checks and benchmarks are no trainings, and have folders beside theirs."""
+    if isinstance(config, BenchmarkConfig):
+        return Path(f"{plan.run_dir}-benchmark-{plan.nodes}x{plan.gpus_per_node}")
+    return Path(plan.run_dir + ("-preflight" if config.preflight else ""))
 
 
 def copy_code(folder: Path) -> None:

@@ -15,7 +15,7 @@ from txl.rules import shown
 
 # What cannot change the mathematics of training: a resume may change it, and it does not make another run.
 FREE = """
-    name runs run_dir resume sample_tokens deterministic attention recompute dry_run nodes gpus recipe
+    name runs run_dir resume sample_tokens deterministic attention compile recompute dry_run nodes gpus recipe
     then preflight preflight_torch debug
     hardware cluster tracking checkpoint evaluation
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from txl.config import RunConfig
+from txl.config import BenchmarkConfig, RunConfig
 from txl.data import encoded_vocab_size, open_corpus
 from txl.errors import ConfigError
 from txl.jobs import ENDED, Submitted, state_of
@@ -29,6 +29,7 @@ from txl.run_folder import (
     check_splits,
     copy_code,
     find_checkpoint,
+    folder_of,
     in_use,
     is_finished,
     newest_checkpoint,
@@ -67,6 +68,10 @@ class Job:
             from txl.preflight import preflight
 
             return preflight(config, Path(self.run_dir))
+        if isinstance(config, BenchmarkConfig):
+            from txl.train_speed import join
+
+            return join(config, Path(self.run_dir))
         from txl.rank import started_by_slurm
 
         return started_by_slurm(config, ours=True)
@@ -91,10 +96,11 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
         raise ConfigError("cluster=slurm needs sbatch, which is not here; submit on a login node, or use cluster=local")
     todo, left = [], []
     for config in configs:
-        plan = make_plan(config, check_data(config))
+        made_up = isinstance(config, BenchmarkConfig)
+        plan = make_plan(config, config.data.vocab_size if made_up else check_data(config))
         if parallel is None:
             print(plan, flush=True)
-        run_dir = Path(os.path.abspath(plan.run_dir + ("-preflight" if config.preflight else "")))
+        run_dir = Path(os.path.abspath(folder_of(config, plan)))
         if queued := still_queued(config, run_dir):
             left.append(queued)
         elif has_work(config, run_dir):
@@ -144,7 +150,7 @@ def has_work(config: RunConfig, run_dir: Path) -> bool:
     """Whether a job must be submitted; ConfigError where it must not. Torch is not needed to know."""
     if (run_dir / ".lock").exists() and in_use(run_dir):
         raise ConfigError(f"run_dir={run_dir} is in use by {(run_dir / '.lock').read_text()}; wait for it or stop it")
-    if config.preflight:
+    if config.preflight or isinstance(config, BenchmarkConfig):
         return True
     if config.resume == "auto":
         found = newest_checkpoint(run_dir)

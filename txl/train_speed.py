@@ -1,11 +1,15 @@
-"""How fast this machine trains: a step and its parts on made-up tokens, beside what its matrix products could reach.
+"""How fast a rank trains: the trainer's own step and its parts, beside what the hardware's matrix products could reach.
 
-Tokens follow Zipf's law, as words do: the adaptive softmax then does the work that it does on a text.
+Tokens are made up and follow Zipf's law, as words do: the adaptive softmax then does the work that it does on a text.
+
+    python -m txl.train_speed FOLDER        one rank of several (train_benchmark.py started it)
 """
 
 import json
+import os
 import resource
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -14,86 +18,164 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from txl.attention import choose_backend
 from txl.choices import Arithmetic
-from txl.config import BenchmarkConfig, RunConfig, longest_context, train_geometry
-from txl.data import TokenStream
-from txl.distributed import average_rows
-from txl.errors import ConfigError
-from txl.hardware import environment_record, keep_freed_memory, pick_device, set_threads
-from txl.model import TransformerXL
-from txl.optim import build_optimizer, clip
-from txl.precision import AUTOCAST, autocast, loss_scaler, parameter_dtype, set_matmul_precision
+from txl.config import BenchmarkConfig, RunConfig, train_geometry
+from txl.distributed import World, close_process_group, init_process_group
+from txl.hardware import bind_to_memory, environment_record, keep_freed_memory, pick_device, set_threads
+from txl.plan import make_plan
+from txl.precision import AUTOCAST, parameter_dtype
+from txl.rank import guarded, slurm_variables
 from txl.rules import check_cpu_arithmetic
-from txl.sampled import sample_softmax
-from txl.state import seed_everything
+from txl.run_folder import read_config
 from txl.timing import synchronize
-from txl.trainer import Objective
+from txl.trainer import Trainer
 from txl.zipf import zipf_tokens
 
 PARTS = ("input", "forward", "backward", "optimizer")  # optimizer: clipping as well
+RESULT = "benchmark.json"
 
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One line of the table. Seconds are medians over steps after the warm-up."""
+    """One line of the table. Seconds are rank 0's medians over steps after the warm-up."""
 
     model: str
+    n_layer: int
+    tgt_len: int
+    mem_len: int
     precision: str
+    attention: str
+    compile: bool
+    processes: int
     micro_batch_size: int
-    tokens_per_second: float
+    tokens_per_second: float  # of all processes
     step_seconds: float
     part_seconds: dict[str, float]
-    flops_per_second: float  # of the model's own matrix products; recomputed ones do not count
+    flops_per_second: float  # of one process, for the model's own matrix products; recomputed ones do not count
     matmul_flops_per_second: float  # of one large product, measured in the same precision
-    peak_memory_gb: float
-
-    @property
-    def mfu(self) -> float:
-        """Share of the matrix-product ceiling."""
-        return self.flops_per_second / self.matmul_flops_per_second
-
-    def to_dict(self) -> dict:
-        return vars(self) | {"mfu": self.mfu}
+    mfu: float  # the former over the latter: share of the matrix-product ceiling
+    peak_memory_gb: float  # of rank 0
 
     def __str__(self) -> str:
         parts = "".join(f"{1000 * self.part_seconds[part]:>11.1f}" for part in PARTS)
         return (
-            f"{self.model:<8} {self.precision:<9} {self.micro_batch_size:>5} {self.tokens_per_second:>10.1f} "
+            f"{self.model:<8} {self.n_layer:>6} {f'{self.tgt_len}+{self.mem_len}':>8} {self.precision:<9} "
+            f"{self.processes:>9} {self.micro_batch_size:>5} {self.tokens_per_second:>10.1f} "
             f"{1000 * self.step_seconds:>10.1f}{parts} {self.flops_per_second / 1e9:>10.1f} {self.mfu:>6.1%} "
             f"{self.peak_memory_gb:>7.2f}"
         )
 
 
 HEADER = (
-    f"{'model':<8} {'precision':<9} {'micro':>5} {'tok/s':>10} {'ms/step':>10}"
-    + "".join(f"{part:>11}" for part in PARTS)
-    + f" {'GFLOP/s':>10} {'MFU':>6} {'GB':>7}"
+    f"{'model':<8} {'layers':>6} {'lengths':>8} {'precision':<9} {'processes':>9} {'micro':>5} {'tok/s':>10} "
+    f"{'ms/step':>10}" + "".join(f"{part:>11}" for part in PARTS) + f" {'GFLOP/s':>10} {'MFU':>6} {'GB':>7}"
 )
 
 
-def run(config: BenchmarkConfig) -> int:
-    """Measure every precision with every micro batch; print a table, and write JSON where that was asked for."""
-    vocab_size = config.data.vocab_size
-    if vocab_size is None:
-        raise ConfigError("data.vocab_size=null but a benchmark makes its tokens up; use data.vocab_size=50000")
-    device = pick_device(config.hardware, 0)
-    set_threads(device, 1)
+class MadeUpCorpus:
+    """As much of a data.Corpus as a training step reads."""
+
+    shards = None  # one text
+
+    def __init__(self, vocab_size: int, count: int, seed: int):
+        self.vocab = range(vocab_size)
+        self._tokens = zipf_tokens(np.random.default_rng(seed), count, vocab_size)
+
+    def tokens(self, split: str) -> np.ndarray:
+        return self._tokens
+
+
+class Silent:
+    """A tracker that tells nobody."""
+
+    def progress(self, *values) -> None:
+        pass
+
+
+# --------------------------------------------------------------------------- one rank
+
+
+def run_rank(config: BenchmarkConfig, world: World) -> list[TrainRow]:
+    """Measure every precision with every micro batch in this world; rank 0 prints the rows as they come."""
+    device = pick_device(config.hardware, world.local_rank)
+    bind_to_memory(device, world.local_rank, world.local_world_size)
+    set_threads(device, world.local_world_size)
     keep_freed_memory(device)
-    options, rows = config.benchmark, []
-    print(f"{device}, {torch.get_num_threads()} threads, {config.model.name}, {train_geometry(config)}")
-    print(HEADER)
-    for precision in options.precisions:
+    init_process_group(world, device)
+    if world.is_main:
+        print(f"{device}, {torch.get_num_threads()} threads, {config.model.name}, {train_geometry(config)}\n{HEADER}")
+    rows = []
+    for precision in config.benchmark.precisions:
         if device.type == "cpu":
             check_cpu_arithmetic(precision, "this machine")
-        for micro in options.micro_batch_sizes:
-            point = replace(config, precision=replace(config.precision, name=precision))
-            rows.append(measure_training(point, vocab_size, micro, device))
-            print(rows[-1], flush=True)
-    if options.json:
-        record = {"machine": environment_record(), "rows": [row.to_dict() for row in rows]}
-        Path(options.json).parent.mkdir(parents=True, exist_ok=True)
-        Path(options.json).write_text(json.dumps(record, indent=1, default=str) + "\n")
-    return 0
+        for micro in config.benchmark.micro_batch_sizes:
+            rows.append(measure(point(config, precision, micro, world), world, device))
+            if world.is_main:
+                print(rows[-1], flush=True)
+    close_process_group()
+    return rows
+
+
+def point(config: BenchmarkConfig, precision: Arithmetic, micro: int, world: World) -> BenchmarkConfig:
+    """The run that one row measures: `micro` sequences per process and step, and no run folder."""
+    batch = dict(batch_size=micro * world.world_size, micro_batch_size=micro)
+    others = dict(local_batch_size=None, grad_accum_steps=None, first_rank_batch_size=None)
+    return replace(
+        config,
+        train=replace(config.train, **batch, **others),
+        precision=replace(config.precision, name=precision),
+        debug=True,
+    )
+
+
+def measure(config: BenchmarkConfig, world: World, device: torch.device) -> TrainRow:
+    options, geometry, precision = config.benchmark, train_geometry(config), config.precision.name
+    vocab_size, batch, micro = config.data.vocab_size, config.train.batch_size, config.train.micro_batch_size
+    warmup = max(options.warmup_steps, 1 + -(-geometry.mem_len // geometry.tgt_len))  # until the memory is full
+    corpus = MadeUpCorpus(vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps) + 2), config.seed)
+    trainer = Trainer(config, make_plan(config, vocab_size), corpus, world, device)
+    trainer.model.train()
+    trainer.tracker = Silent()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(warmup):
+        trainer.step()
+    seconds, parts = profiled(lambda: timed_steps(trainer, options.steps), options.profile if world.is_main else None)
+    per_process = micro * geometry.tgt_len
+    flops = 6 * per_process * products_per_token(config, vocab_size, micro) / seconds
+    ceiling = matmul_speed(precision, device)
+    return TrainRow(
+        config.model.name, config.model.n_layer, geometry.tgt_len, geometry.mem_len, precision.name,
+        choose_backend(config.attention, device, precision).name, trainer.model.compiled is not None,
+        world.world_size, micro, world.world_size * per_process / seconds, seconds, parts,
+        flops, ceiling, flops / ceiling, peak_memory(device) / 1e9,
+    )  # fmt: skip
+
+
+def timed_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a step and of its parts. Where a device must be waited for to tell its parts, those are of
+    further steps."""
+    whole, parts = [], {part: [] for part in PARTS}
+    last = 0.0
+
+    def mark(part: str) -> None:
+        nonlocal last
+        now = clock()
+        parts[part].append(now - last)
+        last = now
+
+    def step() -> float:
+        nonlocal last
+        began = last = clock()
+        trainer.step()
+        return clock() - began
+
+    if trainer.device.type == "cuda":
+        whole = [step() for _ in range(steps)]
+    trainer.mark = mark
+    with_marks = [step() for _ in range(steps)]
+    return statistics.median(whole or with_marks), {part: statistics.median(found) for part, found in parts.items()}
 
 
 def clock() -> float:
@@ -102,75 +184,17 @@ def clock() -> float:
     return time.perf_counter()
 
 
-def measure_training(config: BenchmarkConfig, vocab_size: int, micro: int, device: torch.device) -> TrainRow:
-    """Training steps of one process, one micro batch each, as trainer.py makes them."""
-    options, geometry, precision = config.benchmark, train_geometry(config), config.precision.name
-    seed_everything(config.seed)
-    set_matmul_precision(precision)
-    longest = longest_context(vars(config.train))
-    model = TransformerXL(
-        config.model, vocab_size, config.data.cutoffs, longest, config.attention, config.recompute
-    ).to(device, parameter_dtype(precision))
-    objective, params = Objective(model), list(model.parameters())
-    sampler, sparse_tables = sample_softmax(model, config.train.sampled_softmax, config.seed)
-    optimizer = build_optimizer(config.optimizer, params, sparse_tables)
-    scaler = loss_scaler(config.precision, device)
-    steps = options.warmup_steps + options.steps
-    count = micro * (geometry.tgt_len * steps + 1) + micro
-    tokens = zipf_tokens(np.random.default_rng(config.seed), count, vocab_size)
-    stream = TokenStream(tokens, micro, geometry.tgt_len, ext_len=geometry.ext_len)
-    per_step, mems, marks = micro * geometry.tgt_len, [], []
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-    def step() -> None:
-        nonlocal mems
-        marks.append([clock()])
-        batch = stream.next()
-        groups = model.softmax.clusters.group(batch.target.flatten()).to(device)
-        input, target = batch.input.to(device), batch.target.to(device)
-        sample = sampler.draw(len(marks)).to(device) if sampler else None
-        marks[-1].append(clock())
-        with autocast(precision, device):
-            loss, _, mems = objective(input, target, mems, geometry, 1 / per_step, groups, sample)
-        marks[-1].append(clock())
-        scaler.scale(loss).backward()
-        marks[-1].append(clock())
-        for table in sparse_tables:
-            table.grad = average_rows(table.grad)
-        scaler.unscale_(optimizer)
-        clip(optimizer, params, config.train.clip)
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)
-        marks[-1].append(clock())
-
-    for _ in range(options.warmup_steps):
-        step()
-    marks.clear()
-    profiled(lambda: [step() for _ in range(options.steps)], options.profile)
-    seconds = statistics.median(mark[-1] - mark[0] for mark in marks)
-    return TrainRow(
-        config.model.name,
-        precision.name,
-        micro,
-        per_step / seconds,
-        seconds,
-        {part: statistics.median(mark[i + 1] - mark[i] for mark in marks) for i, part in enumerate(PARTS)},
-        6 * per_step * products_per_token(config, vocab_size, micro) / seconds,
-        matmul_speed(precision, device),
-        peak_memory(device) / 1e9,
-    )
-
-
-def profiled(work: Callable, trace: str | None) -> None:
-    """Run, and write what torch's profiler saw to `trace` (for chrome://tracing or perfetto)."""
+def profiled(work: Callable, trace: str | None):
+    """What `work` returns; what torch's profiler saw goes to the file `trace` (for chrome://tracing or perfetto)."""
     if trace is None:
-        work()
-        return
+        return work()
     with torch.profiler.profile() as profile:
-        work()
+        result = work()
     profile.export_chrome_trace(trace)
+    return result
+
+
+# --------------------------------------------------------------------------- what the work is
 
 
 def products_per_token(config: RunConfig, vocab_size: int, micro: int) -> float:
@@ -210,3 +234,31 @@ def peak_memory(device: torch.device) -> int:
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+# --------------------------------------------------------------------------- a rank that somebody started
+
+
+def join(config: BenchmarkConfig, folder: Path) -> int:
+    """A rank of several, started by train_benchmark.py, torchrun or SLURM: rank 0 writes FOLDER/benchmark.json."""
+    if "SLURM_PROCID" in os.environ and "RANK" not in os.environ:
+        os.environ.update(slurm_variables(os.environ))
+    world = World.from_environment()
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+
+    def measure_all() -> int:
+        rows = run_rank(config, world)
+        if world.is_main:
+            write_table(folder / RESULT, [vars(row) for row in rows])
+        return 0
+
+    return guarded(measure_all, folder, world.rank)
+
+
+def write_table(file: Path, rows: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": environment_record(), "rows": rows}, indent=1, default=str) + "\n")
+
+
+if __name__ == "__main__":
+    sys.exit(join(read_config(Path(sys.argv[1])), Path(sys.argv[1])))

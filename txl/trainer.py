@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from txl import checkpoint as ckpt
+from txl.adaptive import send
+from txl.attention import choose_backend
 from txl.composition import to_dict
 from txl.config import Geometry, RunConfig, longest_context, train_geometry, valid_geometry
 from txl.data import Corpus
 from txl.distributed import Agreement, World, average_rows, columns_of, sum_over_ranks
 from txl.ending import Ending
 from txl.evaluation import loss_over
+from txl.hardware import wants_compiler
 from txl.model import TransformerXL
 from txl.optim import build_optimizer, clip, lr_at, lr_of_update
 from txl.plan import Plan
@@ -81,14 +84,18 @@ class Trainer:
         self.agreement, self.stop_signal = Agreement(), 0
         self.tracker: Tracker | None = None
         self.fence: Callable[[], None] | None = None  # called on rank 0 before it saves: is the run still ours?
+        self.mark: Callable[[str], None] = lambda part: None  # called when a part of a step is over (train_speed.py)
 
     # ------------------------------------------------------------------ building
 
     def _build_model(self) -> TransformerXL:
         model, train = self.config.model, self.config.train
         longest = longest_context(vars(train))
-        vocab_size, cutoffs, backend = len(self.corpus.vocab), self.config.data.cutoffs, self.config.attention
+        vocab_size, cutoffs = len(self.corpus.vocab), self.config.data.cutoffs
+        backend = choose_backend(self.config.attention, self.device, self.precision)
         built = TransformerXL(model, vocab_size, cutoffs, longest, backend, self.config.recompute)
+        if wants_compiler(self.config.compile, self.device):
+            built.compile_layers()
         return built.to(self.device, parameter_dtype(self.precision))
 
     def _wrap(self, objective: Objective) -> nn.Module:
@@ -141,11 +148,14 @@ class Trainer:
         return self._finish()
 
     def step(self) -> None:
-        """One optimizer step: every micro-batch forward and backward, clip, update."""
+        """One optimizer step: every micro-batch forward and backward, clip, update.
+
+        Nothing here waits for a GPU: while it computes, the host has the next batch ready.
+        """
         config, state, plan = self.config, self.state, self.plan
         batch = self.stream.next()
-        input = batch.input.to(self.device, non_blocking=True).split(plan.micro_batch_size)
-        target = batch.target.to(self.device, non_blocking=True).split(plan.micro_batch_size)
+        input = send(batch.input, self.device).split(plan.micro_batch_size)
+        target = send(batch.target, self.device).split(plan.micro_batch_size)
         on_host = batch.target.split(plan.micro_batch_size)
         tokens = config.train.batch_size * batch.target.shape[1]  # of all ranks
         sample = self.sampler.draw(state.step).to(self.device) if self.sampler else None
@@ -153,14 +163,17 @@ class Trainer:
         for i in range(self.n_micro_batches):
             groups = self.model.softmax.clusters.group(on_host[i].flatten()).to(self.device)
             last = i == self.n_micro_batches - 1
+            self.mark("input")
             with self._gradients_stay_local(unless=last):
                 with autocast(self.precision, self.device):
                     loss, nats, mems = self.objective(
                         input[i], target[i], self.mems.take(i), self.geometry, scale, groups, sample
                     )
                 self.mems.put(i, mems)
+                self.mark("forward")
                 self.scaler.scale(loss).backward()
             self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
+            self.mark("backward")
         for table in self.sparse_tables:
             table.grad = average_rows(table.grad)
         self.scaler.unscale_(self.optimizer)
@@ -171,6 +184,7 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
+        self.mark("optimizer")
         state.step += 1
         state.tokens_seen += tokens
         self.tracker.progress(state.step, None, None)
