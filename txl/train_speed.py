@@ -21,6 +21,7 @@ import torch
 from txl.attention import choose_backend
 from txl.choices import Arithmetic
 from txl.config import BenchmarkConfig, RunConfig, train_geometry
+from txl.console import leave
 from txl.distributed import World, close_process_group, init_process_group
 from txl.hardware import bind_to_memory, environment_record, keep_freed_memory, pick_device, set_threads
 from txl.plan import make_plan
@@ -261,4 +262,4 @@ def write_table(file: Path, rows: list[dict]) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(join(read_config(Path(sys.argv[1])), Path(sys.argv[1])))
+    leave(join(read_config(Path(sys.argv[1])), Path(sys.argv[1])))
