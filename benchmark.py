@@ -17,17 +17,30 @@ from txl.choices import Suite
 from txl.command import run
 from txl.config import BenchmarkConfig
 
+submitted: list = []  # jobs that cluster.wait=true waits for, when all points of a sweep are submitted
+
 
 def start(config: BenchmarkConfig) -> int:
     if config.suite is Suite.encoding:  # needs no torch, and to be small
         from txl import encoding_speed
 
         return encoding_speed.run(config)
-    from txl import inference_speed, train_benchmark
+    if config.suite is Suite.train:
+        from txl import train_benchmark
 
-    suites = {Suite.inference: inference_speed.run, Suite.train: train_benchmark.run}
-    return suites[config.suite](config)
+        return train_benchmark.run(config, submitted)
+    from txl import inference_speed
+
+    return inference_speed.run(config)
+
+
+def wait() -> int:
+    if not submitted:
+        return 0
+    from txl.jobs import wait as wait_for
+
+    return wait_for(submitted)
 
 
 if __name__ == "__main__":
-    sys.exit(run("benchmark", BenchmarkConfig, start, __doc__))
+    sys.exit(run("benchmark", BenchmarkConfig, start, __doc__, wait))

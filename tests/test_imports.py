@@ -18,7 +18,8 @@ ORDER = [
     "state encoding sources data sentences model sampled plan",
     "unpickle convert checkpoint fine_tuning tracking inference program generation evaluation run_folder report",
     "ending trainer evaluator writer",
-    "rank evaluation_rank preflight train_speed jobs slurm status launch train_benchmark inference_speed encoding_speed",
+    "rank evaluation_rank preflight train_speed jobs slurm status launch train_benchmark",
+    "inference_speed encoding_speed",
     "command",
 ]
 HYDRA = {"hydra", "omegaconf"}  # compose and convert; nobody else knows where a configuration came from

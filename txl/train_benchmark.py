@@ -24,10 +24,11 @@ PUBLISHED = Path(__file__).resolve().parent.parent / "docs" / "results" / "publi
 NEAREST = [("V100.*16GB", "DGX-1"), ("V100", "DGX-2H"), ("A100|H100|H200", "DGX A100")]
 
 
-def run(config: BenchmarkConfig) -> int:
+def run(config: BenchmarkConfig, submitted: list) -> int:
     """Measure, print the table, write the JSON where that was asked for; returns the exit code.
 
-    On a SLURM machine this submits a job, like a training, and the table is in its run folder (benchmark.json).
+    On a SLURM machine this submits a job, like a training, and the table is in its folder (benchmark.json); jobs to
+    wait for are added to `submitted`.
     """
     vocab_size = config.data.vocab_size
     if vocab_size is None:
@@ -41,7 +42,7 @@ def run(config: BenchmarkConfig) -> int:
     if "RANK" in os.environ or is_slurm_task(config):
         return join(config, folder_of(config, plan))
     if config.cluster.name == "slurm":
-        return submit_one(config)
+        return submit_one(config, submitted)
     rows = []
     for count in config.benchmark.processes or [processes(config)[1]]:
         rows += measured(replace(config, gpus=count), count, vocab_size)
