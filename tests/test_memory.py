@@ -68,6 +68,13 @@ def test_the_plan_knows_how_many_logits_are_held():
     assert plan.LOGITS_AT_ONCE == adaptive.LOGITS_AT_ONCE
 
 
+def test_the_fused_kernel_keeps_no_mask_of_what_attention_dropped():
+    chosen = ["model=large", "hardware=dgxa100", "precision=fp16", "train.micro_batch_size=16", "model.dropatt=0.1"]
+    eager, fused = (make_plan(composed(*chosen, f"attention={name}")).memory_gb for name in ("eager", "triton"))
+    masks = 16 * 18 * 16 * 384 * 768 * 3 / 1e9  # sequences, layers, heads, queries, keys; two bytes and one
+    assert eager - fused == pytest.approx(masks, rel=0.01)
+
+
 def test_large_at_micro_batch_16_in_half_precision_fits_40_gb():
     published = ["model=large", "hardware=dgxa100", "precision=fp16", "train.micro_batch_size=16"]
     assert make_plan(composed(*published)).memory_gb < 40

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from txl.choices import Arithmetic, OptimizerName, Positions
+from txl.choices import Arithmetic, AttentionBackend, OptimizerName, Positions
 from txl.config import DataConfig, ModelConfig, RunConfig, TrainConfig, is_multi_node, longest_context
 from txl.errors import ConfigError
 from txl.hardware import detect
@@ -276,7 +276,9 @@ LOGITS_AT_ONCE = 2**24  # adaptive.py's, which would import torch
 def memory_terms(
     config: RunConfig, vocab_size: int, parameters: int, micro: int, local: int, world_size: int
 ) -> dict[str, float]:
-    """Bytes on one device at the end of a forward pass, by what they are for. An estimate, for eager attention.
+    """Bytes on one device at the end of a forward pass, by what they are for.
+
+    An estimate; attention=auto and sdpa count as eager.
 
     With b the micro batch, T = ext_len + tgt_len, K = mem_len + T, D, W = n_head * d_head, F = d_inner, N heads,
     a the bytes of an activation (2 in half precision, with the parameters' 4), m those of a dropout mask:
@@ -286,7 +288,7 @@ def memory_terms(
                      all but the layers, because the softmax's are there before the backward pass
         optimizer    8 P (LAMB, Adam) or 4 P (Adagrad, SGD with momentum)
         activations  b L [ a (K D + 3 K W + T (3 W + 2 D)) + 8 T D   inputs of the projections; of the LayerNorms
-                           + N T K (a + dropatt (a + m))             probabilities
+                           + N T K (a + dropatt (a + m))             probabilities; triton: N T (K a + 4)
                            + T F (a + dropout (a + m)) + 2 T D m ]   feed-forward; masks
                      with `recompute`: b [L 4 (T + K) D + the insides of one layer, as above]
         logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities; with a sampled softmax
@@ -301,12 +303,13 @@ def memory_terms(
     K = longest_context(vars(train))
     T, D, F, N, L = K - train.mem_len, model.d_model, model.d_inner, model.n_head, model.n_layer
     W = model.n_head * model.d_head
+    fused = config.attention is AttentionBackend.triton
     dropped, attention_dropped = (a + m) * (model.dropout > 0), (a + m) * (model.dropatt > 0)
     states = {OptimizerName.lamb: 2, OptimizerName.adam: 2, OptimizerName.adagrad: 1}
     per_layer = (
         a * (K * D + 3 * K * W + T * (3 * W + 2 * D))
         + 2 * full * T * D
-        + N * T * K * (a + attention_dropped)
+        + N * T * (K * a + 4 if fused else K * (a + attention_dropped))
         + T * F * (a + dropped)
         + 2 * T * D * m * (model.dropout > 0)
     )
