@@ -12,6 +12,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slurm_cluster import PATH
 from tiny import PROJECT, TINY_RUN, command, metrics, write_corpus
 from txl.jobs import Submitted
 
@@ -130,7 +131,8 @@ class Faults:
         self.figures.append((what, value))
 
     def write(self, path: Path) -> None:
-        slurm = subprocess.run(["sbatch", "--version"], capture_output=True, text=True).stdout.strip()
+        environment = os.environ | {"PATH": PATH}
+        slurm = subprocess.run(["slurmctld", "-V"], env=environment, capture_output=True, text=True).stdout.strip()
         lines = len((PROJECT / "txl" / "launch.py").read_text().splitlines())
         machine = f"{os.cpu_count()} cores, Python {platform.python_version()}, {slurm}"
         self.measure("lines of txl/launch.py", str(lines))

@@ -42,9 +42,15 @@ def test_a_job_of_two_nodes_computes_what_one_process_computes(site):
     assert sorted(path.name for path in (site.folder / "four/logs").iterdir()) == [f"rank_{i}.log" for i in range(4)]
 
 
+def long_text(folder) -> list[str]:
+    """Enough for the published batches, in every split."""
+    text = folder / "train.txt"
+    return [*write_corpus(folder, train_lines=9000)[:4], f"data.valid={text}", f"data.test={text}"]
+
+
 def test_submitting_takes_less_than_two_seconds(site, faults):
     """Of this process' time: others may be using the machine as well."""
-    longer = write_corpus(site.folder / "longer", train_lines=9000)
+    longer = long_text(site.folder / "longer")
     big = ["model=large", "hardware=dgx2", "nodes=8", *longer, f"runs={site.folder}/latency", HOLD]
     start = dict(cwd=site.folder, env=site.environment(), capture_output=True, text=True, timeout=60)
     subprocess.run([*command("train.py", *big), "seed=1"], **start)  # encodes the text
@@ -225,7 +231,7 @@ def test_ctrl_c_ends_a_local_sweep_and_the_same_sweep_goes_on(tmp_path):
 @pytest.mark.slow
 def test_128_ranks_come_up_where_the_plan_has_them(site):
     big = ["model=large", "hardware=dgx2", "nodes=8", "train.batch_size=512", "cluster.wait=true"]
-    shared, site.shared = site.shared, write_corpus(site.folder / "longer", train_lines=9000)
+    shared, site.shared = site.shared, long_text(site.folder / "longer")
     try:
         big += [f"runs={site.folder}/runs", "preflight=true", "preflight_torch=false", "cluster.minutes=5"]
         output = site.train(*big)
