@@ -56,6 +56,14 @@ def test_activations_are_estimated_within_15_percent_of_what_is_kept(geometry):
     assert estimate(config)["activations"] == pytest.approx(saved_bytes(config), rel=0.15)
 
 
+@pytest.mark.parametrize("geometry", GEOMETRIES[:2], ids=" ".join)
+def test_in_half_precision_too_and_beside_the_cast_weights(geometry):
+    config = composed(*OWN_TEXT, "model.n_layer=3", "valid.tgt_len=16", "precision=bf16", *geometry)
+    with torch.autocast("cpu", torch.bfloat16):
+        kept = saved_bytes(config) - 2 * plan.layer_parameters(config.model)
+    assert estimate(config)["activations"] == pytest.approx(kept, rel=0.15)
+
+
 def test_recomputing_keeps_the_inputs_of_layers_and_the_insides_of_one():
     geometry = ["train.tgt_len=64", "train.mem_len=64", "valid.tgt_len=16"]
     one = composed(*OWN_TEXT, *geometry, "model.n_layer=1")
