@@ -28,8 +28,11 @@ def shows_progress(stream) -> bool:
 
 
 def leave(code: int) -> NoReturn:
-    """End this process at once, with all that it printed. For ranks: Python's own way out takes its time, and a thread
-    of torch.distributed that lets go of a tensor meanwhile aborts the process, whose work was done."""
+    """End this process at once, with all that it printed.
+
+    For ranks: gloo's thread lets go of its last tensor only when it gets the interpreter. If that is ending already,
+    the thread aborts the process, whose work was done.
+    """
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed; interrupted while it was flushed
             stream.flush()

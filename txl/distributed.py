@@ -1,7 +1,6 @@
 """Several processes as one: who I am, which columns of the batch are mine, sums over all ranks."""
 
 import os
-import time
 from dataclasses import dataclass
 from datetime import timedelta
 
@@ -54,9 +53,6 @@ def close_process_group() -> None:
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
-        # Gloo's thread has yet to let go of the barrier's tensor, for which it waits for the interpreter (here: until
-        # this thread sleeps). If it met an interpreter that is ending, it would abort the process.
-        time.sleep(0.2)
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
