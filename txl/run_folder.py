@@ -56,8 +56,9 @@ def prepare(config: RunConfig, ours: bool = False):
     run_dir.mkdir(parents=True, exist_ok=True)
     with held_lock(run_dir, insist=not ours) as lock:
         checkpoint, finished = find_checkpoint(config, run_dir, ours)
-        if checkpoint and not finished:
+        if checkpoint:
             check_same_text(config, corpus, checkpoint)
+        if checkpoint and not finished:
             announce(checkpoint, plan.world_size)
         if not finished and not ours:
             write_run_folder(config, plan, run_dir)
