@@ -1,6 +1,7 @@
 """One thread per process, set before torch starts: the models of the tests are too small for more. And the private
 SLURM cluster that several test modules share."""
 
+import logging
 import os
 from pathlib import Path
 
@@ -10,6 +11,16 @@ import slurm_cluster
 from slurm_site import Faults, Site
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+@pytest.fixture(autouse=True)
+def console():
+    """A run in the tests' own process speaks on its console; the next test's is as it was before."""
+    package = logging.getLogger("txl")
+    handlers, level = list(package.handlers), package.level
+    yield
+    package.handlers[:] = handlers
+    package.setLevel(level)
 
 
 @pytest.fixture(scope="session")
