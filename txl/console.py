@@ -1,5 +1,6 @@
 """The terminal: log lines on standard output, and a progress bar below them where somebody watches."""
 
+import atexit
 import contextlib
 import logging
 import os
@@ -37,6 +38,12 @@ def leave(code: int) -> NoReturn:
         with contextlib.suppress(OSError, ValueError, RuntimeError):  # closed; interrupted while it was flushed
             stream.flush()
     os._exit(code)
+
+
+def leave_once_noted() -> None:
+    """Under submitit, which has a result to write yet: `leave` after that. Call it when all is well."""
+    if "SUBMITIT_EXECUTOR" in os.environ:
+        atexit.register(leave, 0)
 
 
 def printable(text: str) -> str:

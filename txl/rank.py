@@ -4,7 +4,6 @@ Our launcher prepares the run folder and then starts `python -m txl.rank RUN_DIR
 there before the ranks, so rank 0 prepares for all.
 """
 
-import atexit
 import contextlib
 import ctypes
 import json
@@ -19,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from txl.config import RunConfig
-from txl.console import leave
+from txl.console import leave, leave_once_noted
 from txl.data import open_corpus
 from txl.errors import ConfigError
 from txl.plan import make_plan
@@ -160,8 +159,7 @@ def started_by_slurm(config: RunConfig, ours: bool = False) -> int:
         wait_for_the_end(rank)
     if code:
         leave(code)
-    if "SUBMITIT_EXECUTOR" in os.environ:
-        atexit.register(leave, 0)  # once submitit has noted that all is well
+    leave_once_noted()
     return 0
 
 

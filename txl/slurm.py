@@ -19,6 +19,7 @@ import time
 from pathlib import Path
 
 from txl.config import BenchmarkConfig, RunConfig
+from txl.console import leave_once_noted
 from txl.data import encoded_vocab_size, open_corpus
 from txl.errors import ConfigError
 from txl.jobs import ENDED, Submitted, state_of
@@ -67,7 +68,9 @@ class Job:
         if config.preflight:
             from txl.preflight import preflight
 
-            return preflight(config, Path(self.run_dir))
+            code = preflight(config, Path(self.run_dir))
+            leave_once_noted()
+            return code
         if isinstance(config, BenchmarkConfig):
             from txl.train_speed import join
 

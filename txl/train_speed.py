@@ -21,7 +21,7 @@ import torch
 from txl.attention import choose_backend
 from txl.choices import Arithmetic
 from txl.config import BenchmarkConfig, RunConfig, train_geometry
-from txl.console import leave
+from txl.console import leave, leave_once_noted
 from txl.distributed import World, close_process_group, init_process_group
 from txl.hardware import bind_to_memory, environment_record, keep_freed_memory, pick_device, set_threads
 from txl.plan import make_plan
@@ -253,7 +253,9 @@ def join(config: BenchmarkConfig, folder: Path) -> int:
             write_table(folder / RESULT, [vars(row) for row in rows])
         return 0
 
-    return guarded(measure_all, folder, world.rank)
+    code = guarded(measure_all, folder, world.rank)
+    leave_once_noted()
+    return code
 
 
 def write_table(file: Path, rows: list[dict]) -> None:
