@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-LOGITS_AT_ONCE = 2**24  # `total` holds this many logits (or one token's, if those are more): 64 MiB in float32
+LOGITS_AT_ONCE = 2**25  # `total` holds this many logits (or one token's, if those are more): 128 MiB in float32
 
 
 class Groups(NamedTuple):

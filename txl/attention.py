@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from txl.choices import Arithmetic, AttentionBackend
 from txl.config import Geometry, ModelConfig
+from txl.dropout import Dropout, dropout
 from txl.errors import ConfigError
 
 
@@ -74,7 +75,7 @@ def attend(
     else:
         score += bias
     probability = score.softmax(dim=-1, dtype=score.dtype)  # which autocast would widen, to keep twice as much
-    return F.dropout(probability, dropatt, training=dropatt > 0) @ value
+    return dropout(probability, dropatt) @ value
 
 
 def choose_backend(wanted: AttentionBackend, device: torch.device, arithmetic: Arithmetic) -> AttentionBackend:
@@ -150,7 +151,7 @@ class RelativePositions(nn.Module):
         self.d_model = model.d_model
         self.content_bias = nn.Parameter(torch.zeros(pairs, model.n_head, model.d_head))  # u
         self.position_bias = nn.Parameter(torch.zeros(pairs, model.n_head, model.d_head))  # w
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
 
     def encode(self, K: int, geometry: Geometry) -> Tensor:
         """s(d) for every distance that differs: [R, D], shared by all layers."""
@@ -233,7 +234,7 @@ class AbsolutePositions(_AddedPositions):
         self.d_model = model.d_model
 
     def add(self, layer: int, context: Tensor, geometry: Geometry) -> Tensor:
-        """context [B, K, D] -> the same with positions."""
+        """Memory and segment [B, K, D] -> the same with positions."""
         if layer > 0:
             return context
         distance = falling(context.shape[1], context)
@@ -280,31 +281,31 @@ class Attention(nn.Module):
         relative = model.positions.value == "relative"
         self.position = nn.Linear(model.d_model, width, bias=False) if relative else None  # W_r
         self.norm = nn.LayerNorm(model.d_model)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
 
-    def query(self, h: Tensor) -> Tensor:
-        """[B, T, D] -> [B, N, T, H]. Memory positions ask nothing, so they are not projected."""
-        weight = self.qkv.weight[: self.n_head * self.d_head]
-        return self._heads(F.linear(h, weight))
+    def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The segment [B, T, D] -> queries, keys and values [B, N, T, H]."""
+        query, key, value = self.qkv(h).chunk(3, dim=-1)
+        return self._heads(query), self._heads(key), self._heads(value)
 
-    def key_value(self, context: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, K, D] -> keys and values [B, N, K, H]."""
+    def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+        """[B, M, D] -> keys and values [B, N, M, H]. Remembered positions ask nothing."""
         weight = self.qkv.weight[self.n_head * self.d_head :]
-        key, value = F.linear(context, weight).chunk(2, dim=-1)
+        key, value = F.linear(memory, weight).chunk(2, dim=-1)
         return self._heads(key), self._heads(value)
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_head, self.d_head)).transpose(1, 2)
 
-    def forward(self, h: Tensor, context: Tensor, layer: int, positions: nn.Module, encoding, window: int | None):
-        """h [B, T, D]: the segment; context [B, K, D]: memory and segment -> [B, T, D]."""
-        T, K = h.shape[1], context.shape[1]
-        asking, telling = h, context
-        if self.pre_lnorm:
-            telling = self.norm(context)
-            asking = telling[:, K - T :]
-        query = self.query(asking)
-        key, value = self.key_value(telling)
+    def forward(self, h: Tensor, memory: Tensor, layer: int, positions: nn.Module, encoding, window: int | None):
+        """h [B, T, D]: the segment; memory [B, M, D] -> [B, T, D].
+
+        They are projected apart: no gradient goes into the memory, so none is computed for it.
+        """
+        query, key, value = self.project(self.norm(h) if self.pre_lnorm else h)
+        if memory.shape[1]:
+            old_key, old_value = self.project_memory(self.norm(memory) if self.pre_lnorm else memory)
+            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
         keys = positions.keys(layer, encoding, self.position)
         return self.read(h, query, key, value, positions, layer, keys, window)
 

@@ -17,7 +17,7 @@ from txl.program import Program
 from txl.timing import synchronize
 
 MISSED_TARGET = 3  # exit code where a target that was asked for is missed
-LOSS_TOKENS = 1024  # losses are computed for about so many tokens at once: each time, all softmax weights are read
+LOSS_TOKENS = 2048  # losses are computed for about so many tokens at once: each time, all softmax weights are read
 
 
 @dataclass(frozen=True)

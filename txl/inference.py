@@ -191,8 +191,8 @@ def read(
     for i, layer in enumerate(model.layers):
         attention = layer.attention
         x = attention.norm(h) if attention.pre_lnorm else h
-        key, value = append(i, *attention.key_value(x))
-        query = attention.query(x)
+        query, key, value = attention.project(x)
+        key, value = append(i, key, value)
         h = attention.read(h, query, key, value, model.positions, i, position_keys[i], window, mask, turn)
         h = layer.feed_forward(h)
     return h

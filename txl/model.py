@@ -17,6 +17,7 @@ from txl.adaptive import AdaptiveEmbedding, AdaptiveSoftmax, Groups
 from txl.attention import SCHEMES, Attention, window_of
 from txl.choices import AttentionBackend
 from txl.config import Geometry, ModelConfig
+from txl.dropout import Dropout
 
 Mems = list[Tensor]  # per layer [B, M, D]: what it read before; an empty list at the start of a text
 
@@ -29,7 +30,7 @@ class FeedForward(nn.Module):
         self.inner = nn.Linear(model.d_model, model.d_inner)
         self.outer = nn.Linear(model.d_inner, model.d_model)
         self.norm = nn.LayerNorm(model.d_model)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
         self.pre_lnorm = model.pre_lnorm
 
     def forward(self, x: Tensor) -> Tensor:
@@ -44,8 +45,8 @@ class Layer(nn.Module):
         self.attention = Attention(model, backend)
         self.feed_forward = FeedForward(model)
 
-    def forward(self, h: Tensor, context: Tensor, layer: int, positions, encoding, window) -> Tensor:
-        return self.feed_forward(self.attention(h, context, layer, positions, encoding, window))
+    def forward(self, h: Tensor, memory: Tensor, layer: int, positions, encoding, window) -> Tensor:
+        return self.feed_forward(self.attention(h, memory, layer, positions, encoding, window))
 
 
 class TransformerXL(nn.Module):
@@ -74,7 +75,7 @@ class TransformerXL(nn.Module):
         self.positions = SCHEMES[model.positions.value](model, max_distances)
         self.layers = nn.ModuleList(Layer(model, backend) for _ in range(model.n_layer))
         self.softmax = AdaptiveSoftmax(*shape, model.tie_weight, model.tie_projs)
-        self.dropout = nn.Dropout(model.dropout)
+        self.dropout = Dropout(model.dropout)
         self.embedding.sparse_gradient = model.tie_weight and model.div_val == 1
         self.vocab_size, self.d_model = vocab_size, model.d_model
         self.compiled: Callable | None = None
@@ -104,15 +105,15 @@ class TransformerXL(nn.Module):
         run = self.compiled if self.compiled is not None and full else run_layer
         new_mems = []
         for i, layer in enumerate(self.layers):
-            context = torch.cat([mems[i], h], dim=1) if M else h
-            new_mems.append(remember(context, T, geometry))
+            memory = mems[i] if M else h[:, :0]
+            new_mems.append(remember(memory, h, geometry))
             if self.positions.adds_to_input:
-                context = self.positions.add(i, context, geometry)
-                h = context[:, M:]
+                context = self.positions.add(i, torch.cat([memory, h], dim=1), geometry)
+                memory, h = context[:, :M], context[:, M:]
             if self.recompute and self.training:
-                h = checkpoint(run, layer, h, context, i, self.positions, encoding, window, use_reentrant=False)
+                h = checkpoint(run, layer, h, memory, i, self.positions, encoding, window, use_reentrant=False)
             else:
-                h = run(layer, h, context, i, self.positions, encoding, window)
+                h = run(layer, h, memory, i, self.positions, encoding, window)
         return self.dropout(h), new_mems if geometry.mem_len else []
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -138,10 +139,14 @@ def run_layer(layer: Layer, *inputs) -> Tensor:
     return layer(*inputs)
 
 
-def remember(context: Tensor, T: int, geometry: Geometry) -> Tensor:
-    """The mem_len positions of [memory; segment] that end ext_len before its end: [B, <= mem_len, D]."""
-    end = context.shape[1] - min(T, geometry.ext_len)
-    return context[:, max(0, end - geometry.mem_len) : end].detach()
+def remember(memory: Tensor, h: Tensor, geometry: Geometry) -> Tensor:
+    """memory [B, M, D], segment h [B, T, D] -> the mem_len positions that end ext_len before the segment does."""
+    T, h = h.shape[1], h.detach()
+    end = T - min(T, geometry.ext_len)
+    begin = end - geometry.mem_len
+    if begin >= 0:
+        return h[:, begin:end]
+    return torch.cat([memory[:, begin:].detach(), h[:, :end]], dim=1)
 
 
 @torch.no_grad()

@@ -169,9 +169,9 @@ class Trainer:
                     loss, nats, mems = self.objective(
                         input[i], target[i], self.mems.take(i), self.geometry, scale, groups, sample
                     )
-                self.mems.put(i, mems)
                 self.mark("forward")
                 self.scaler.scale(loss).backward()
+                self.mems.put(i, mems)  # in the place of those that the backward pass has just read
             self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
             self.mark("backward")
         for table in self.sparse_tables:
