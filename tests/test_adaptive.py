@@ -87,9 +87,35 @@ def test_the_tied_table_gets_one_dense_gradient():
     torch.testing.assert_close(fast, model.embedding.tables[0].grad)
 
 
+def test_the_tied_table_is_not_copied_to_add_the_gradient_of_the_lookup():
+    model = build(vocab_size=500, cutoffs=(100, 200)).train()
+    input = torch.randint(500, (2, 8))
+    total, _ = model.total_loss(model.embedding(input), input)
+    with torch.profiler.profile(profile_memory=True) as profiler:
+        total.backward()
+    allocated = [event.nbytes() for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    assert max(allocated) < model.embedding.tables[0].nbytes
+
+
+def test_a_loss_without_lookup_and_a_lookup_without_loss_have_gradients_too():
+    model = build().train()
+    input = torch.randint(50, (2, 8))
+    table = model.embedding.tables[0]
+    model.total_loss(model.embedding(input).detach(), input)[0].backward()
+    of_softmax, table.grad = table.grad, None
+    model.embedding(input).sum().backward()
+    assert table.grad.is_sparse
+    of_lookup, table.grad = table.grad.to_dense(), None
+    model.embedding(input)  # read, and never used
+    hidden = model.embedding(input)
+    (model.total_loss(hidden.detach(), input)[0] + hidden.sum()).backward()
+    torch.testing.assert_close(table.grad, of_softmax + of_lookup)
+
+
 def test_no_more_logits_are_held_than_stated(monkeypatch):
     model = build(vocab_size=500, cutoffs=(100, 200)).float()
     monkeypatch.setattr(adaptive, "LOGITS_AT_ONCE", 3000)
+    monkeypatch.setattr(adaptive, "ROWS_AT_ONCE", 100)
     largest = [0]
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):

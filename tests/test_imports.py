@@ -14,7 +14,7 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 ORDER = [
     "choices errors",
     "config composition rules run_identity distributed hardware precision console dllogger download timing",
-    "moses text cache bpe vocab words zipf kernels adaptive dropout attention optim",
+    "moses text cache bpe vocab words zipf kernels product adaptive dropout attention optim",
     "state encoding sources data sentences model sampled plan",
     "unpickle convert checkpoint fine_tuning tracking inference program generation evaluation run_folder report",
     "ending trainer evaluator writer",

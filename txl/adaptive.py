@@ -17,6 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from txl.product import by_onednn, linear, product
+
+ROWS_AT_ONCE = 2**14  # of a table's gradient, where it is not added in place: 32 MiB of 512 float32 each
 LOGITS_AT_ONCE = 2**25  # `total` holds this many logits (or one token's, if those are more): 128 MiB in float32
 
 
@@ -48,7 +51,7 @@ class Clusters:
     def group(self, target: Tensor) -> Groups:
         """target [n]. On a GPU this waits for the device: group targets while they are on the host."""
         edges = torch.tensor([begin for begin, _ in self.spans[1:]], dtype=target.dtype, device=target.device)
-        cluster = torch.bucketize(target, edges, right=True)
+        cluster = torch.bucketize(target.contiguous(), edges, right=True)
         sizes = torch.bincount(cluster, minlength=len(self.spans)).tolist()
         return Groups(cluster, cluster.argsort(stable=True), sizes)
 
@@ -68,8 +71,8 @@ class AdaptiveEmbedding(nn.Module):
         )
         projected = not shared or d_embed != d_model
         self.projections = nn.ParameterList(torch.zeros(d_model, width) for width in widths if projected)
-        # Where the one table is the softmax's as well, that gives a dense gradient, and ours is added row by row.
-        self.sparse_gradient = False
+        self.sparse_gradient = False  # of the one table, on CPUs in training
+        self._shared: Tensor | None = None
 
     def weight(self, i: int) -> Tensor:
         """Vectors of cluster i: [V_i, d_i]."""
@@ -84,14 +87,25 @@ class AdaptiveEmbedding(nn.Module):
             return None
         return self.projections[i if len(self.projections) > 1 else 0]
 
+    def shared_tables(self) -> list[Tensor]:
+        """The tables for a softmax that is tied to them, once after every forward pass.
+
+        A view of the one table passes on the softmax's gradient, which is dense, to the lookup, which adds its own
+        rows to it: autograd would copy the whole table to add them, as it does not do so in place.
+        """
+        view, self._shared = self._shared, None
+        return list(self.tables) if view is None else [view]
+
     def forward(self, input: Tensor) -> Tensor:
         """input [...] -> [..., D]"""
         if len(self.tables) == 1:
             # A GPU would wait to count the rows, and add them up in any order.
-            sparse = self.sparse_gradient and self.training and input.device.type == "cpu"
-            vectors = F.embedding(input, self.tables[0], sparse=sparse)
+            if self.sparse_gradient and self.training and input.device.type == "cpu":
+                vectors, self._shared = _Lookup.apply(input, self.tables[0])
+            else:
+                vectors = F.embedding(input, self.tables[0])
             if len(self.projections):
-                vectors = F.linear(vectors, self.projections[0])
+                vectors = linear(vectors, self.projections[0])
             return vectors * self.scale
         total = None
         for (begin, end), table, projection in zip(self.clusters.spans, self.tables, self.projections, strict=True):
@@ -99,9 +113,28 @@ class AdaptiveEmbedding(nn.Module):
             # the host need not know how many there are. The projections are small beside one layer.
             mine = (input >= begin) & (input < end)
             vectors = F.embedding((input - begin).clamp(0, end - begin - 1), table) * mine.unsqueeze(-1)
-            part = F.linear(vectors, projection)
+            part = linear(vectors, projection)
             total = part if total is None else total + part
         return total * self.scale
+
+
+class _Lookup(torch.autograd.Function):
+    """ids [...], table [V, d] -> vectors [..., d], and the table as the softmax reads it."""
+
+    @staticmethod
+    def forward(ctx, ids: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+        ctx.ids, ctx.shape = ids, table.shape
+        ctx.set_materialize_grads(False)
+        return F.embedding(ids, table), table.view_as(table)
+
+    @staticmethod
+    def backward(ctx, by_vectors: Tensor | None, by_softmax: Tensor | None) -> tuple[None, Tensor | None]:
+        if by_vectors is None:
+            return None, by_softmax
+        ids, rows = ctx.ids.flatten(), by_vectors.flatten(0, -2)
+        if by_softmax is None:
+            return None, torch.sparse_coo_tensor(ids[None], rows, ctx.shape, check_invariants=False)
+        return None, by_softmax.index_add_(0, ids, rows)
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -151,7 +184,7 @@ class AdaptiveSoftmax(nn.Module):
     def project(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, d_i]: the one place where projections are tied."""
         own = self.projections[str(i)] if str(i) in self.projections else embedding.projection(i)
-        return hidden if own is None else hidden @ own
+        return hidden if own is None else linear(hidden, own.t())
 
     def head_logits(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, V_0 + C] in float32 or wider."""
@@ -159,12 +192,12 @@ class AdaptiveSoftmax(nn.Module):
         if self.clusters.n_tails:
             weight = torch.cat([weight, self.cluster_weight])
             bias = torch.cat([bias, self.cluster_bias])
-        return at_least_fp32(F.linear(self.project(hidden, 0, embedding), weight, bias))
+        return at_least_fp32(linear(self.project(hidden, 0, embedding), weight, bias))
 
     def tail_logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, V_i] of tail cluster i."""
         projected = self.project(hidden, i, embedding)
-        return at_least_fp32(F.linear(projected, self.weight(i, embedding), self.bias(i)))
+        return at_least_fp32(linear(projected, self.weight(i, embedding), self.bias(i)))
 
     def forward(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D], target [n] -> loss [n] in nats, in the order of the tokens."""
@@ -202,7 +235,7 @@ class AdaptiveSoftmax(nn.Module):
             if i > 0:
                 targets.append(target[index] - self.clusters.spans[i][0])
                 inputs.append(self.project(hidden[index], i, embedding))
-        tables = list(self.weights) or list(embedding.tables)
+        tables = list(self.weights) or embedding.shared_tables()
         parameters, clusters = [*tables, *self.biases], []
         for i, (begin, end) in enumerate(self.clusters.spans):
             rows = slice(begin, end) if len(tables) == 1 else slice(None)
@@ -291,10 +324,7 @@ def cluster_loss(x: Tensor, target: Tensor, weights, grads, scale: float) -> tup
         part, word = x[begin : begin + rows], target[begin : begin + rows]
         by_block = logits[: len(part)].split([len(w) for w, _ in weights], dim=1)
         for (w, b), out in zip(weights, by_block, strict=True):
-            if wide == x.dtype:
-                torch.addmm(b, part, w.t(), out=out)
-            else:
-                torch.add(part @ w.t(), b, out=out)
+            torch.add(product(part, w.t()), b, out=out)
         probability = logits[: len(part)].log_softmax(-1)
         here = torch.arange(len(part), device=x.device)
         nats -= probability[here, word].sum(dtype=torch.float64)
@@ -307,15 +337,18 @@ def cluster_loss(x: Tensor, target: Tensor, weights, grads, scale: float) -> tup
             add_product(grad_b, None, p, begin > 0, scale)
             p = p.to(x.dtype)
             add_product(grad_w, part, p, begin > 0, scale)
-            grad_x[begin : begin + rows].add_(p @ w, alpha=scale)
+            grad_x[begin : begin + rows].add_(product(p, w), alpha=scale)
     return nats, grad_x
 
 
 def add_product(grad: Tensor, x: Tensor | None, p: Tensor, again: bool, scale: float) -> None:
     """grad = scale * p^T x (of p's columns' sums without x), added to what is there from the second time on."""
-    if x is not None and x.dtype == grad.dtype:
+    if x is not None and x.dtype == grad.dtype and not by_onednn(x):
         grad.addmm_(p.t(), x, beta=float(again), alpha=scale)
         return
-    if not again:
-        grad.zero_()
-    grad.add_(p.sum(0) if x is None else p.t() @ x, alpha=scale)
+    for begin in range(0, len(grad), ROWS_AT_ONCE):
+        rows = slice(begin, begin + ROWS_AT_ONCE)
+        part = p[:, rows].sum(0) if x is None else product(p[:, rows].t(), x)
+        if not again:
+            grad[rows].zero_()
+        grad[rows].add_(part, alpha=scale)

@@ -18,6 +18,7 @@ from txl.choices import Arithmetic, AttentionBackend
 from txl.config import Geometry, ModelConfig
 from txl.dropout import Dropout, dropout
 from txl.errors import ConfigError
+from txl.product import Linear, linear
 
 
 def by_key(by_distance: Tensor, K: int, window: int | None) -> Tensor:
@@ -276,10 +277,10 @@ class Attention(nn.Module):
         self.n_head, self.d_head = model.n_head, model.d_head
         self.pre_lnorm, self.dropatt = model.pre_lnorm, model.dropatt
         width = model.n_head * model.d_head
-        self.qkv = nn.Linear(model.d_model, 3 * width, bias=False)  # one tensor: LAMB's ratio is per tensor
-        self.output = nn.Linear(width, model.d_model, bias=False)
+        self.qkv = Linear(model.d_model, 3 * width, bias=False)  # one tensor: LAMB's ratio is per tensor
+        self.output = Linear(width, model.d_model, bias=False)
         relative = model.positions.value == "relative"
-        self.position = nn.Linear(model.d_model, width, bias=False) if relative else None  # W_r
+        self.position = Linear(model.d_model, width, bias=False) if relative else None  # W_r
         self.norm = nn.LayerNorm(model.d_model)
         self.dropout = Dropout(model.dropout)
 
@@ -291,7 +292,7 @@ class Attention(nn.Module):
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
         """[B, M, D] -> keys and values [B, N, M, H]. Remembered positions ask nothing."""
         weight = self.qkv.weight[self.n_head * self.d_head :]
-        key, value = F.linear(memory, weight).chunk(2, dim=-1)
+        key, value = linear(memory, weight).chunk(2, dim=-1)
         return self._heads(key), self._heads(value)
 
     def _heads(self, x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from txl.attention import SCHEMES, Attention, window_of
 from txl.choices import AttentionBackend
 from txl.config import Geometry, ModelConfig
 from txl.dropout import Dropout
+from txl.product import Linear
 
 Mems = list[Tensor]  # per layer [B, M, D]: what it read before; an empty list at the start of a text
 
@@ -27,8 +28,8 @@ class FeedForward(nn.Module):
 
     def __init__(self, model: ModelConfig):
         super().__init__()
-        self.inner = nn.Linear(model.d_model, model.d_inner)
-        self.outer = nn.Linear(model.d_inner, model.d_model)
+        self.inner = Linear(model.d_model, model.d_inner)
+        self.outer = Linear(model.d_inner, model.d_model)
         self.norm = nn.LayerNorm(model.d_model)
         self.dropout = Dropout(model.dropout)
         self.pre_lnorm = model.pre_lnorm
