@@ -31,6 +31,7 @@ lint: $(VENV)/.installed-test ## ruff check
 
 parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
 	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+	TXL_DATA=$(DATA) $(BIN)/python -m pytest -q -s -m slow tests/test_same_training.py
 	$(BIN)/python tests/parity.py --data $(DATA)
 
 clean: ## remove the environment and caches; runs and data stay
