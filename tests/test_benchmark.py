@@ -2,6 +2,8 @@
 
 import json
 
+import pytest
+
 from composing import composed
 from tiny import run
 from txl import inference_speed, train_benchmark, train_speed
@@ -26,6 +28,18 @@ def test_inference_is_measured_for_every_combination(tmp_path):
         expected = row["batch_size"] * row["tgt_len"] * 1000 / row["latency_ms"]["mean"]
         assert abs(row["tokens_per_second"] - expected) < 1e-6 * expected
     assert "Throughput Avg (tok/s)" in done.stdout and "published" not in done.stdout  # no published row for a CPU
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("compile", "export")]
+
+
+@pytest.mark.parametrize("runtime", ["torchscript", *SLOW])
+def test_programs_are_measured_without_a_file_of_theirs(runtime, tmp_path):
+    chosen = ["suite=inference", "benchmark.batch_sizes=[1,3]", f"benchmark.runtimes=[{runtime}]"]
+    done = run("benchmark.py", *SMALL, *chosen, cwd=tmp_path)
+    rows = [line.split() for line in done.stdout.splitlines() if line.split()[4:5] == [runtime]]
+    assert [row[0] for row in rows] == ["1", "3"]
+    assert "recompile" not in done.stderr
 
 
 def test_published_rows_stand_beside_the_nearest_machine(monkeypatch):

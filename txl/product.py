@@ -18,7 +18,7 @@ def has_avx512() -> bool:
 
 
 def by_onednn(x: Tensor) -> bool:
-    """Whether products of x are computed there. Programs that are traced keep torch's own, to run on any machine."""
+    """Whether products of x are computed there. Tracing, and torch's compiler, do not know the function."""
     if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and has_avx512()
@@ -31,7 +31,9 @@ def product(a: Tensor, b: Tensor) -> Tensor:
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., k], weight [m, k], bias [m] -> x weight^T + bias [..., m]; differentiable."""
-    return _OneDnnLinear.apply(x, weight, bias) if by_onednn(x) else F.linear(x, weight, bias)
+    if not by_onednn(x):
+        return F.linear(x, weight, bias)
+    return _OneDnnLinear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
 
 
 class Linear(nn.Linear):

@@ -32,7 +32,7 @@ class Step(nn.Module):
         super().__init__()
         check_cacheable(model, geometry, runtime)
         model.eval()
-        self.model, self.geometry = model, geometry
+        self.model, self.geometry, self.loss = model, geometry, traceable_loss
         positions, K = model.positions, geometry.mem_len + geometry.tgt_len
         with torch.no_grad():
             encoding = positions.encode(K, geometry)
@@ -51,7 +51,7 @@ class Step(nn.Module):
         missing = torch.arange(M + T, device=input.device) < M - filled
         mask = torch.zeros(M + T, dtype=keys.dtype, device=input.device).masked_fill(missing, -torch.inf)
         hidden = read(self.model, input, append, self.position_keys, window_of(self.geometry), mask)
-        loss = traceable_loss(self.model, hidden.flatten(0, 1), target.flatten()).view_as(target)
+        loss = self.loss(self.model, hidden, target)
         return loss, torch.stack(new_keys), torch.stack(new_values), (filled + T).clamp(max=M)
 
     def start(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -69,7 +69,8 @@ class Step(nn.Module):
 
 
 def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tensor:
-    """As the model's loss (hidden [n, D], target [n] -> [n]), but the host need not know any cluster's size."""
+    """As the model's loss (hidden [B, T, D], target [B, T] -> [B, T]), but the host need not know a cluster's size."""
+    shape, hidden, target = target.shape, hidden.flatten(0, 1), target.flatten()
     softmax, embedding = model.softmax, model.embedding
     spans, columns = softmax.clusters.spans, softmax.clusters.spans[0][1] + softmax.clusters.n_tails
     head_target = target
@@ -80,7 +81,7 @@ def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tens
         index = ((target >= begin) & (target < end)).nonzero().squeeze(1)
         log_prob = softmax.tail_logits(hidden[index], i, embedding).log_softmax(-1)
         loss = loss.index_add(0, index, -log_prob.gather(1, (target[index] - begin)[:, None]).squeeze(1))
-    return loss
+    return loss.view(shape)
 
 
 class Program(nn.Module):
@@ -99,7 +100,7 @@ class Program(nn.Module):
             input, target = (nn.functional.pad(ids, (0, T - length)) for ids in (input, target))
         memory = memory or self.step.start(len(input))
         # Machine code made ahead of time trusts that its arguments lie in memory as the example's did.
-        loss, *memory = self.function(input.contiguous(), target.contiguous(), *memory)
+        loss, *memory = self.function(input.long().contiguous(), target.long().contiguous(), *memory)
         return loss[:, :length], tuple(memory)
 
 
@@ -110,12 +111,15 @@ def make_program(step: Step, runtime: Runtime, batch_size: int, path: str | None
     (FILE.json). It can be loaded without this package, by `torch.jit.load` or `torch._inductor.aoti_load_package`.
     """
     if runtime is Runtime.compile:
+        # Sizes of clusters differ from segment to segment, and each would be another program.
+        step.loss = torch.compiler.disable(TransformerXL.loss)
         return torch.compile(step, dynamic=False)
     make = trace if runtime is Runtime.torchscript else export
     if path is None:
         with tempfile.TemporaryDirectory() as folder:
-            make(step, batch_size, Path(folder) / "program")
-            return load_program(Path(folder) / "program", runtime)
+            file = Path(folder) / "program.pt2"
+            make(step, batch_size, file)
+            return load_program(file, runtime)
     file, made_for = Path(path), purpose(step, runtime, batch_size)
     if file.exists():
         check_purpose(file, made_for)
