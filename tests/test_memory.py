@@ -86,3 +86,14 @@ def test_the_fused_kernel_keeps_no_mask_of_what_attention_dropped():
 def test_large_at_micro_batch_16_in_half_precision_fits_40_gb():
     published = ["model=large", "hardware=dgxa100", "precision=fp16", "train.micro_batch_size=16"]
     assert make_plan(composed(*published)).memory_gb < 40
+
+
+@pytest.mark.parametrize("mem_len", [16, 48, 160])
+def test_memories_keep_what_is_estimated(mem_len):
+    config = composed(*OWN_TEXT, "model.n_layer=3", "valid.tgt_len=16", "train.tgt_len=48", f"train.mem_len={mem_len}")
+    geometry = train_geometry(config)
+    model = TransformerXL(config.model, VOCAB, config.data.cutoffs, 48 + mem_len).train()
+    mems = []
+    for _ in range(6):
+        _, mems = model(torch.randint(VOCAB, (MICRO, 48)), mems, geometry)
+    assert sum(mem.untyped_storage().nbytes() for mem in mems) == estimate(config)["mems"]

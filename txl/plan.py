@@ -294,7 +294,8 @@ def memory_terms(
                      with `recompute`: b [L 4 T D + the insides of one layer, as above]
         logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities; with a sampled softmax
                      b T sampled_softmax three times: as they come, corrected, without hits
-        mems         (local batch) L K D 4: the memory is a view of what it was cut from; with swap_mem none on a GPU
+        mems         (local batch) L max(mem_len, T) D 4: a view of the segment where that is long enough; with
+                     swap_mem none on a GPU
     """
     model, train, arithmetic = config.model, config.train, config.precision.name
     full = 8 if arithmetic is Arithmetic.fp64 else 4
@@ -330,5 +331,5 @@ def memory_terms(
         "optimizer": parameters * full * states.get(config.optimizer.name, bool(config.optimizer.momentum)),
         "activations": micro * layers,
         "logits": full * logits,
-        "mems": local * L * K * D * full if train.mem_len and (on_cpu or not train.swap_mem) else 0,
+        "mems": local * L * max(train.mem_len, T) * D * full if train.mem_len and (on_cpu or not train.swap_mem) else 0,
     }
