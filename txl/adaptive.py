@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.product import by_onednn, linear, product
+from txl.product import by_onednn, linear
 
 ROWS_AT_ONCE = 2**14  # of a table's gradient, where it is not added in place: 32 MiB of 512 float32 each
 LOGITS_AT_ONCE = 2**25  # `total` holds this many logits (or one token's, if those are more): 128 MiB in float32
@@ -324,7 +324,7 @@ def cluster_loss(x: Tensor, target: Tensor, weights, grads, scale: float) -> tup
         part, word = x[begin : begin + rows], target[begin : begin + rows]
         by_block = logits[: len(part)].split([len(w) for w, _ in weights], dim=1)
         for (w, b), out in zip(weights, by_block, strict=True):
-            torch.add(product(part, w.t()), b, out=out)
+            torch.add(linear(part, w), b, out=out)
         probability = logits[: len(part)].log_softmax(-1)
         here = torch.arange(len(part), device=x.device)
         nats -= probability[here, word].sum(dtype=torch.float64)
@@ -337,7 +337,7 @@ def cluster_loss(x: Tensor, target: Tensor, weights, grads, scale: float) -> tup
             add_product(grad_b, None, p, begin > 0, scale)
             p = p.to(x.dtype)
             add_product(grad_w, part, p, begin > 0, scale)
-            grad_x[begin : begin + rows].add_(product(p, w), alpha=scale)
+            grad_x[begin : begin + rows].add_(linear(p, w.t()), alpha=scale)
     return nats, grad_x
 
 
@@ -348,7 +348,7 @@ def add_product(grad: Tensor, x: Tensor | None, p: Tensor, again: bool, scale: f
         return
     for begin in range(0, len(grad), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
-        part = p[:, rows].sum(0) if x is None else product(p[:, rows].t(), x)
+        part = p[:, rows].sum(0) if x is None else linear(p[:, rows].t(), x.t())
         if not again:
             grad[rows].zero_()
         grad[rows].add_(part, alpha=scale)

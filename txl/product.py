@@ -24,11 +24,6 @@ def by_onednn(x: Tensor) -> bool:
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and has_avx512()
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
-    """a [n, k], b [k, m] -> a b [n, m]; not differentiable."""
-    return _onednn(a, b.t()) if by_onednn(a) else a @ b
-
-
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """x [..., k], weight [m, k], bias [m] -> x weight^T + bias [..., m]; differentiable."""
     if not by_onednn(x):
