@@ -245,6 +245,7 @@ def test_a_user_signal_saves_and_the_job_goes_on_with_the_next_step(site, undist
 
 def test_a_lost_node_costs_no_more_than_the_steps_since_the_last_checkpoint(site, undisturbed, faults):
     out, took = comes_back(site, node_down, [], undisturbed, after=10)
+    assert re.search(r"^job \S+ COMPLETED", out, re.MULTILINE), out
     note_return(faults, node_down, out, took)
 
 
@@ -252,6 +253,7 @@ def test_a_lost_node_costs_no_more_than_the_steps_since_the_last_checkpoint(site
 @pytest.mark.parametrize("disturb", [requeue, preemption])
 def test_what_slurm_requeues_goes_on(disturb, site, undisturbed, faults):
     out, took = comes_back(site, disturb, [], undisturbed, after=10)
+    assert re.search(r"^job \S+ COMPLETED", out, re.MULTILINE), out
     note_return(faults, disturb, out, took)
 
 
@@ -270,6 +272,7 @@ def test_preemption_without_a_user_signal_costs_no_step(site, undisturbed, tmp_p
     try:
         there = Site(other, tmp_path)
         out, took = comes_back(there, preemption, site.data, undisturbed, after=10)
+        assert re.search(r"^job \S+ COMPLETED", out, re.MULTILINE), out
         note_return(faults, preemption, out, took, "the same where the site sends no user signal")
     finally:
         other.stop()

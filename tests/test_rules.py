@@ -3,7 +3,7 @@
 import pytest
 
 from composing import composed
-from txl.config import EvaluateConfig
+from txl.config import EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 
 REFUSED = {
@@ -123,7 +123,7 @@ ACCEPTED = [
 
 @pytest.mark.parametrize("overrides", ACCEPTED)
 def test_unusual_configurations_that_work_are_accepted(overrides):
-    composed(*overrides.split())
+    assert isinstance(composed(*overrides.split()), RunConfig)
 
 
 @pytest.mark.parametrize(
