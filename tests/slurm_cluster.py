@@ -75,8 +75,11 @@ done
 def missing() -> str | None:
     """Why there can be no cluster here; None: it can be."""
     absent = [name for name in PROGRAMS if shutil.which(name, path=PATH) is None]
-    return f"no SLURM here: {', '.join(absent)} not installed (apt-get install munge slurmctld slurmd slurm-client)" \
-        if absent else None
+    return (
+        f"no SLURM here: {', '.join(absent)} not installed (apt-get install munge slurmctld slurmd slurm-client)"
+        if absent
+        else None
+    )
 
 
 class Cluster:

@@ -109,7 +109,6 @@ class Site:
         assert done.returncode == 0, done.stderr
         return [re.split(r"\s{2,}", line) for line in done.stdout.splitlines()]
 
-
     @staticmethod
     def log_of(run_dir: Path, rank: int) -> str:
         """Of a rank's console, relative to the run folder."""

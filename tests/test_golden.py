@@ -121,9 +121,7 @@ def test_lamb_takes_the_reference_steps(path, case):
             parameters[name].grad = tensors[f"grad/{step}/{name}"].clone()
         optimizer.step()
         for name in names:
-            torch.testing.assert_close(
-                parameters[name].detach(), tensors[f"param/{step}/{name}"], rtol=1e-6, atol=1e-8
-            )
+            torch.testing.assert_close(parameters[name].detach(), tensors[f"param/{step}/{name}"], rtol=1e-6, atol=1e-8)
 
 
 @cases("n", "batch_size", "batches")

@@ -43,6 +43,4 @@ class SlurmArrayLauncher(SlurmLauncher):
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]
 
 
-ConfigStore.instance().store(
-    group="hydra/launcher", name="slurm_array", node=SlurmArrayConf(), provider="txl_slurm"
-)
+ConfigStore.instance().store(group="hydra/launcher", name="slurm_array", node=SlurmArrayConf(), provider="txl_slurm")
