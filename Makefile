@@ -24,14 +24,14 @@ test-slow: $(VENV)/.installed-test ## the tests that take minutes
 
 faults: $(VENV)/.installed-test ## everything that can go wrong under SLURM, on a private cluster: docs/results/faults.md
 	TXL_REQUIRE_SLURM=1 TXL_FAULTS_TABLE=docs/results/faults.md $(BIN)/python -m pytest -q -m "slow or not slow" \
-		tests/test_faults.py tests/test_launch.py -k "faults or submitting"
+		tests/launch -k "faults or submitting"
 
 lint: $(VENV)/.installed-test ## ruff check
 	$(BIN)/ruff check .
 
 parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
 	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
-	TXL_DATA=$(DATA) $(BIN)/python -m pytest -q -s -m slow tests/test_same_training.py
+	TXL_DATA=$(DATA) $(BIN)/python -m pytest -q -s -m slow tests/train/test_same_training.py
 	$(BIN)/python tests/parity.py --data $(DATA)
 
 clean: ## remove the environment and caches; runs and data stay

@@ -13,23 +13,23 @@ Measure a Transformer-XL on this machine; random weights of the model's shape un
 
 import sys
 
-from txl.choices import Suite
-from txl.command import run
-from txl.config import BenchmarkConfig
+from txl.cli.hydra_main import run
+from txl.config.choices import Suite
+from txl.config.schema import BenchmarkConfig
 
 submitted: list = []  # jobs that cluster.wait=true waits for, when all points of a sweep are submitted
 
 
 def start(config: BenchmarkConfig) -> int:
     if config.suite is Suite.encoding:  # needs no torch, and to be small
-        from txl import encoding_speed
+        from txl.bench import encoding as encoding_speed
 
         return encoding_speed.run(config)
     if config.suite is Suite.train:
-        from txl import train_benchmark
+        from txl.launch import train_benchmark
 
         return train_benchmark.run(config, submitted)
-    from txl import inference_speed
+    from txl.bench import inference as inference_speed
 
     return inference_speed.run(config)
 
@@ -37,7 +37,7 @@ def start(config: BenchmarkConfig) -> int:
 def wait() -> int:
     if not submitted:
         return 0
-    from txl.jobs import wait as wait_for
+    from txl.launch.wait_for_jobs import wait as wait_for
 
     return wait_for(submitted)
 

@@ -13,12 +13,12 @@ Evaluate a trained Transformer-XL: loss and perplexity or bits per character, wi
 
 import sys
 
-from txl.command import run
-from txl.config import EvaluateConfig
+from txl.cli.hydra_main import run
+from txl.config.schema import EvaluateConfig
 
 
 def start(config: EvaluateConfig) -> int:
-    from txl.launch import evaluate
+    from txl.launch.start import evaluate
 
     return evaluate(config)
 

@@ -11,23 +11,23 @@ Train a Transformer-XL language model; without arguments, base on WikiText-103.
 
 import sys
 
-from txl.command import run
-from txl.config import RunConfig
+from txl.cli.hydra_main import run
+from txl.config.schema import RunConfig
 
 submitted: list = []  # jobs of all points that cluster.wait=true waits for
 
 
 def train(config: RunConfig) -> int:
     if config.dry_run:
-        from txl.plan import make_plan
+        from txl.plan.run_plan import make_plan
 
         print(make_plan(config))
         if config.cluster.name == "slurm":
-            from txl.slurm import sbatch_script
+            from txl.launch.slurm_script import sbatch_script
 
             print("\n" + sbatch_script(config))
         return 0
-    from txl.launch import launch
+    from txl.launch.start import launch
 
     return launch(config, submitted)
 
@@ -35,7 +35,7 @@ def train(config: RunConfig) -> int:
 def wait() -> int:
     if not submitted:
         return 0
-    from txl.jobs import wait as wait_for
+    from txl.launch.wait_for_jobs import wait as wait_for
 
     return wait_for(submitted)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-import slurm_cluster
-from slurm_site import Faults, Site
+from tests.support import slurm_cluster
+from tests.support.slurm_site import Faults, Site
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 

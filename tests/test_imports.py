@@ -1,7 +1,7 @@
 """The house rules that a reader relies on: imports go downward only, and what is heavy is imported late."""
 
 import ast
-from collections.abc import Iterable
+import functools
 from pathlib import Path
 
 import pytest
@@ -10,39 +10,53 @@ PROJECT = Path(__file__).resolve().parent.parent
 MODULES = sorted((PROJECT / "txl").rglob("*.py"))
 ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 
-# A module may import those of the rows above its own, and its neighbours to the left.
-ORDER = [
-    "choices errors",
-    "config composition rules run_identity distributed hardware precision console dllogger download timing",
-    "moses text cache bpe vocab words zipf kernels product adaptive dropout attention optim",
-    "state encoding sources data sentences model sampled plan",
-    "unpickle convert checkpoint fine_tuning tracking inference program generation evaluation run_folder report",
-    "ending trainer evaluator writer",
-    "rank evaluation_rank preflight train_speed jobs slurm status launch train_benchmark",
-    "inference_speed encoding_speed",
-    "command",
-]
-HYDRA = {"hydra", "omegaconf"}  # compose and convert; nobody else knows where a configuration came from
-ALLOWED = {
-    "hydra": {"composition", "command"},
-    "omegaconf": {"config", "composition", "command", "errors"},
-    "wandb": {"tracking"},
-    "submitit": {"launch", "rank", "slurm", "status"},
+# A folder (or file) of txl/ may import those in the lines above its own, and its own modules without cycles.
+ORDER = """
+    errors
+    files
+    config
+    system
+    data
+    plan
+    model
+    optim
+    checkpoint
+    tracking
+    evaluate
+    train
+    report
+    bench
+    launch
+    cli
+    download
+""".split()
+ALLOWED = {  # who may know these packages
+    "hydra": {"cli/hydra_main", "config/compose", "config/error_messages"},
+    "omegaconf": {"cli/hydra_main", "config/schema", "config/compose", "config/error_messages"},
+    "wandb": {"tracking/wandb_sink"},
+    "submitit": {"launch/slurm_submit", "launch/slurm_script"},
 }
 LATE = {"wandb", "submitit", "hydra", "matplotlib"}  # never while a module is imported
-TORCH_FREE = {"errors", "config", "composition", "rules", "plan", "command", "launch", "hardware", "tracking"}
-TORCH_FREE |= {"report", "timing", "encoding_speed"}
+TORCH_FREE = {"errors", "files", "config", "plan", "report", "cli"}  # folders
+TORCH_FREE |= {"launch/start", "launch/prepare", "system/hardware", "system/console", "system/timing"}  # and files
+TORCH_FREE |= {"tracking/tracker", "bench/encoding", "data/corpus", "data/download"}
 
 
-def place_of(module: str) -> int:
-    rows = [row.split() for row in ORDER]
-    names = [name for row in rows for name in row]
-    assert module in names, f"txl/{module}.py needs a place in ORDER"
-    return names.index(module)
+def name_of(path: Path) -> str:
+    """`data/corpus` for txl/data/corpus.py."""
+    return path.relative_to(PROJECT / "txl").with_suffix("").as_posix() if path in MODULES else path.stem
 
 
-def imports(path: Path) -> Iterable[tuple[str, bool]]:
-    """(module, whether it is imported with the file) for every import statement; ours as `txl.name`."""
+def module_at(name: str) -> Path | None:
+    """The file of `txl.data.corpus`, or of the package `txl.data`."""
+    path = PROJECT.joinpath(*name.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((candidate for candidate in candidates if candidate in MODULES), None)
+
+
+@functools.cache
+def imports(path: Path) -> list[tuple[str, bool]]:
+    """(module, whether it is imported with the file) for every import statement."""
     tree = ast.parse(path.read_text())
     late = {
         id(inner)
@@ -50,60 +64,77 @@ def imports(path: Path) -> Iterable[tuple[str, bool]]:
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda) or is_type_checking(node)
         for inner in ast.walk(node)
     }
+    found: list[tuple[str, bool]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path.name}: imports are absolute"
-            names = [f"txl.{a.name}" for a in node.names] if node.module == "txl" else [node.module]
+            inside = [f"{node.module}.{alias.name}" for alias in node.names]
+            names = [name if module_at(name) else node.module for name in inside]
         else:
             continue
-        for name in names:
-            yield name, id(node) not in late
+        found += [(name, id(node) not in late) for name in names]
+    return found
 
 
 def is_type_checking(node: ast.AST) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
 
 
-def names_read_in(paths: Iterable[Path]) -> set[str]:
-    """Names that are read as `something.name`, or as getattr(something, "name"), in some of these files."""
-    nodes = [node for path in paths for node in ast.walk(ast.parse(path.read_text()))]
-    read = {node.attr for node in nodes if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
-    return read | {node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)}
+def reached_from(path: Path, late: bool) -> set[Path]:
+    """Modules of this package that a module imports, directly or not; `late`: also inside of functions."""
+    reached: set[Path] = set()
+    waiting = [path]
+    while waiting:
+        for name, with_file in imports(waiting.pop()):
+            module = module_at(name)
+            if module and (late or with_file) and module not in reached:
+                reached.add(module)
+                waiting.append(module)
+    return reached
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if path.stem != "__init__"], ids=lambda path: path.stem)
+def test_every_folder_has_a_line_in_the_order():
+    there = {name_of(path).split("/")[0] for path in MODULES} - {"__init__", "__main__"}
+    assert there == set(ORDER)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
 def test_imports_go_downward_only(path):
+    own = name_of(path).split("/")[0]
     for name, _ in imports(path):
-        if name.startswith("txl."):
-            own = path.relative_to(PROJECT / "txl").parts[0].removesuffix(".py")  # kernels/ has one place
-            assert place_of(name.split(".")[1]) < place_of(own), f"{path.name} imports {name}"
+        folder = name.split(".")[1] if name.startswith("txl.") else None
+        if folder and own in ORDER:
+            assert ORDER.index(folder) <= ORDER.index(own), f"{name_of(path)} imports {name}"
 
 
-@pytest.mark.parametrize("path", MODULES + ENTRY_POINTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES, ids=name_of)
+def test_no_module_reaches_itself(path):
+    assert path not in reached_from(path, late=True)
+
+
+@pytest.mark.parametrize("path", MODULES + ENTRY_POINTS, ids=name_of)
 def test_only_their_owners_know_hydra_wandb_and_submitit(path):
     for name, with_file in imports(path):
         package = name.split(".")[0]
-        assert path.stem in ALLOWED.get(package, {path.stem}), f"{path.name} imports {name}"
-        assert package not in LATE or not with_file, f"{path.name} imports {name} at its top"
+        assert name_of(path) in ALLOWED.get(package, {name_of(path)}), f"{name_of(path)} imports {name}"
+        assert package not in LATE or not with_file, f"{name_of(path)} imports {name} at its top"
 
 
-@pytest.mark.parametrize(
-    "path", [p for p in MODULES + ENTRY_POINTS if p.stem in TORCH_FREE or p in ENTRY_POINTS], ids=lambda p: p.stem
-)
+def needs_no_torch(path: Path) -> bool:
+    name = name_of(path)
+    return path in ENTRY_POINTS or bool({name, name.split("/")[0]} & TORCH_FREE)
+
+
+@pytest.mark.parametrize("path", [p for p in MODULES + ENTRY_POINTS if needs_no_torch(p)], ids=name_of)
 def test_a_mistake_need_not_wait_for_torch(path):
-    reached, waiting = set(), [path]
-    while waiting:
-        for name, with_file in imports(waiting.pop()):
-            assert not with_file or name.split(".")[0] != "torch", f"{path.name} reaches torch"
-            module = PROJECT / "txl" / f"{name.removeprefix('txl.')}.py"
-            if with_file and module in MODULES and module not in reached:
-                reached.add(module)
-                waiting.append(module)
+    for module in {path} | reached_from(path, late=False):
+        packages = {name.split(".")[0] for name, with_file in imports(module) if with_file}
+        assert "torch" not in packages, f"{name_of(path)} reaches torch in {name_of(module)}"
 
 
-@pytest.mark.parametrize("path", MODULES + ENTRY_POINTS, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", MODULES + ENTRY_POINTS, ids=name_of)
 def test_no_module_works_while_it_is_imported(path):
     """Definitions, constants and docstrings only: no call for its effect, no loop."""
     for node in ast.parse(path.read_text()).body:

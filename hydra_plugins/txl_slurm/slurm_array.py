@@ -22,10 +22,10 @@ class SlurmArrayConf:
 
 class SlurmArrayLauncher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from txl.command import checked
-        from txl.config import RunConfig
+        from txl.cli.hydra_main import checked
+        from txl.config.schema import RunConfig
         from txl.errors import ConfigError
-        from txl.launch import submit_array
+        from txl.launch.start import submit_array
 
         points = []
         shared = set.intersection(*map(set, job_overrides))

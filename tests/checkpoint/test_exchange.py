@@ -1,0 +1,152 @@
+"""Models of the reference and of Hugging Face are the same models here, and go back bit by bit."""
+
+import json
+import os
+import pickle
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.support.golden import (
+    GOLDEN,
+    MODELS,
+    close,
+    golden,
+    load_model,
+    model_config,
+    reference_file,
+    segment_losses,
+)
+from txl.checkpoint import store as ckpt
+from txl.checkpoint.__main__ import main
+from txl.checkpoint.exchange import export_model, import_model
+from txl.checkpoint.reference_format import from_reference, to_reference
+from txl.checkpoint.safe_unpickle import load_checkpoint
+from txl.config.compose import from_dict
+from txl.config.schema import Geometry, ModelConfig
+from txl.errors import ConfigError
+from txl.evaluate.load_model import load
+
+HUGGING_FACE = sorted((Path(__file__).parents[1] / "hugging_face").glob("*.json"))
+
+
+class Malicious:
+    def __init__(self, file):
+        self.file = str(file)
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.file}",)
+
+
+@pytest.mark.parametrize("path", MODELS, ids=lambda path: path.stem)
+def test_reference_to_ours_to_reference_is_bitwise_the_same(path):
+    case, _, weights = golden(path)
+    config = model_config(case["config"])
+    again = to_reference(from_reference(weights, config), config)
+    assert again.keys() == weights.keys()
+    assert all(torch.equal(again[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("name", ["base_like", "large_like_div4", "attn_shaw"])
+def test_a_reference_checkpoint_is_imported_evaluated_and_exported(name, tmp_path, capsys):
+    case, tensors, weights = golden(GOLDEN / f"{name}.json")
+    source = reference_file(tmp_path / "checkpoint_best.pt", case, weights)
+    assert main(["import", str(source), str(tmp_path / "ours")]) == 0
+    report = capsys.readouterr().out
+    assert "parameters, vocabulary 120" in report
+    n_layer, width = case["config"]["n_layer"], case["config"]["n_head"] * case["config"]["d_head"]
+    shape = f"{n_layer} of {3 * width}x{case['config']['d_model']}"
+    assert f"  layers.#.dec_attn.qkv_net.weight -> layers.#.attention.qkv.weight: {shape}\n" in report
+    loaded = load(str(tmp_path / "ours"), torch.device("cpu"), torch.float64)
+    c = case["config"]
+    lengths = Geometry(*(c[key] for key in ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")))
+    with torch.no_grad():
+        losses, _ = segment_losses(loaded.model, tensors["stream"], lengths, case["segments"])
+    close(torch.stack(losses), tensors["train/mean_loss_per_segment"])
+    assert main(["export", str(tmp_path / "ours"), str(tmp_path / "back.pt")]) == 0
+    back = load_checkpoint(tmp_path / "back.pt")
+    assert back["model_state"].keys() == weights.keys()
+    assert all(torch.equal(back["model_state"][name], tensor) for name, tensor in weights.items())
+    assert main(["import", str(tmp_path / "back.pt"), str(tmp_path / "again")]) == 0
+    assert load(str(tmp_path / "again"), torch.device("cpu")).vocab.words == loaded.vocab.words
+    assert load_model(case, tensors)
+
+
+def test_export_to_safetensors_and_json(tmp_path):
+    case, _, weights = golden(GOLDEN / "base_like.json")
+    import_model(reference_file(tmp_path / "c.pt", case, weights), tmp_path / "ours")
+    export_model(tmp_path / "ours", tmp_path / "open", "safetensors")
+    state = load_file(tmp_path / "open" / "model.safetensors")
+    expected = ckpt.read(tmp_path / "ours", "model.pt")
+    assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
+    values = json.loads((tmp_path / "open" / "config.json").read_text())
+    assert from_dict(values["model"], ModelConfig).n_layer == case["config"]["n_layer"]
+
+
+def hugging_face_folder(folder: Path, case: dict, state: dict) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps(case["config"]))
+    torch.save(state, folder / "pytorch_model.bin")
+    return folder
+
+
+@pytest.mark.parametrize("path", HUGGING_FACE, ids=lambda path: path.stem)
+def test_hugging_face_models_have_the_same_losses(path, tmp_path):
+    """The files hold what transformers 4.35.2 initialised and computed. It starts with a memory of zeros."""
+    case, state = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+    report = import_model(hugging_face_folder(tmp_path / "theirs", case, state), tmp_path / "ours")
+    names = [line.split(" -> ")[0].strip() for line in report if " -> " in line]
+    patterns = [re.escape(name.removeprefix("transformer.")).replace(r"\#", r"\d+") for name in names]
+    assert len(names) > 15 and all(any(re.search(f"(^|\\.){p}$", name) for name in state) for p in patterns)
+    loaded = load(str(tmp_path / "ours"), torch.device("cpu"))
+    e = loaded.evaluation
+    geometry = Geometry(case["tgt_len"], e.mem_len, 0, e.clamp_len, e.same_length)
+    stream = torch.tensor(case["stream"])
+    mems = [torch.zeros(len(stream), e.mem_len, loaded.model.d_model) for _ in loaded.model.layers]
+    for segment, expected in zip(stream.split(case["tgt_len"], dim=1), case["losses"], strict=True):
+        with torch.no_grad():
+            hidden, mems = loaded.model(segment, mems, geometry)
+            ours = loaded.model.loss(hidden[:, :-1], segment[:, 1:])
+        expected = torch.tensor(expected).flatten()  # grouped by cluster there, so their order says nothing
+        torch.testing.assert_close(ours.flatten().sort().values, expected.sort().values, rtol=1e-5, atol=1e-6)
+
+
+def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
+    case, _, weights = golden(GOLDEN / "base_like.json")
+    source = reference_file(tmp_path / "c.pt", case, weights, optimizer_state=Malicious(tmp_path / "executed"))
+    with pytest.raises(ConfigError, match="not safe to read.*system, which no checkpoint needs"):
+        import_model(source, tmp_path / "ours")
+    (tmp_path / "raw.pt").write_bytes(pickle.dumps(Malicious(tmp_path / "executed")))
+    with pytest.raises(ConfigError, match="not safe to read"):
+        import_model(tmp_path / "raw.pt", tmp_path / "ours")
+    assert not (tmp_path / "executed").exists() and not (tmp_path / "ours").exists()
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "no checkpoint, or damaged"),
+        (b"not a checkpoint at all", "no checkpoint, or damaged"),
+        (pickle.dumps({"a": 1}), "holds no model_config"),
+    ],
+)
+def test_a_foreign_or_corrupt_file_is_named(content, message, tmp_path):
+    (tmp_path / "c.pt").write_bytes(content)
+    with pytest.raises(ConfigError, match=message):
+        import_model(tmp_path / "c.pt", tmp_path / "ours")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        import_model(tmp_path / "absent.pt", tmp_path / "ours")
+
+
+def test_a_vocabulary_of_another_size_and_a_missing_tensor_are_named(tmp_path):
+    case, _, weights = golden(GOLDEN / "base_like.json")
+    smaller = dict(case, config=case["config"] | {"n_token": 100})
+    with pytest.raises(ConfigError, match="softmax.biases.0|embedding.tables.0"):
+        import_model(reference_file(tmp_path / "c.pt", smaller, weights), tmp_path / "ours")
+    less = {name: tensor for name, tensor in weights.items() if name != "crit.cluster_bias"}
+    with pytest.raises(ConfigError, match="it has no softmax.cluster_bias"):
+        import_model(reference_file(tmp_path / "d.pt", case, less), tmp_path / "ours")
+    assert not (tmp_path / "ours").exists()

@@ -1,0 +1,121 @@
+"""The command line as a user meets it: help and mistakes answer at once, in one line, and leave nothing behind."""
+
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def run(script: str, *arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess, float]:
+    """The finished process, and its CPU seconds: others may be using the machine as well."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR")}
+    done = subprocess.run(
+        [sys.executable, str(PROJECT / script), *arguments],
+        cwd=cwd,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+MISTAKES = {
+    # misspelt keys and choices
+    "train.max_stepp=3": "train.max_stepp is not an option; did you mean train.max_step?",
+    "max_step=3": "max_step is not an option; did you mean train.max_step or scheduler.max_step?",
+    "model=bas": "model=bas does not exist; did you mean base? There are: base, large, small",
+    "model=null": "a choice (model) must name one of the files in its folder of conf/, no other value",
+    "--batch_size 256": "--batch_size is not a flag; options are written key=value; did you mean train.batch_size",
+    # wrong types
+    "train.max_step=null": "train.max_step=null must be a whole number",
+    "optimizer.betas=[0.9,x]": "optimizer.betas[1]=x must be a number",
+    "model.positions=rel": "model.positions=rel must be one of relative, shaw, absolute, absolute_per_layer",
+    "train=3": "train is a section: give its keys, such as train.batch_size=...",
+    "train.max_step=[1": "train.max_step=[1 cannot be read",
+    "train.clip=${foo}": "train.clip: Interpolation key 'foo' not found",
+    "seed=1,2": "seed=1,2 gives several values: add -m to run each",
+    # what Hydra would let through
+    "+extra=1": "extra is not an option",
+    "+train.max_stpe=1": "train.max_stpe is not an option; did you mean train.max_step?",
+    # impossible combinations
+    "hardware=cpu gpus=3": "train.batch_size=256 must be a multiple of world_size = 3",
+}
+
+
+@pytest.mark.parametrize("arguments", MISTAKES)
+def test_a_mistake_is_one_line_before_any_work(arguments, tmp_path):
+    done, seconds = run("train.py", *arguments.split(), "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
+    assert MISTAKES[arguments] in done.stderr
+    assert done.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+    assert seconds < 2
+
+
+FILES = {
+    "n_layr: 3": "model/mine.yaml: model.n_layr is not an option; did you mean model.n_layer?",
+    "n_layer: many": "model/mine.yaml: model.n_layer=many must be a whole number",
+    "n_layer: 3": "model.n_head has no value",
+    "n_layer: [3": "while parsing a flow sequence",
+}
+
+
+@pytest.mark.parametrize("line", FILES)
+def test_a_mistake_in_a_file_names_the_file_and_the_key(line, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine.yaml").write_text(f"name: mine\n{line}\n")
+    done, _ = run("train.py", "--config-dir", str(tmp_path), "model=mine", "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 2
+    assert FILES[line] in done.stderr and "mine.yaml" in done.stderr + "mine.yaml" * ("n_head" in FILES[line])
+    assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
+def test_help_answers_at_once(script, tmp_path):
+    done, seconds = run(script, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and f"python {script}" in done.stdout
+    assert seconds < 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_every_choice(tmp_path):
+    text = run("train.py", "--help", cwd=tmp_path)[0].stdout
+    for group in (PROJECT / "conf").iterdir():
+        if group.is_dir() and group.name not in ("published", "site"):
+            assert f"  {group.name}: " in text
+            options = [file.stem for file in group.glob("*.yaml")]
+            assert group.name == "experiment" or all(option in text for option in options), group.name
+
+
+def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
+    done, _ = run("train.py", "hardware=cpu", "gpus=2", "dry_run=true", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "191,950,298 parameters" in done.stdout and "runs/wt103-base/" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_sweep_tries_every_point_and_fails_if_one_does(tmp_path):
+    sweep = ["-m", "hardware=cpu", "gpus=4", "dry_run=true"]
+    done, _ = run("train.py", *sweep, "train.batch_size=250,256", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.count("error: train.batch_size=250") == 1
+    assert done.stdout.count("run folder") == 1  # the second point, though the first one failed
+    done, _ = run("train.py", *sweep, "seed=1,2", cwd=tmp_path)
+    assert done.returncode == 0 and done.stdout.count("run folder") == 2
+    done, _ = run("train.py", *sweep, "seed=1,x", cwd=tmp_path)
+    assert done.returncode == 2 and "run folder" not in done.stdout  # no point composes before all do
+
+
+def test_evaluate_needs_a_checkpoint(tmp_path):
+    done, _ = run("evaluate.py", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr == "error: checkpoint has no value; give one: checkpoint=...\n"

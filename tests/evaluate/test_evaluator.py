@@ -1,0 +1,244 @@
+"""evaluate.py: one number, however it is computed, and every mistake in one line."""
+
+import io
+import json
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
+
+from tests.support.composing import composed
+from tests.support.models import build
+from tests.support.tiny import TINY_RUN, run, write_corpus
+from txl.checkpoint import store as ckpt
+from txl.checkpoint.weights import load_weights
+from txl.cli.hydra_main import quoted
+from txl.config.schema import EvaluateConfig, Geometry
+from txl.data.batches import TokenStream
+from txl.data.vocabulary import WordVocabulary
+from txl.errors import ConfigError
+from txl.evaluate.exported_program import Program, Step
+from txl.evaluate.kv_cache import CachedTransformerXL
+from txl.evaluate.loss import evaluate
+from txl.evaluate.typed_text import typed_tokens
+from txl.launch.evaluation_rank import run_rank
+from txl.system.distributed import World
+
+TOKENS = np.random.default_rng(0).integers(0, 50, 333)
+GEOMETRY = Geometry(7, 20, 0, 9, True)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run folder."""
+    folder = tmp_path_factory.mktemp("evaluate")
+    overrides = [*write_corpus(folder / "text"), "evaluation.tgt_len=6", "evaluation.mem_len=20", "train.max_step=20"]
+    run("train.py", *TINY_RUN, *overrides, f"run_dir={folder}/run", cwd=folder)
+    return folder / "run"
+
+
+def score(trained, tmp_path, *overrides, expect=0):
+    """The JSON that evaluate.py writes; run in this process."""
+    file = tmp_path / "result.json"
+    everything = ["hardware=cpu", f"checkpoint={trained}", f"json={file}", *overrides]
+    assert run_rank(composed(*everything, name="evaluate", kind=EvaluateConfig), World()) == expect
+    return json.loads(file.read_text())
+
+
+def stream(batch_size=3, columns=None, geometry=GEOMETRY):
+    lengths = {"ext_len": geometry.ext_len, "warmup_len": geometry.mem_len}
+    return TokenStream(TOKENS, batch_size, geometry.tgt_len, columns=columns, **lengths)
+
+
+def test_the_mean_is_over_the_counted_tokens_after_the_memory_was_warmed():
+    model, nats, mems = build(), [], []
+    for index in range(stream().n_batches):
+        batch = stream().batch(1, index)
+        with torch.no_grad():
+            hidden, mems = model(batch.input, mems, GEOMETRY)
+            if batch.counted:
+                nats += model.loss(hidden, batch.target).flatten().tolist()
+    result = evaluate(model, stream(), GEOMETRY, 3)
+    assert result.tokens == len(nats) == 3 * (333 // 3 - 1)
+    assert result.loss == pytest.approx(np.mean(nats), rel=1e-12)
+
+
+def test_every_runtime_and_every_way_to_gather_losses_gives_the_same_number():
+    model, latencies = build(), []
+    expected = evaluate(model, stream(), GEOMETRY, 3).loss
+    others = {
+        "cached": evaluate(CachedTransformerXL(model), stream(), GEOMETRY, 3),
+        "segment by segment": evaluate(model, stream(), GEOMETRY, 3, latencies=latencies),
+        "twice": evaluate(model, stream(), GEOMETRY, 3, repeat=2),
+        "a step with fixed shapes": evaluate(Program(step := Step(model, GEOMETRY), step), stream(), GEOMETRY, 3),
+    }
+    for name, result in others.items():
+        assert result.loss == pytest.approx(expected, rel=1e-10), name
+    assert len(latencies) == stream().n_batches - stream().n_warmup
+    assert others["twice"].tokens == 2 * others["cached"].tokens
+
+
+def test_columns_of_several_ranks_add_up_to_the_whole():
+    model = build()
+    parts = [evaluate(model, stream(columns=columns), GEOMETRY, 3) for columns in (range(0, 1), range(1, 3))]
+    tokens = sum(part.tokens for part in parts)
+    assert sum(part.loss * part.tokens for part in parts) / tokens == pytest.approx(
+        evaluate(model, stream(), GEOMETRY, 3).loss, rel=1e-12
+    )
+
+
+def test_max_steps_counts_segments_after_the_warming():
+    assert evaluate(build(), stream(), GEOMETRY, 3, max_steps=2).tokens == 2 * 3 * 7
+
+
+def test_the_published_evaluation_is_the_default_and_stands_beside_the_result(trained, tmp_path, capsys):
+    result = score(trained, tmp_path)
+    first, time, rule, line, *_ = capsys.readouterr().out.splitlines()
+    assert first == (
+        "Evaluating with math fp32 type cached bsz 16 tgt_len 6 ext_len 0 mem_len 20 clamp_len -1 same_length false"
+    )
+    assert time.startswith("Time : ") and time.endswith("ms/segment") and rule == "=" * 100
+    loss, bpc = result["test"]["loss"], result["test"]["bpc"]
+    assert line == f"| test loss {loss:5.2f} | test bpc {bpc:9.5f}"
+    assert result["test"]["geometry"]["mem_len"] == 20
+
+
+@pytest.mark.parametrize("runtime", ["cached", "torchscript"])
+def test_two_processes_give_the_same_number_as_one(trained, tmp_path, runtime):
+    overrides = ["precision=fp64", "batch_size=5", "split=all"]
+    one = score(trained, tmp_path, *overrides)
+    overrides += ["hardware=cpu", "gpus=2", f"checkpoint={trained}", "json=two.json", f"runtime={runtime}"]
+    run("evaluate.py", *overrides, cwd=tmp_path)
+    two = json.loads((tmp_path / "two.json").read_text())
+    assert two["world_size"] == 2
+    for split in ("valid", "test"):
+        assert two[split]["tokens"] == one[split]["tokens"]
+        assert two[split]["loss"] == pytest.approx(one[split]["loss"], rel=1e-12)
+
+
+def test_latencies_are_saved_without_a_pickle_and_missed_targets_set_the_exit_code(trained, tmp_path, capsys):
+    overrides = ["latency=true", f"npz={tmp_path}/times.npz", "runtime=torchscript", "target_perplexity=1"]
+    overrides.append("target_throughput=1e12")
+    result = score(trained, tmp_path, *overrides, f"program={tmp_path}/step.ts", expect=3)
+    said = capsys.readouterr().out
+    expected = ("Throughput Avg: ", "Latency Avg: ", "Latency 50%: ", "Latency 99%: ")
+    expected += ("target_perplexity=1 was missed", "target_throughput=1e+12 was missed")
+    for line in expected:
+        assert line in said
+    assert (np.load(tmp_path / "times.npz")["latency_seconds"] > 0).all()
+    eager = score(trained, tmp_path, "runtime=eager")
+    assert result["test"]["loss"] == pytest.approx(eager["test"]["loss"], rel=1e-5)
+
+
+def test_a_typed_text_is_evaluated_token_by_token(trained, tmp_path, capsys):
+    result = score(trained, tmp_path, "text=the cat sat", "token_losses=true")
+    table = result["text"]["token_losses"]
+    assert "".join(token for token, _ in table) == "he cat sat"
+    assert result["text"]["loss"] == pytest.approx(np.mean([loss for _, loss in table]), rel=1e-5)
+    assert "10 tokens predicted, 0 unknown of 11" in capsys.readouterr().out
+
+
+PROSE = [
+    "Well, (what) ${now}? {a: b} [c] d=e",
+    'He said "yes, no"',
+    "it's \\\\ one\nor two\\",
+    "\\${a}",
+    "3.5",
+    "true",
+    "-",
+]
+
+
+@pytest.mark.parametrize("text", PROSE)
+def test_a_typed_text_means_what_it_says_whatever_hydra_makes_of_commas_and_brackets(text):
+    for key in ("text", "prompt"):
+        override = OverridesParser.create().parse_override(quoted(f"{key}={text}"))
+        cfg = OmegaConf.create({key: override.value()})
+        assert OmegaConf.to_container(cfg, resolve=True) == {key: text}
+    assert quoted("text=null") == "text=null" and quoted("split=[valid]") == "split=[valid]"
+    assert quoted('text="as before"') == 'text="as before"'
+
+
+def test_a_text_comes_from_standard_input(monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("a b\n"))
+    vocab = WordVocabulary(["<eos>", "<unk>", "a", "b"])
+    assert typed_tokens("-", vocab, end_line=True)[0].tolist() == [2, 3, 0]
+
+
+def test_typed_words_are_separated_as_in_wikitext_and_unknown_ones_counted():
+    vocab = WordVocabulary(["<eos>", "<unk>", "a", "@-@", "b", "."])
+    ids, unknown = typed_tokens("a-b zebra.\na", vocab, end_line=True)
+    assert ids.tolist() == [2, 3, 4, 1, 5, 0, 2, 0] and unknown == 1
+    assert typed_tokens("a", vocab, end_line=False)[0].tolist() == [2]
+    with pytest.raises(ConfigError, match="empty"):
+        typed_tokens(" \n", vocab, end_line=True)
+
+
+@pytest.mark.parametrize(
+    "overrides, message",
+    [
+        (["batch_size=500"], "batch_size=500 with tgt_len=6 needs"),
+        (["tgt_len=0"], "tgt_len=0 must be above 0"),
+        (["mem_len=-1"], "mem_len=-1 must be 0 or more"),
+        (["mem_len=0", "same_length=true"], "same_length=true needs a memory"),
+        (["text=' '"], "text='' is empty"),
+        (["text=a"], "text='a' has one token"),
+        (["ext_len=2", "runtime=cached"], "ext_len=2 needs runtime=eager"),
+        (["task=generate"], "task=generate needs a beginning"),
+        (["task=generate", "prompt=a", "top_p=0"], "top_p=0.* must be above 0"),
+        (["precision=fp16"], "precision=fp16 needs a GPU"),
+        (["runtime=graphs"], "runtime=graphs needs a GPU; use runtime=cached"),
+        (["task=generate", "prompt=a", "runtime=export"], "runtime=export reads whole segments"),
+        (["runtime=cached", "program=step.pt2"], "program=step.pt2 needs runtime=torchscript or export"),
+    ],
+)
+def test_a_mistake_is_named_with_its_rule(trained, tmp_path, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        score(trained, tmp_path, *overrides)
+
+
+def test_a_mistake_is_one_line(trained, tmp_path):
+    done = run("evaluate.py", f"checkpoint={trained}", "runtime=foo", cwd=tmp_path, expect=2)
+    assert done.stderr.startswith("error: runtime=foo must be one of auto, eager") and done.stderr.count("\n") == 1
+
+
+def test_a_checkpoint_of_something_else_is_named(trained, tmp_path):
+    (tmp_path / "checkpoint_best.pt").write_bytes(b"")
+    with pytest.raises(ckpt.CheckpointError, match="python -m txl.checkpoint import .*checkpoint_best.pt FOLDER"):
+        ckpt.resolve(tmp_path / "checkpoint_best.pt")
+    other = build(n_layer=3).state_dict()
+    with pytest.raises(ckpt.CheckpointError, match="another architecture: it has no layers.2"):
+        load_weights(build(n_layer=3), build().state_dict(), "best")
+    with pytest.raises(ckpt.CheckpointError, match="layers.2.*is not part of this model"):
+        load_weights(build(), other, "best")
+    with pytest.raises(ckpt.CheckpointError, match="another architecture or vocabulary: .*this model needs"):
+        load_weights(build(d_model=8, d_inner=8), build(d_inner=16).state_dict(), "best")
+
+
+def test_data_with_another_vocabulary_is_refused(trained, tmp_path):
+    train = trained.parent / "text" / "train.txt"
+    kept = train.read_text()
+    train.write_text(kept + "@\n")
+    try:
+        with pytest.raises(ConfigError, match="was trained with another vocabulary"):
+            score(trained, tmp_path)
+    finally:
+        train.write_text(kept)
+
+
+def test_a_torn_checkpoint_is_refused(trained, tmp_path):
+    torn = tmp_path / "torn"
+    shutil.copytree((trained / "checkpoints" / "best").resolve(), torn)
+    (torn / "model.pt").write_bytes((torn / "model.pt").read_bytes()[:-1])
+    with pytest.raises(ckpt.CheckpointError, match="is torn: model.pt"):
+        score(torn, tmp_path)
+
+
+def test_ext_len_is_evaluated_by_the_eager_runtime():
+    geometry = replace(GEOMETRY, ext_len=3, mem_len=0, same_length=False)
+    result = evaluate(build(), stream(geometry=geometry), geometry, 3)
+    assert result.tokens == 330

@@ -1,0 +1,129 @@
+"""Text from a model: sampled from exactly the distribution that evaluating it finds."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from tests.support.models import build
+from tests.support.tiny import TINY_RUN, run, write_corpus
+from txl.config.schema import Geometry
+from txl.data.vocabulary import ByteVocabulary, WordVocabulary
+from txl.evaluate.kv_cache import CachedTransformerXL
+from txl.evaluate.sampling import Sampling, continue_texts, likely
+from txl.evaluate.text_stream import TextStream, to_text
+
+GEOMETRY = Geometry(4, 64, 0, 9, True)
+PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [3]]
+
+
+@torch.no_grad()
+def evaluated(model, prompt, tokens, geometry):
+    """Log-probability of the tokens after the prompt, read in segments."""
+    ids, mems, total = torch.tensor([prompt + tokens]), [], 0.0
+    for begin in range(0, ids.shape[1] - 1, geometry.tgt_len):
+        end = min(begin + geometry.tgt_len, ids.shape[1] - 1)
+        hidden, mems = model(ids[:, begin:end], mems, geometry)
+        loss = model.loss(hidden, ids[:, begin + 1 : end + 1])[0]
+        total -= loss[max(0, len(prompt) - 1 - begin) :].sum().item()
+    return total
+
+
+@pytest.mark.parametrize("geometry", [GEOMETRY, Geometry(4, 9, 0, 5, True), Geometry(1, 9)])
+@pytest.mark.parametrize("runtime", [lambda model: model, CachedTransformerXL])
+def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime, geometry):
+    """Also of one that is longer than the memory: with same_length, or read a token at a time."""
+    model = build()
+    texts = continue_texts(runtime(model), PROMPTS, 30, geometry, Sampling(seed=5))
+    for prompt, text in zip(PROMPTS, texts, strict=True):
+        assert len(text.tokens) == 30
+        assert text.log_prob == pytest.approx(evaluated(model, prompt, text.tokens, geometry), rel=1e-10)
+
+
+def test_a_text_does_not_depend_on_its_neighbours_nor_on_the_runtime():
+    model = build()
+    together = continue_texts(CachedTransformerXL(model), PROMPTS, 20, GEOMETRY, Sampling(seed=7))
+    alone = continue_texts(model, PROMPTS[:1], 20, GEOMETRY, Sampling(seed=7))
+    assert together[0].tokens == alone[0].tokens
+
+
+def test_the_same_seed_gives_the_same_text_and_another_seed_another():
+    model = build()
+    texts = [continue_texts(model, [[1]], 20, GEOMETRY, Sampling(seed=s))[0].tokens for s in (1, 1, 2)]
+    assert texts[0] == texts[1] != texts[2]
+
+
+def test_a_prompt_longer_than_the_memory_is_read_to_its_end():
+    model, geometry = build(), Geometry(4, 6, same_length=True)
+    prompt = [i % 50 for i in range(33)]
+    text = continue_texts(CachedTransformerXL(model), [prompt], 10, geometry, Sampling())[0]
+    again = continue_texts(model, [prompt], 10, geometry, Sampling())[0]
+    assert len(text.tokens) == 10 and text.tokens == again.tokens
+
+
+def test_the_cost_of_a_token_does_not_grow_with_the_text():
+    """Once the ring is full (mem_len + tgt_len slots) every step sees the same number of keys."""
+    model, seen = CachedTransformerXL(build()), []
+    read = model.position_keys
+    model.position_keys = lambda K, geometry: (seen.append(K), read(K, geometry))[1]
+    continue_texts(model, [[1]], 50, Geometry(4, 16), Sampling())
+    assert seen[:3] == [1, 2, 3] and set(seen[19:]) == {20}
+
+
+def test_sampling_leaves_the_unlikely_out():
+    log_prob = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
+    torch.testing.assert_close(likely(log_prob, Sampling()), log_prob.exp())
+    assert likely(log_prob, Sampling(top_k=2)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert likely(log_prob, Sampling(top_p=0.6)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert likely(log_prob, Sampling(top_p=1e-9)).tolist() == [1, 0, 0, 0]
+    assert likely(log_prob, Sampling(temperature=0.5))[0] > 0.5
+    assert math.isclose(likely(log_prob, Sampling(temperature=2, top_k=3, top_p=0.9)).sum().item(), 1, rel_tol=1e-6)
+
+
+def test_words_are_written_as_one_types_them(capsys):
+    vocab = WordVocabulary(["<eos>", "Prices", "rose", "1", "@,@", "234", ".", "in", "mid", "@-@", "2020", "We"])
+    ids = [1, 2, 3, 4, 5, 7, 8, 9, 10, 6, 0, 11, 2]
+    assert to_text(vocab, ids) == "Prices rose 1,234 in mid-2020.\nWe rose"
+    stream = TextStream(vocab, ids[:2])
+    for token in ids[2:]:
+        stream.add(token)
+    stream.end()
+    assert capsys.readouterr().out == "Prices rose 1,234 in mid-2020.\nWe rose\n"
+
+
+def test_a_long_line_costs_no_more_to_write_than_a_short_one(capsys):
+    line = """the cat 's dog ran , and " the mid @-@ size dog , " it said , " ran 2 @,@ 500 miles . " it is true . """
+    words = line.split()
+    vocab = WordVocabulary(["<eos>", *dict.fromkeys(words)])
+    ids = vocab.encode(line * 25, add_eos=False).tolist()
+    stream, longest = TextStream(vocab, ids[:1]), 0
+    for token in ids[1:]:
+        stream.add(token)
+        longest = max(longest, len(stream.line))
+    stream.end()
+    assert capsys.readouterr().out == to_text(vocab, ids) + "\n"
+    assert longest < 200
+
+
+def test_half_a_character_waits_for_its_other_half(capsys):
+    vocab, text = ByteVocabulary(range(256)), "naïve café"
+    stream = TextStream(vocab, vocab.encode(text[:2]).tolist())
+    for token in vocab.encode(text[2:]):
+        stream.add(int(token))
+    stream.end()
+    assert capsys.readouterr().out == text + "\n"
+
+
+def test_evaluate_writes_texts_from_a_file_of_prompts(tmp_path):
+    text = write_corpus(tmp_path / "text")
+    run("train.py", *TINY_RUN, *text, f"run_dir={tmp_path}/run", "train.max_step=10", cwd=tmp_path)
+    (tmp_path / "prompts.txt").write_text("the cat\n\na dog ran\n")
+    overrides = ["hardware=cpu", f"checkpoint={tmp_path}/run", "task=generate", "max_tokens=12"]
+    done = run("evaluate.py", *overrides, f"prompts={tmp_path}/prompts.txt", f"json={tmp_path}/o.json", cwd=tmp_path)
+    texts = json.loads((tmp_path / "o.json").read_text())
+    assert [text["prompt"] for text in texts] == ["the cat", "a dog ran"]
+    assert all(len(text["tokens"]) == 12 and text["text"].startswith(text["prompt"]) for text in texts)
+    assert "--- the cat\nthe cat" in done.stdout
+    streamed = run("evaluate.py", *overrides, "prompt=the cat", cwd=tmp_path).stdout
+    assert streamed.startswith("the cat") and streamed.rstrip("\n") == texts[0]["text"].rstrip("\n")

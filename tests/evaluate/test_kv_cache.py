@@ -1,0 +1,249 @@
+"""The cached runtime reads every token once and computes the same."""
+
+import itertools
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from tests.support.models import V, build
+from tests.support.tiny import model_config
+from txl.config.choices import AttentionBackend, Positions, Runtime
+from txl.config.schema import Geometry
+from txl.errors import ConfigError
+from txl.evaluate.exported_program import Program, Step, make_program
+from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, places
+from txl.evaluate.loss import LossSum, advance
+from txl.model.transformer import TransformerXL
+
+
+def stream(B, n, seed=1):
+    return torch.randint(0, V, (B, n + 1), generator=torch.Generator().manual_seed(seed))
+
+
+@torch.no_grad()
+def losses(model, tokens, geometry):
+    """Losses [B, n] of a stream, read segment by segment (the last one may be shorter)."""
+    mems, parts = [], []
+    for begin in range(0, tokens.shape[1] - 1, geometry.tgt_len):
+        end = min(begin + geometry.tgt_len, tokens.shape[1] - 1)
+        hidden, mems = model(tokens[:, begin:end], mems, geometry)
+        parts.append(model.loss(hidden, tokens[:, begin + 1 : end + 1]))
+    return torch.cat(parts, dim=1)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    positions=st.sampled_from([Positions.relative, Positions.shaw]),
+    T=st.integers(1, 9),
+    mem_len=st.integers(0, 24),
+    clamp_len=st.sampled_from([-1, 1, 5, 16]),
+    same_length=st.booleans(),
+    B=st.integers(1, 3),
+    changes=st.sampled_from([{}, {"pre_lnorm": True}, {"untie_r": True}, {"div_val": 2}]),
+)
+def test_the_cached_runtime_computes_the_same_losses(positions, T, mem_len, clamp_len, same_length, B, changes):
+    model = build(positions=positions, **changes)
+    geometry = Geometry(T, mem_len, 0, clamp_len, same_length and mem_len > 0)
+    tokens = stream(B, 50)
+    expected = losses(model, tokens, geometry)
+    torch.testing.assert_close(losses(CachedTransformerXL(model), tokens, geometry), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_in_float32_the_losses_agree_to_1e_5():
+    model = build().float()
+    tokens, geometry = stream(2, 60), Geometry(4, 20, 0, 9, True)
+    expected = losses(model, tokens, geometry)
+    torch.testing.assert_close(losses(CachedTransformerXL(model), tokens, geometry), expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype, rounding", [(torch.bfloat16, 2e-2), (torch.float16, 3e-3)])
+@pytest.mark.parametrize("geometry", [Geometry(4, 20), Geometry(5, 17, 0, 9, True), Geometry(1, 6, 0, -1, True)])
+def test_in_half_precision_the_losses_agree_within_its_rounding(dtype, rounding, geometry):
+    model, tokens = build().float(), stream(2, 60)
+    with torch.autocast("cpu", dtype):
+        expected = losses(model, tokens, geometry)
+        ours = losses(CachedTransformerXL(model), tokens, geometry)
+    torch.testing.assert_close(ours, expected, rtol=rounding, atol=rounding)
+    with torch.no_grad():
+        exact = losses(model, tokens, geometry)
+    assert (ours.mean() - exact.mean()).abs() < 1e-2
+
+
+@pytest.mark.parametrize("positions", [Positions.absolute, Positions.absolute_per_layer])
+def test_absolute_positions_are_refused_with_the_remedy(positions):
+    with pytest.raises(ConfigError, match="runtime=eager"):
+        CachedTransformerXL(build(positions=positions))
+
+
+def test_an_extended_context_is_refused_with_the_remedy():
+    with pytest.raises(ConfigError, match="ext_len=2 needs runtime=eager"):
+        CachedTransformerXL(build(), Geometry(4, 8, ext_len=2))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=5, max_size=14),
+    mem_len=st.integers(0, 15),
+    clamp_len=st.sampled_from([-1, 5]),
+    same_length=st.booleans(),
+    backend=st.sampled_from([AttentionBackend.eager, AttentionBackend.sdpa]),
+)
+def test_segments_of_any_length_find_their_way_round_the_ring(lengths, mem_len, clamp_len, same_length, backend):
+    """Also where a segment crosses the ring's end, or leaves slots behind that the memory has forgotten."""
+    geometry, tokens = Geometry(6, mem_len, 0, clamp_len, same_length and mem_len > 0), stream(2, sum(lengths))
+    eager, model = build(), build(backend=backend)
+    cached, mems, cache = CachedTransformerXL(model), [], []
+    with torch.no_grad():
+        for segment in tokens[:, :-1].split(lengths, dim=1):
+            expected, mems = eager(segment, mems, geometry)
+            hidden, cache = cached(segment, cache, geometry)
+            torch.testing.assert_close(hidden, expected, rtol=1e-10, atol=1e-12)
+            assert len(cache) == (mems[0].shape[1] if mems else 0)
+
+
+def test_the_cache_is_as_large_as_stated():
+    """Keys and values of mem_len + tgt_len tokens, not a byte more; nothing grows or moves while reading."""
+    cached, geometry, B = CachedTransformerXL(build()), Geometry(8, 64), 3
+    cache, places = [], set()
+    for segment in stream(B, 40 * 8 - 1).split(8, dim=1):
+        _, cache = cached(segment, cache, geometry)
+        places.add((cache.key.data_ptr(), cache.value.data_ptr()))
+    assert cache.key.nbytes + cache.value.nbytes == 2 * 2 * B * (64 + 8) * 2 * 8 * 8  # 2 L B (M + T) N H bytes
+    assert len(places) == 1 and len(cache) == 64
+
+
+def allocated(read) -> tuple[int, list[int]]:
+    """Bytes that `read()` allocates: the most that exist at once, and every single tensor's (negative: freed)."""
+    with torch.profiler.profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        kept = read()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    del kept
+    return max(itertools.accumulate(sizes)), sizes
+
+
+@pytest.mark.parametrize("B", [1, 4])
+def test_what_is_allocated_is_what_is_stated(B):
+    """Beyond the weights: the ring and the largest activation, + 20 %; with one text, the projected positions as well.
+
+    Sizes stand to each other as those of the base model do.
+    """
+    geometry = Geometry(8, 88 - 8, 0, 50, True)
+    shape = dict(n_layer=8, n_head=4, d_model=64, d_head=16, d_inner=256)
+    model = TransformerXL(model_config(**shape), 1600, [1200], 88).eval()
+    ids = torch.randint(0, 1600, (B, 20 * 8 + 1))
+
+    def read():
+        cached, cache = CachedTransformerXL(model, geometry), []
+        losses = LossSum(cached, at_least=1)
+        for begin in range(0, 20 * 8, 8):
+            input, target = ids[:, begin : begin + 8], ids[:, begin + 1 : begin + 9]
+            cache = advance(cached, input, target, cache, geometry, losses)
+        return cached, cache
+
+    with torch.no_grad():
+        most, sizes = allocated(read)
+    ring = 2 * 8 * B * 88 * 4 * 16 * 4  # 2 L B (M + T) N H bytes
+    positions = 8 * (50 + 1) * 4 * 16 * 4  # L R N H bytes, as constant as weights
+    activation = max(size for size in sizes if size < ring / 2)
+    stated = ring + activation + (positions if B == 1 else 0)
+    assert sizes.count(ring // 2) == 2 and sizes.count(positions // 8) >= 8  # keys and values; of every layer
+    assert ring + activation < most <= 1.2 * stated
+
+
+LOAD = """
+import sys, torch
+kind, file, arguments, result = sys.argv[1:]
+load = torch.jit.load if kind == "torchscript" else torch._inductor.aoti_load_package
+program, memory, losses = load(file), None, []
+inputs, targets, memory = torch.load(arguments)
+for input, target in zip(inputs, targets):
+    loss, *memory = program(input, target, *memory)
+    losses.append(loss)
+assert not any(name.startswith("txl") for name in sys.modules)
+torch.save(torch.cat(losses, dim=1), result)
+"""
+
+
+@pytest.mark.parametrize("kind", ["torchscript", pytest.param("export", marks=pytest.mark.slow)])
+def test_a_program_gives_the_same_losses_in_a_process_that_never_imports_txl(kind, tmp_path):
+    model, geometry, B = build(div_val=2).float(), Geometry(4, 12, 0, 9, True), 2
+    tokens = stream(B, 40)
+    expected = losses(model, tokens, geometry)
+    step, file = Step(model, geometry), tmp_path / "step.pt2"
+    program = Program(step, make_program(step, Runtime[kind], B, str(file)))
+    memory, ours = [], []
+    for begin in range(0, 40, 4):
+        loss, memory = program(tokens[:, begin : begin + 4], tokens[:, begin + 1 : begin + 5], memory)
+        ours.append(loss)
+    torch.testing.assert_close(torch.cat(ours, dim=1), expected, rtol=1e-5, atol=1e-5)
+    pairs = [[part.contiguous() for part in ids.split(4, dim=1)] for ids in (tokens[:, :-1], tokens[:, 1:])]
+    torch.save([*pairs, list(step.start(B))], tmp_path / "arguments.pt")
+    arguments = [kind, str(file), str(tmp_path / "arguments.pt"), str(tmp_path / "losses.pt")]
+    subprocess.run([sys.executable, "-c", LOAD, *arguments], check=True, cwd=tmp_path)
+    torch.testing.assert_close(torch.load(tmp_path / "losses.pt"), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_a_program_is_used_for_nothing_but_what_it_was_made_for(tmp_path):
+    """Its shapes and weights are fixed: with others it would answer all the same."""
+    file, model, geometry = tmp_path / "step.ts", build(), Geometry(4, 8)
+    make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))
+    make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))  # loaded
+    for other, batch_size, message in (
+        (Step(model, geometry), 3, "was made for batch_size=2, not 3"),
+        (Step(model, Geometry(4, 9)), 2, "was made for mem_len=8, not 9"),
+        (Step(build(seed=1), geometry), 2, "was made for other weights"),
+        (Step(build().float(), geometry), 2, "was made for precision=float64, not float32"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            make_program(other, Runtime.torchscript, batch_size, str(file))
+    file.write_bytes(b"something else")
+    with pytest.raises(ConfigError, match="is no program of runtime=torchscript"):
+        make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))
+    (tmp_path / "step.ts.json").unlink()
+    with pytest.raises(ConfigError, match="has no step.ts.json"):
+        make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))
+
+
+class Recorded(TorchDispatchMode):
+    """What a CUDA graph is, without CUDA: operations on fixed tensors, to be done again at the same addresses."""
+
+    def __init__(self):
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.calls.append((function, args, kwargs or {}, result))
+        return result
+
+    def replay(self):
+        for function, args, kwargs, result in self.calls:
+            given = {x.untyped_storage().data_ptr() for x in tree_leaves((args, kwargs)) if isinstance(x, torch.Tensor)}
+            again = tree_leaves(function(*args, **kwargs))
+            for old, new in zip(tree_leaves(result), again, strict=True):
+                if isinstance(old, torch.Tensor) and old.untyped_storage().data_ptr() not in given:
+                    old.copy_(new)
+
+
+def test_graphs_compute_the_same_from_every_place_in_the_ring(monkeypatch):
+    """With a stand-in for CUDA's graphs; what this shows of CUDA itself is that addresses and order are right."""
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    model, geometry, tokens = build(), Geometry(4, 10, 0, 9, True), stream(2, 70)
+    graphed, cache = GraphedTransformerXL(model, geometry), []
+    eager, mems = build(), []
+    with torch.no_grad():
+        for segment in tokens[:, :-1].split(4, dim=1):  # the last one is shorter
+            expected, mems = eager(segment, mems, geometry)
+            hidden, cache = graphed(segment, cache, geometry)
+            torch.testing.assert_close(hidden, expected, rtol=1e-10, atol=1e-12)
+    assert len(cache.graphs) == places(geometry) == 7

@@ -1,0 +1,121 @@
+"""The fused attention kernel equals the plain code, tile by tile, through Triton's interpreter; no GPU is needed."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.support.tiny import PROJECT, environment
+from txl.model.attention import attend, by_key
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
+    pytest.importorskip("triton", reason="Triton is made for Linux alone")
+    from txl.model import attention_kernel as kernels
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """On the CPU, in tiles so small that a few tokens need several."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(kernels, "BLOCK_QUERIES", 16)
+    monkeypatch.setattr(kernels, "BLOCK_KEYS", 16)
+
+
+def tensors(B: int, N: int, T: int, K: int, H: int, R: int, dtype=torch.float32) -> list[torch.Tensor]:
+    """query, key, value as views of a projection's result, and by_distance as a view of a product's."""
+    torch.manual_seed(T + K)
+    heads = [torch.randn(B, length, N, H, dtype=dtype).transpose(1, 2) for length in (T, K, K)]
+    return [*heads, torch.randn(N, B, T, R, dtype=dtype).transpose(0, 1)]
+
+
+def results(attention, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Output, and the gradient of every input."""
+    leaves = [x.detach().requires_grad_() for x in inputs]
+    out = attention(*leaves)
+    weights = torch.linspace(-1, 1, out.numel(), dtype=out.dtype).view_as(out)
+    return [out.detach(), *torch.autograd.grad((out * weights).sum(), leaves)]
+
+
+def plain(query, key, value, by_distance, window, dropatt=0.0, kept=None):
+    bias = by_key(by_distance, key.shape[2], window)
+    if kept is None:
+        return attend(query, key, value, bias, dropatt)
+    probability = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias).softmax(-1)
+    return (probability * kept / (1 - dropatt)) @ value
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_output_and_every_gradient_equal_the_plain_ones(data):
+    T, M = data.draw(st.integers(1, 20), "T"), data.draw(st.integers(0, 20), "M")
+    K = M + T
+    window = data.draw(st.none() | st.integers(0, K), "window")  # same_length
+    most = K if window is None else min(K, window + 1)
+    R = data.draw(st.integers(1, most), "R")  # fewer than that: clamped
+    inputs = tensors(data.draw(st.integers(1, 2), "B"), 2, T, K, data.draw(st.sampled_from([4, 12, 16]), "H"), R)
+    found = results(lambda *x: kernels.relative_attention(*x, window, 0.0), inputs)
+    expected = results(lambda *x: plain(*x, window), inputs)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_half_precision_agrees_within_its_rounding():
+    inputs = tensors(1, 2, 20, 37, 16, 37, torch.float16)
+    found = results(lambda *x: kernels.relative_attention(*x, None, 0.0), inputs)
+    expected = results(lambda *x: plain(*x, None), [x.float() for x in inputs])
+    torch.testing.assert_close([x.float() for x in found], expected, rtol=0.01, atol=0.01)
+
+
+def test_dropout_drops_the_same_in_both_passes_and_as_much_as_asked():
+    query, key, value, by_distance = tensors(2, 2, 20, 40, 40, 30)
+
+    def fused(*inputs):
+        torch.manual_seed(7)
+        return kernels.relative_attention(*inputs, 29, 0.3)
+
+    # Values that are one-hot show the probabilities themselves, and so which of them were dropped.
+    weights = fused(query, key, torch.eye(40).expand_as(value), by_distance)
+    kept = weights != 0
+    seen = by_key(by_distance, 40, 29) > -torch.inf
+    assert not (kept & ~seen).any()
+    assert 0.65 < kept.sum() / seen.sum() < 0.75
+    inputs = [query, key, value, by_distance]
+    expected = results(lambda *x: plain(*x, 29, 0.3, kept), inputs)
+    torch.testing.assert_close(results(fused, inputs), expected, rtol=1e-4, atol=1e-4)
+    torch.manual_seed(8)
+    others = kernels.relative_attention(query, key, torch.eye(40).expand_as(value), by_distance, 29, 0.3) != 0
+    assert (others != kept).any()
+
+
+COMPILE = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from txl.model import attention_kernel as kernels
+
+types = dict(log_sum="*fp32", weighted="*fp32", seed="*i64", scale="fp32", dropatt="fp32")
+half = "query key value by_distance out grad_out grad_query grad_by_distance grad_key grad_value".split()
+types |= dict.fromkeys(half, "*bf16")
+constants = dict(DROPS=True, SHIFTS=True, PRECISION="ieee", BT=64, BK=64, BH=64)
+for kernel in (kernels._forward, kernels._backward_queries, kernels._backward_keys):
+    mine = {name: value for name, value in constants.items() if name in kernel.arg_names}
+    signature = {name: "constexpr" if name in mine else types.get(name, "i32") for name in kernel.arg_names}
+    built = triton.compile(ASTSource(kernel, signature, constexprs=mine), target=GPUTarget("cuda", 80, 32))
+    print(kernel.__name__, len(built.asm["cubin"]), built.metadata.shared)
+"""
+
+
+@pytest.mark.slow
+def test_the_kernels_compile_for_a_gpu_that_is_not_here():
+    """bf16 on Ampere, as Triton compiles it ahead of time; each fits a block's 48 KiB of shared memory."""
+    run = [sys.executable, "-c", COMPILE]
+    env = environment(PYTHONPATH=str(PROJECT), TRITON_INTERPRET="0", TRITON_DEFAULT_FP_FUSION="1")
+    done = subprocess.run(run, env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split() for line in done.stdout.splitlines()]
+    assert [line[0] for line in lines] == ["_forward", "_backward_queries", "_backward_keys"]
+    assert all(int(size) > 0 and int(shared) <= 48 * 1024 for _, size, shared in lines)

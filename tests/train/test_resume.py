@@ -1,0 +1,223 @@
+"""Kill a run at any instant; the next start continues it bit by bit."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import pytest
+
+from tests.support.bitwise import assert_bitwise_equal
+from tests.support.tiny import TINY_RUN, command, environment, metrics, run, write_corpus
+from txl.checkpoint import store as ckpt
+
+STEPS = 60
+
+
+def final_state(run_dir):
+    folder = run_dir / "checkpoints" / f"step_{STEPS}"
+    return {
+        "model": ckpt.read(folder, "model.pt"),
+        "optimizer": ckpt.read(folder, "optimizer.pt"),
+        "mems": ckpt.read_columns(folder, range(8)),
+        "state": {k: v for k, v in ckpt.read(folder, "state.json").items() if k != "train_seconds"},
+    }
+
+
+def losses(run_dir):
+    return [(r["step"], r["loss"], r["grad_norm"], r["lr"]) for r in metrics(run_dir)]
+
+
+def run_until_killed(overrides, run_dir, cwd, after_step, number=signal.SIGKILL):
+    """Start a run and send the signal once its metrics show a step; returns its exit code."""
+    log = open(cwd / "killed.txt", "w")  # noqa: SIM115
+    process = subprocess.Popen(
+        command("train.py", *overrides), cwd=cwd, env=environment(), stdout=log, stderr=subprocess.STDOUT
+    )
+    deadline = time.monotonic() + 90
+    file = run_dir / "metrics.jsonl"
+    while time.monotonic() < deadline and process.poll() is None:
+        if file.exists() and file.read_text().count('"train"') >= after_step:
+            break
+        time.sleep(0.005)
+    assert process.poll() is None, (cwd / "killed.txt").read_text()
+    os.kill(process.pid, number)
+    code = process.wait(timeout=60)
+    time.sleep(0.3)  # children of a killed launcher end with it
+    return code
+
+
+CASES = {
+    "mid_epoch_dropout": [],
+    "across_an_epoch_rolled": ["train.roll=true", "train.batch_size=16", "train.tgt_len=32"],
+    "accumulation_4": ["train.micro_batch_size=2"],
+    "two_processes": ["gpus=2"],
+    "four_processes": ["gpus=4"],
+    "sampled_softmax": ["gpus=2", "train.sampled_softmax=8"],
+    "uneven_first_rank_varlen_rolled": [
+        "gpus=2",
+        "train.first_rank_batch_size=5",
+        "train.micro_batch_size=3",  # 3 and 2, beside 3
+        "train.varlen=true",
+        "train.roll=true",
+        "train.tgt_len=16",
+        "train.ext_len=3",
+        "model.positions=shaw",
+    ],
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_a_killed_run_continues_bitwise(case, tmp_path):
+    # 200 lines are about 5,400 characters: 21 segments an epoch in the rolled case, 84 in the others.
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, f"train.max_step={STEPS}", "checkpoint.interval=7", *CASES[case]]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run("train.py", *shared, f"run_dir={straight}", cwd=tmp_path)
+    assert run_until_killed([*shared, f"run_dir={broken}"], broken, tmp_path, after_step=20) == -signal.SIGKILL
+    run("train.py", *shared, f"run_dir={broken}", "resume=auto", cwd=tmp_path)
+    assert [step for step, *_ in losses(broken)] == list(range(1, STEPS + 1))  # none twice, none missing
+    assert losses(broken) == losses(straight)
+    assert_bitwise_equal(final_state(broken), final_state(straight))
+    if case == "across_an_epoch_rolled":
+        assert final_state(straight)["state"]["stream"]["epoch"] > 2
+
+
+def test_ctrl_c_saves_and_the_run_continues_bitwise(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, f"train.max_step={STEPS}", "gpus=2"]
+    straight, broken = tmp_path / "straight", tmp_path / "broken"
+    run("train.py", *shared, f"run_dir={straight}", cwd=tmp_path)
+    assert run_until_killed([*shared, f"run_dir={broken}"], broken, tmp_path, 20, signal.SIGINT) == 130
+    assert "resume=auto" in (tmp_path / "killed.txt").read_text()
+    run("train.py", *shared, f"run_dir={broken}", "resume=auto", cwd=tmp_path)
+    assert losses(broken) == losses(straight)
+    assert_bitwise_equal(final_state(broken), final_state(straight))
+
+
+def test_checkpoints_are_written_by_the_clock_as_well(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, "train.max_step=150", "checkpoint.save_all=true", "gpus=2"]
+    run("train.py", *shared, "checkpoint.minutes=0.005", f"run_dir={tmp_path}/run", cwd=tmp_path)
+    steps = sorted(int(path.name.removeprefix("step_")) for path in (tmp_path / "run/checkpoints").glob("step_*"))
+    assert steps[-1] == 150 and len(steps) > 2
+    assert all(b - a > 1 for a, b in zip(steps[:-2], steps[1:-1], strict=True))
+
+
+@pytest.fixture(scope="module")
+def short_run(tmp_path_factory):
+    """A finished run of 12 steps with checkpoints every 4."""
+    folder = tmp_path_factory.mktemp("short")
+    shared = [*write_corpus(folder / "text"), *TINY_RUN, "checkpoint.interval=4", "checkpoint.save_all=true"]
+    shared += [f"run_dir={folder}/run", "scheduler.max_step=40"]
+    run("train.py", *shared, "train.max_step=12", cwd=folder)
+    return folder, shared
+
+
+def test_a_finished_run_is_not_run_again(short_run):
+    folder, shared = short_run
+    before = (folder / "run/metrics.jsonl").read_text()
+    assert "finished" in run("train.py", *shared, "train.max_step=12", "resume=auto", cwd=folder).stdout
+    assert (folder / "run/metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize(
+    "override, words",
+    [
+        ("optimizer.lr=0.5", ["optimizer.lr", "0.5", "resume"]),
+        ("model.d_inner=64", ["model.d_inner", "64"]),
+        ("train.batch_size=16", ["train.batch_size", "16"]),
+    ],
+)
+def test_a_resume_that_changes_the_mathematics_names_the_key(short_run, override, words):
+    folder, shared = short_run
+    done = run("train.py", *shared, "train.max_step=12", "resume=auto", override, cwd=folder, expect=2)
+    assert all(word in done.stderr for word in words), done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and "Traceback" not in done.stderr
+
+
+def test_an_existing_run_is_not_overwritten(short_run):
+    folder, shared = short_run
+    done = run("train.py", *shared, "train.max_step=12", cwd=folder, expect=2)
+    assert "resume=auto" in done.stderr and "run_dir" in done.stderr
+
+
+def test_resume_from_a_path_that_does_not_exist_is_an_error(short_run):
+    folder, shared = short_run
+    done = run("train.py", *shared, "train.max_step=12", f"resume={folder}/nowhere", cwd=folder, expect=2)
+    assert "nowhere" in done.stderr and "does not exist" in done.stderr
+
+
+def test_a_torn_checkpoint_is_passed_over_loudly_and_written_again(short_run, tmp_path):
+    folder, shared = short_run
+    shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
+    torn = tmp_path / "run/checkpoints/step_12/model.pt"
+    torn.write_bytes(torn.read_bytes()[:-100])
+    (tmp_path / "run/summary.json").unlink()
+    shared = [*shared, f"run_dir={tmp_path}/run", "train.max_step=12", "resume=auto"]
+    done = run("train.py", *shared, cwd=tmp_path)
+    assert "torn" in done.stdout + done.stderr and "step_12" in done.stdout + done.stderr
+    assert "going on from" in done.stdout and "step_8" in done.stdout
+    assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 13))
+    states = [ckpt.read(path / "run/checkpoints/step_12", "optimizer.pt")["state"] for path in (folder, tmp_path)]
+    assert_bitwise_equal(*states)
+    ckpt.verify(tmp_path / "run/checkpoints/step_12")
+
+
+def test_max_step_may_be_raised_from_an_older_checkpoint_and_no_step_is_missing(short_run, tmp_path):
+    folder, shared = short_run
+    shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
+    shared = [*shared, f"run_dir={tmp_path}/run", f"resume={tmp_path}/run/checkpoints/step_4"]
+    run("train.py", *shared, "train.max_step=14", cwd=tmp_path)
+    assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 15))
+    assert losses(tmp_path / "run")[:12] == losses(folder / "run")
+    steps = {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}
+    assert steps == {"step_4", "step_8", "step_12", "step_14"}
+
+
+def test_a_checkpoint_of_another_run_continues_in_a_folder_of_its_own_only(short_run, tmp_path):
+    folder, shared = short_run
+    other = [*shared, "train.max_step=14", f"resume={folder}/run", f"run_dir={tmp_path}/other"]
+    run("train.py", *other, cwd=tmp_path)
+    assert [r["step"] for r in metrics(tmp_path / "other")] == [13, 14]
+    done = run("train.py", *other, cwd=tmp_path, expect=2)
+    assert "is of another run" in done.stderr and "resume=auto continues it" in done.stderr
+
+
+def test_a_resume_on_other_text_is_one_line(short_run, tmp_path):
+    folder, shared = short_run
+    write_corpus(tmp_path, seed=1)
+    elsewhere = [f"data.{split}={tmp_path}/{split}.txt" for split in ("train", "valid", "test")]
+    done = run("train.py", *shared, *elsewhere, "train.max_step=12", "resume=auto", cwd=tmp_path, expect=2)
+    assert "was trained on another data than data=text has now" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_another_number_of_processes_and_accumulation_goes_on_with_the_same_losses(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, "precision=fp64", "model.dropout=0", "scheduler.max_step=40", "train.roll=true"]
+    straight, changed = tmp_path / "straight", tmp_path / "changed"
+    run("train.py", *shared, f"run_dir={straight}", "train.max_step=20", cwd=tmp_path)
+    run("train.py", *shared, f"run_dir={changed}", "train.max_step=10", "gpus=2", cwd=tmp_path)
+    last = [f"run_dir={changed}", "train.max_step=15", "resume=auto", "train.micro_batch_size=2"]
+    run("train.py", *shared, *last, cwd=tmp_path)
+    last = [f"run_dir={changed}", "train.max_step=20", "resume=auto", "gpus=4"]
+    assert "warning: 4 processes instead of 1" in run("train.py", *shared, *last, cwd=tmp_path).stdout
+    one, other = metrics(straight), metrics(changed)
+    assert [r["step"] for r in other] == list(range(1, 21))
+    assert [r["loss"] for r in other] == pytest.approx([r["loss"] for r in one], rel=1e-9)
+
+
+def test_a_run_folder_in_use_is_left_alone(tmp_path):
+    data = write_corpus(tmp_path / "text")
+    shared = [*data, *TINY_RUN, "train.max_step=100000", f"run_dir={tmp_path}/run"]
+    process = subprocess.Popen(command("train.py", *shared), cwd=tmp_path, env=environment(), stdout=subprocess.DEVNULL)
+    try:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "run/metrics.jsonl").exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        done = run("train.py", *shared, "resume=auto", cwd=tmp_path, expect=2)
+        assert "in use" in done.stderr and str(process.pid) in done.stderr
+    finally:
+        process.terminate()
+        assert process.wait(timeout=60) == 143

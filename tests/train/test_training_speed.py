@@ -1,0 +1,132 @@
+"""What makes a training step fast changes nothing and waits for nobody."""
+
+import contextlib
+import logging
+
+import pytest
+import torch
+
+from tests.support.composing import composed
+from tests.support.tiny import model_config
+from txl.bench.train_step import MadeUpCorpus, Silent
+from txl.config.choices import Arithmetic, AttentionBackend
+from txl.config.schema import BenchmarkConfig, Geometry
+from txl.errors import ConfigError
+from txl.model.attention import choose_backend
+from txl.model.transformer import TransformerXL
+from txl.plan.run_plan import make_plan
+from txl.system import devices
+from txl.system.devices import wants_compiler
+from txl.system.distributed import World
+from txl.train.trainer import Trainer
+
+SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=3"]
+SMALL += ["model.d_model=16"]
+SMALL += ["train.tgt_len=8", "train.mem_len=8", "valid.tgt_len=8", "train.batch_size=4", "debug=true"]
+
+
+def trainer_on(device: str, *overrides: str) -> Trainer:
+    config = composed("suite=train", *SMALL, *overrides, name="benchmark", kind=BenchmarkConfig)
+    corpus = MadeUpCorpus(60, 4 * 8 * 10, seed=0)
+    trainer = Trainer(config, make_plan(config, 60), corpus, World(), torch.device(device))
+    trainer.model.train()
+    trainer.tracker = Silent()
+    return trainer
+
+
+def test_a_step_never_waits_for_the_device(monkeypatch):
+    """A meta tensor has no values: whoever would read one to decide what to do next fails."""
+    monkeypatch.setattr(torch, "is_autocast_enabled", lambda kind: False)  # which knows no such device
+    monkeypatch.setattr(torch, "autocast", lambda *args, **kwargs: contextlib.nullcontext())
+    trainer = trainer_on("meta", "optimizer=lamb", "train.micro_batch_size=2", "model.dropatt=0.1")
+    for _ in range(3):
+        trainer.step()
+    assert trainer.state.step == 3
+    with pytest.raises((RuntimeError, NotImplementedError)):
+        trainer.grad_norm.item()
+
+
+def test_marks_tell_the_parts_of_a_step():
+    trainer, marks = trainer_on("cpu", "train.micro_batch_size=2"), []
+    trainer.mark = marks.append
+    trainer.step()
+    assert marks == [*2 * ["input", "forward", "backward"], "optimizer"]
+
+
+def losses(model: TransformerXL, geometry: Geometry, segments: int) -> tuple[list[torch.Tensor], dict]:
+    mems, found = [], []
+    for segment in range(segments):
+        input = torch.randint(60, (2, geometry.tgt_len), generator=torch.Generator().manual_seed(segment))
+        hidden, mems = model(input, mems, geometry)
+        found.append(model.loss(hidden, input).sum())
+    sum(found).backward()
+    return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def pair(backend) -> list[TransformerXL]:
+    """The same model twice, the second compiled."""
+    models = []
+    for _ in range(2):
+        torch.manual_seed(0)
+        models.append(TransformerXL(model_config(n_layer=3, tie_weight=False), 60, [20], 16).double().train())
+    models[1].compile_layers(backend)
+    return models
+
+
+def test_all_layers_share_one_compiled_program_and_odd_segments_need_none():
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    plain, compiled = pair(backend)
+    expected = losses(plain, Geometry(8, 16), 4)
+    torch.testing.assert_close(losses(compiled, Geometry(8, 16), 4), expected, rtol=1e-12, atol=1e-12)
+    assert len(programs) == 1  # of two segments with a full memory and three layers
+    compiled.eval()
+    with torch.no_grad():
+        compiled(torch.zeros(1, 5, dtype=torch.long), [], Geometry(5, 3))
+    assert len(programs) == 1
+
+
+@pytest.mark.slow
+def test_compiled_layers_give_the_same_losses_and_gradients():
+    plain, compiled = pair("inductor")
+    expected = losses(plain, Geometry(8, 8), 3)
+    torch.testing.assert_close(losses(compiled, Geometry(8, 8), 3), expected, rtol=1e-9, atol=1e-10)
+
+
+def test_compiling_is_for_gpus_unless_asked_for_and_says_when_it_cannot(monkeypatch, caplog):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    assert not wants_compiler("auto", cpu)
+    assert not wants_compiler(False, gpu)
+    assert not caplog.records
+    monkeypatch.setattr(devices.shutil, "which", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        assert not wants_compiler(True, cpu)
+    assert "compile=true: no g++ or clang was found" in caplog.text
+    monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
+    assert wants_compiler(True, cpu)
+    monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
+    with caplog.at_level(logging.WARNING):
+        assert not wants_compiler("auto", gpu)
+    assert "triton is not installed" in caplog.text
+
+
+def test_the_fused_kernel_is_chosen_where_tensor_cores_serve_it(monkeypatch):
+    cpu, gpu = torch.device("cpu"), torch.device("cuda")
+    auto, eager, triton = AttentionBackend.auto, AttentionBackend.eager, AttentionBackend.triton
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    for capability, chosen in (((9, 0), triton), ((8, 0), triton), ((7, 0), eager)):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
+        assert choose_backend(auto, gpu, Arithmetic.bf16) is chosen
+        assert choose_backend(auto, gpu, Arithmetic.fp32) is eager
+        assert choose_backend(auto, cpu, Arithmetic.bf16) is eager
+    assert choose_backend(AttentionBackend.sdpa, gpu, Arithmetic.bf16) is AttentionBackend.sdpa
+    with pytest.raises(ConfigError, match="attention=triton needs a GPU; use attention=auto"):
+        choose_backend(triton, cpu, Arithmetic.bf16)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert choose_backend(auto, gpu, Arithmetic.bf16) is eager
+    with pytest.raises(ConfigError, match="attention=triton needs triton, which is not installed"):
+        choose_backend(triton, gpu, Arithmetic.bf16)

@@ -1,0 +1,1 @@
+"""Speed: training steps, inference, encoding."""

@@ -1,0 +1,239 @@
+"""How fast a rank trains: the trainer's own step and its parts, beside what the hardware's matrix products could reach.
+
+Tokens are made up and follow Zipf's law, as words do: the adaptive softmax then does the work that it does on a text.
+"""
+
+import json
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from txl.config.choices import Arithmetic
+from txl.config.rules import check_cpu_arithmetic
+from txl.config.schema import BenchmarkConfig, RunConfig, train_geometry
+from txl.data.synthetic_text import zipf_tokens
+from txl.model.attention import choose_backend
+from txl.model.linear import linear
+from txl.plan.run_plan import make_plan
+from txl.system.devices import bind_to_memory, keep_freed_memory, pick_device, set_threads
+from txl.system.distributed import World, close_process_group, init_process_group
+from txl.system.precision import AUTOCAST, parameter_dtype
+from txl.system.timing import synchronize
+from txl.system.versions_and_devices import environment_record
+from txl.train.trainer import Trainer
+
+PARTS = ("input", "forward", "backward", "optimizer")  # optimizer: clipping as well
+
+
+RESULT = "benchmark.json"
+
+
+@dataclass(frozen=True)
+class TrainRow:
+    """One line of the table. Seconds are rank 0's medians over steps after the warm-up."""
+
+    model: str
+    n_layer: int
+    tgt_len: int
+    mem_len: int
+    precision: str
+    attention: str
+    compile: bool
+    processes: int
+    micro_batch_size: int
+    tokens_per_second: float  # of all processes
+    step_seconds: float
+    part_seconds: dict[str, float]
+    flops_per_second: float  # of one process, for the model's own matrix products; recomputed ones do not count
+    matmul_flops_per_second: float  # of one large product, measured in the same precision
+    mfu: float  # the former over the latter: share of the matrix-product ceiling
+    peak_memory_gb: float  # of rank 0
+
+    def __str__(self) -> str:
+        parts = "".join(f"{1000 * self.part_seconds[part]:>11.1f}" for part in PARTS)
+        return (
+            f"{self.model:<8} {self.n_layer:>6} {f'{self.tgt_len}+{self.mem_len}':>8} {self.precision:<9} "
+            f"{self.processes:>9} {self.micro_batch_size:>5} {self.tokens_per_second:>10.1f} "
+            f"{1000 * self.step_seconds:>10.1f}{parts} {self.flops_per_second / 1e9:>10.1f} {self.mfu:>6.1%} "
+            f"{self.peak_memory_gb:>7.2f}"
+        )
+
+
+HEADER = (
+    f"{'model':<8} {'layers':>6} {'lengths':>8} {'precision':<9} {'processes':>9} {'micro':>5} {'tok/s':>10} "
+    f"{'ms/step':>10}" + "".join(f"{part:>11}" for part in PARTS) + f" {'GFLOP/s':>10} {'MFU':>6} {'GB':>7}"
+)
+
+
+class MadeUpCorpus:
+    """As much of a data.Corpus as a training step reads."""
+
+    shards = None  # one text
+
+    def __init__(self, vocab_size: int, count: int, seed: int):
+        self.vocab = range(vocab_size)
+        self._tokens = zipf_tokens(np.random.default_rng(seed), count, vocab_size)
+
+    def tokens(self, split: str) -> np.ndarray:
+        return self._tokens
+
+
+class Silent:
+    """A tracker that tells nobody."""
+
+    def progress(self, *values) -> None:
+        pass
+
+
+# --------------------------------------------------------------------------- one rank
+
+
+def run_rank(config: BenchmarkConfig, world: World) -> list[TrainRow]:
+    """Measure every precision with every micro batch in this world; rank 0 prints the rows as they come."""
+    device = pick_device(config.hardware, world.local_rank)
+    bind_to_memory(device, world.local_rank, world.local_world_size)
+    set_threads(device, world.local_world_size)
+    keep_freed_memory(device)
+    init_process_group(world, device)
+    if world.is_main:
+        print(f"{device}, {torch.get_num_threads()} threads, {config.model.name}, {train_geometry(config)}\n{HEADER}")
+    rows = []
+    for precision in config.benchmark.precisions:
+        if device.type == "cpu":
+            check_cpu_arithmetic(precision, "this machine")
+        for micro in config.benchmark.micro_batch_sizes:
+            rows.append(measure(point(config, precision, micro, world), world, device))
+            if world.is_main:
+                print(rows[-1], flush=True)
+    close_process_group()
+    return rows
+
+
+def point(config: BenchmarkConfig, precision: Arithmetic, micro: int, world: World) -> BenchmarkConfig:
+    """The run that one row measures: `micro` sequences per process and step, and no run folder."""
+    batch = dict(batch_size=micro * world.world_size, micro_batch_size=micro)
+    others = dict(local_batch_size=None, grad_accum_steps=None, first_rank_batch_size=None)
+    return replace(
+        config,
+        train=replace(config.train, **batch, **others),
+        precision=replace(config.precision, name=precision),
+        debug=True,
+    )
+
+
+def measure(config: BenchmarkConfig, world: World, device: torch.device) -> TrainRow:
+    options, geometry, precision = config.benchmark, train_geometry(config), config.precision.name
+    vocab_size, batch, micro = config.data.vocab_size, config.train.batch_size, config.train.micro_batch_size
+    warmup = max(options.warmup_steps, 1 + -(-geometry.mem_len // geometry.tgt_len))  # until the memory is full
+    corpus = MadeUpCorpus(vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps) + 2), config.seed)
+    trainer = Trainer(config, make_plan(config, vocab_size), corpus, world, device)
+    trainer.model.train()
+    trainer.tracker = Silent()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    for _ in range(warmup):
+        trainer.step()
+    seconds, parts = profiled(lambda: timed_steps(trainer, options.steps), options.profile if world.is_main else None)
+    per_process = micro * geometry.tgt_len
+    flops = 6 * per_process * products_per_token(config, vocab_size, micro) / seconds
+    ceiling = matmul_speed(precision, device)
+    return TrainRow(
+        config.model.name, config.model.n_layer, geometry.tgt_len, geometry.mem_len, precision.name,
+        choose_backend(config.attention, device, precision).name, trainer.model.compiled is not None,
+        world.world_size, micro, world.world_size * per_process / seconds, seconds, parts,
+        flops, ceiling, flops / ceiling, peak_memory(device) / 1e9,
+    )  # fmt: skip
+
+
+def timed_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a step and of its parts. Where a device must be waited for to tell its parts, those are of
+    further steps."""
+    whole, parts = [], {part: [] for part in PARTS}
+    last = 0.0
+
+    def mark(part: str) -> None:
+        nonlocal last
+        now = clock()
+        parts[part].append(now - last)
+        last = now
+
+    def step() -> float:
+        nonlocal last
+        began = last = clock()
+        trainer.step()
+        return clock() - began
+
+    if trainer.device.type == "cuda":
+        whole = [step() for _ in range(steps)]
+    trainer.mark = mark
+    with_marks = [step() for _ in range(steps)]
+    return statistics.median(whole or with_marks), {part: statistics.median(found) for part, found in parts.items()}
+
+
+def clock() -> float:
+    """Seconds, when everything that was started is done."""
+    synchronize()
+    return time.perf_counter()
+
+
+def profiled(work: Callable, trace: str | None):
+    """What `work` returns; what torch's profiler saw goes to the file `trace` (for chrome://tracing or perfetto)."""
+    if trace is None:
+        return work()
+    with torch.profiler.profile() as profile:
+        result = work()
+    profile.export_chrome_trace(trace)
+    return result
+
+
+# --------------------------------------------------------------------------- what the work is
+
+
+def products_per_token(config: RunConfig, vocab_size: int, micro: int) -> float:
+    """Multiply-adds of matrix products in a forward pass, per target token, on tokens after Zipf."""
+    model, geometry = config.model, train_geometry(config)
+    T = geometry.tgt_len + geometry.ext_len
+    K, D, W = T + geometry.mem_len, model.d_model, model.n_head * model.d_head
+    relative = model.positions.value == "relative"
+    projections = D * W * (2 * T + 2 * K + (K / micro if relative else 0)) + 2 * T * D * model.d_inner
+    scores = (3 if relative else 2) * T * K * W
+    words = 1 / np.arange(1, vocab_size + 1)
+    edges = [0, *(config.data.cutoffs if model.adaptive else []), vocab_size]
+    softmax, width = (edges[1] + len(edges) - 2) * (model.d_embed or D), model.d_embed or D
+    for i, (begin, end) in enumerate(zip(edges[1:-1], edges[2:], strict=True), start=1):
+        softmax += words[begin:end].sum() / words.sum() * (end - begin) * (width // model.div_val**i)
+    if config.train.sampled_softmax:
+        softmax = (config.train.sampled_softmax + 1) * width
+    return model.n_layer * (projections + scores) / geometry.tgt_len + softmax
+
+
+def matmul_speed(precision: Arithmetic, device: torch.device) -> float:
+    """FLOP/s of one large matrix product: the best of several, which is what the hardware gives here and now."""
+    size = 8192 if device.type == "cuda" else 1024
+    a, b = torch.randn(2, size, size, device=device, dtype=parameter_dtype(precision)).unbind()
+    if precision in AUTOCAST:
+        a, b = a.to(AUTOCAST[precision]), b.to(AUTOCAST[precision])
+    best, began = float("inf"), clock()
+    while clock() - began < 0.5:
+        begin = clock()
+        linear(a, b)
+        best = min(best, clock() - begin)
+    return 2 * size**3 / best
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: of the allocator on a GPU; on a CPU of the whole process since it began."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def write_table(file: Path, rows: list[dict]) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps({"machine": environment_record(), "rows": rows}, indent=1, default=str) + "\n")

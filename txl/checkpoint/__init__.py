@@ -1,0 +1,1 @@
+"""Checkpoints on disk, and models of other implementations."""

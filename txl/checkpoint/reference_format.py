@@ -1,0 +1,200 @@
+"""Models of other implementations: their names, shapes and settings, and ours.
+
+The reference (NVIDIA's Transformer-XL) and its state dicts map one to one, both ways; what is tied there appears
+once here. Hugging Face's TransfoXLLMHeadModel (transformers 4.35) has the same tensors in another order.
+"""
+
+import re
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from txl.config.choices import Init, Positions
+from txl.config.schema import EvaluationConfig, ModelConfig
+from txl.errors import ConfigError
+
+# (the reference's name, ours): # stands for the number of a layer or a cluster
+NAMES = [
+    ("word_emb.emb_layers.#.weight", "embedding.tables.#"),
+    ("word_emb.emb_projs.#", "embedding.projections.#"),
+    ("layers.#.dec_attn.qkv_net.weight", "layers.#.attention.qkv.weight"),
+    ("layers.#.dec_attn.o_net.weight", "layers.#.attention.output.weight"),
+    ("layers.#.dec_attn.r_net.weight", "layers.#.attention.position.weight"),
+    ("layers.#.dec_attn.layer_norm.weight", "layers.#.attention.norm.weight"),
+    ("layers.#.dec_attn.layer_norm.bias", "layers.#.attention.norm.bias"),
+    ("layers.#.pos_ff.CoreNet.0.weight", "layers.#.feed_forward.inner.weight"),
+    ("layers.#.pos_ff.CoreNet.0.bias", "layers.#.feed_forward.inner.bias"),
+    ("layers.#.pos_ff.CoreNet.3.weight", "layers.#.feed_forward.outer.weight"),
+    ("layers.#.pos_ff.CoreNet.3.bias", "layers.#.feed_forward.outer.bias"),
+    ("layers.#.pos_ff.layer_norm.weight", "layers.#.feed_forward.norm.weight"),
+    ("layers.#.pos_ff.layer_norm.bias", "layers.#.feed_forward.norm.bias"),
+    ("r_w_bias", "positions.content_bias"),
+    ("r_r_bias", "positions.position_bias"),
+    ("r_bias", "positions.distance_bias"),
+    ("crit.out_layers_biases.#", "softmax.biases.#"),
+    ("crit.out_layers_weights.#", "softmax.weights.#"),
+    ("crit.out_projs.#", "softmax.projections.#"),
+    ("crit.cluster_weight", "softmax.cluster_weight"),
+    ("crit.cluster_bias", "softmax.cluster_bias"),
+]
+
+
+DERIVED = re.compile(r"pos_emb\.inv_freq|crit\.shared_out_projs\.\d+")  # computed, or a second name for a tied tensor
+
+
+ATTENTION_TYPES = [Positions.relative, Positions.shaw, Positions.absolute, Positions.absolute_per_layer]
+
+
+LENGTHS = ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")
+
+
+@dataclass
+class Foreign:
+    """A model of another implementation, in our words."""
+
+    model: ModelConfig
+    state: dict[str, Tensor]
+    vocab_size: int
+    cutoffs: list[int]
+    lengths: EvaluationConfig  # that it was trained with
+    words: list[str] | None  # its vocabulary, by id; None: it has none
+    lower_case: bool
+    dataset: str
+    report: list[str]  # what was found, and what became of it
+
+
+def renamed(name: str, source: int, target: int) -> str | None:
+    """A name by the table: 0 stands for the reference, 1 for us."""
+    for row in NAMES:
+        if match := re.fullmatch(re.escape(row[source]).replace(r"\#", r"(\d+)"), name):
+            return row[target].replace("#", match[1]) if match.groups() else row[target]
+    return None
+
+
+def from_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """The reference's state dict under our names and shapes. ConfigError for a name that is not known."""
+    ours = {}
+    for name, tensor in fused_qkv(state).items():
+        if DERIVED.fullmatch(name) or (name.startswith("crit.out_layers_weights") and model.tie_weight):
+            continue
+        table = "positions.distance_key" if model.positions is Positions.shaw else "positions.table"
+        mapped = table if name == "r_emb" else renamed(name, 0, 1)
+        if mapped is None:
+            raise ConfigError(f"{name}: not a tensor of the reference's model")
+        shared_by_layers = model.positions is Positions.relative and name in ("r_w_bias", "r_r_bias")
+        ours[mapped] = tensor[None] if shared_by_layers and tensor.dim() == 2 else tensor
+    return ours
+
+
+def to_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
+    """Our state dict under the reference's names and shapes; `untie_r` gives [n_layer, n_head, d_head] biases."""
+    theirs = {}
+    for name, tensor in state.items():
+        mapped = "r_emb" if name in ("positions.distance_key", "positions.table") else renamed(name, 1, 0)
+        shared_by_layers = model.positions is Positions.relative and mapped in ("r_w_bias", "r_r_bias")
+        theirs[mapped] = tensor[0] if shared_by_layers and not model.untie_r else tensor
+        if name.startswith("embedding.projections."):
+            theirs[mapped.replace("word_emb.emb_projs", "crit.shared_out_projs")] = tensor
+    if model.positions in (Positions.absolute, Positions.absolute_per_layer):
+        width = model.n_head * model.d_head
+        for name in [name for name in theirs if name.endswith("qkv_net.weight")]:
+            layer, fused = name.removesuffix("qkv_net.weight"), theirs.pop(name)
+            theirs[layer + "q_net.weight"], theirs[layer + "kv_net.weight"] = fused[:width], fused[width:]
+    if model.positions in (Positions.relative, Positions.absolute):
+        exponent = torch.arange(0.0, model.d_model, 2.0) / model.d_model
+        theirs["pos_emb.inv_freq"] = 1 / 10000**exponent
+    return theirs
+
+
+def mapping(ours: dict[str, Tensor], their_name=lambda name: name) -> list[str]:
+    """A line for each kind of tensor: the name there, the name here, how many there are, and their shapes."""
+    theirs = {row[1]: row[0] for row in NAMES} | dict.fromkeys(("positions.distance_key", "positions.table"), "r_emb")
+    kinds: dict[str, list[str]] = {}
+    for name, tensor in ours.items():
+        kinds.setdefault(re.sub(r"\.\d+(?=\.|$)", ".#", name), []).append("x".join(map(str, tensor.shape)))
+    return [
+        f"  {their_name(theirs[kind])} -> {kind}: {len(shapes)} of {', '.join(dict.fromkeys(shapes))}"
+        for kind, shapes in kinds.items()
+    ]
+
+
+def fused_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The absolute schemes keep q and [k; v] apart in the reference; here they are always one tensor."""
+    fused = dict(state)
+    for name in state:
+        if name.endswith("q_net.weight"):
+            layer = name.removesuffix("q_net.weight")
+            fused[layer + "qkv_net.weight"] = torch.cat([fused.pop(name), fused.pop(layer + "kv_net.weight")])
+    return fused
+
+
+def model_config(values: dict, positions: Positions, untie_r: bool) -> ModelConfig:
+    """Architecture as the others write it; initialisation as the reference's defaults, for it is past."""
+    shared = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "div_val", "dropout", "dropatt", "tie_weight")
+    return ModelConfig(
+        **{key: values[key] for key in shared},
+        name="imported",
+        d_embed=values["d_embed"] if values["d_embed"] != values["d_model"] else None,
+        positions=positions,
+        pre_lnorm=values.get("pre_lnorm", False),
+        untie_r=untie_r,
+        adaptive=True,
+        tie_projs=list(values["tie_projs"]) or [False],
+        init=Init.normal,
+        init_std=0.02,
+        init_range=0.1,
+        emb_init=Init.normal,
+        emb_init_range=0.01,
+        proj_init_std=0.01,
+    )
+
+
+def read_reference(checkpoint: dict) -> Foreign:
+    """The reference's checkpoint_best.pt, as unpickled."""
+    values, args, vocab = checkpoint["model_config"], checkpoint.get("args"), checkpoint.get("vocab")
+    if values.get("sample_softmax", -1) > 0:
+        raise ConfigError("the checkpoint was trained with sampled softmax: its output layer is another one")
+    state = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model_state"].items()}
+    untie_r = values["attn_type"] == 0 and state["r_w_bias"].dim() == 3
+    model = model_config(values, ATTENTION_TYPES[values["attn_type"]], untie_r)
+    ours = {name: tensor.float() for name, tensor in from_reference(state, model).items()}
+    plain = vocab if isinstance(vocab, dict) else vars(vocab) if vocab is not None else {}
+    lengths = {"mem_len": 0, "ext_len": 0, "clamp_len": -1, "same_length": False} | values
+    report = [f"{len(state)} tensors of the reference's layout, {len(ours)} of ours", *mapping(ours)]
+    report += [f"  {name}: computed here, or tied to another" for name in state if DERIVED.fullmatch(name)]
+    return Foreign(
+        model=model,
+        state=ours,
+        vocab_size=values["n_token"],
+        cutoffs=list(values["cutoffs"]),
+        lengths=EvaluationConfig(**{key: lengths[key] for key in LENGTHS}, batch_size=16),
+        words=list(plain["idx2sym"]) if plain.get("idx2sym") else None,
+        lower_case=bool(plain.get("lower_case", False)),
+        dataset=getattr(args, "dataset", None) or "wt103",
+        report=report,
+    )
+
+
+def write_reference(foreign: Foreign) -> dict:
+    """The inverse: what the reference's evaluation reads, in plain containers and argparse's Namespace."""
+    from argparse import Namespace
+
+    model = foreign.model
+    shared = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "div_val", "dropout", "dropatt", "tie_weight")
+    values = {key: getattr(model, key) for key in shared} | {key: getattr(foreign.lengths, key) for key in LENGTHS}
+    values |= {
+        "n_token": foreign.vocab_size,
+        "d_embed": model.d_embed or model.d_model,
+        "cutoffs": foreign.cutoffs,
+        "tie_projs": [model.tie_projs[min(i, len(model.tie_projs) - 1)] for i in range(len(foreign.cutoffs) + 1)],
+        "pre_lnorm": model.pre_lnorm,
+        "attn_type": ATTENTION_TYPES.index(model.positions),
+        "sample_softmax": -1,
+    }
+    return {
+        "args": Namespace(vocab="word", dataset=foreign.dataset),
+        "model_config": values,
+        "model_state": to_reference(foreign.state, model),
+        "vocab": {"idx2sym": foreign.words, "lower_case": foreign.lower_case},
+    }

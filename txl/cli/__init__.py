@@ -1,0 +1,1 @@
+"""The command line: Hydra's configuration composed and checked, mistakes in one line."""

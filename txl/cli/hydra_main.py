@@ -1,0 +1,123 @@
+"""What the entry points share: compose with Hydra, convert, check, run; a mistake is one line and exit code 2."""
+
+import os
+import re
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from txl.config.compose import Config, register, to_typed
+from txl.config.did_you_mean import did_you_mean, dotted_keys
+from txl.config.error_messages import explain
+from txl.config.rules import validate
+from txl.config.schema import RunConfig
+from txl.errors import ConfigError
+from txl.files import CONF
+from txl.plan.batch_split import with_global_batch
+from txl.system.process_exit import leave
+
+BAD_CONFIGURATION = 2  # exit codes
+
+
+INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
+
+
+PROSE = {"text", "prompt"}  # keys whose values are text typed by hand, with commas and brackets that mean nothing more
+
+
+def run(
+    name: str, kind: type[Config], task: Callable[[Config], int], about: str, last: Callable[[], int] = lambda: 0
+) -> int:
+    """Compose `conf/<name>.yaml` with the command line and call `task` with it, and then `last`; returns the exit code.
+
+    With `-m`, the worst exit code of all points: every point is tried, whatever became of the one before, until
+    somebody interrupts. `about` begins what `--help` prints.
+    """
+    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own takes two seconds
+        print(help_text(name, about))
+        return 0
+    import hydra
+    from hydra._internal.utils import get_args_parser
+    from hydra.errors import HydraException
+
+    _, flags = get_args_parser().parse_known_args()
+    if flags:
+        known = did_you_mean(flags[0].lstrip("-"), dotted_keys(kind))
+        return complain(f"{flags[0]} is not a flag; options are written key=value{known}")
+
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print and hide behind exit code 1
+    # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
+    os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))
+    register()
+    if not {"-m", "--multirun"} & set(sys.argv):
+        sys.argv[1:] = map(quoted, sys.argv[1:])
+    codes: list[int] = []
+
+    def point(cfg: DictConfig) -> None:
+        register()  # again: such a job starts here
+        codes.append(_guarded(lambda: task(checked(cfg, kind))))
+        if codes[-1] in INTERRUPTED:
+            raise KeyboardInterrupt  # the points that are left, too
+
+    try:
+        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
+        codes.append(last())
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
+        return complain(explain(error, kind))
+    except KeyboardInterrupt:
+        if not INTERRUPTED & set(codes):
+            codes.append(complain("interrupted", 128 + signal.SIGINT))
+    if "RANK" in os.environ:
+        leave(max(codes, default=0))
+    return max(codes, default=0)
+
+
+def quoted(argument: str) -> str:
+    """`text=Well, (what) ${now}?` as Hydra must have it to mean just that; what is quoted already stays so."""
+    from hydra.core.override_parser.types import Quote, QuotedString
+
+    key, _, value = argument.partition("=")
+    if key not in PROSE or value in ("", "null") or re.fullmatch(r"""(["'])(?:(?!\1).)*\1""", value, re.DOTALL):
+        return argument
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # refers to no other key
+    return f"{key}={QuotedString(plain, Quote.double).with_quotes()}"
+
+
+def checked(cfg: DictConfig, kind: type[Config]) -> Config:
+    """Hydra's configuration as dataclasses whose values make sense, the batch that of all processes."""
+    config = validate(to_typed(cfg, kind))
+    return with_global_batch(config) if isinstance(config, RunConfig) else config
+
+
+def _guarded(task: Callable[[], int]) -> int:
+    """Exit code of one run; Hydra would end a sweep at the first SystemExit, even at a good one."""
+    try:
+        return task()
+    except ConfigError as error:
+        return complain(str(error))
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Exception:
+        traceback.print_exc()
+        return 1
+
+
+def help_text(name: str, about: str) -> str:
+    """The choices and keys of `conf/<name>.yaml` with their comments."""
+    lines = (CONF / f"{name}.yaml").read_text().splitlines()
+    choices = [line.replace("  - ", "  ", 1) for line in lines if re.match(r"  - \w+: ", line)]
+    keys = ["  " + line for line in lines if re.match(r"\w+: \S", line)]
+    groups = ["Choices (group=option):", *choices, ""] if choices else []
+    end = "All keys, their types and meanings: txl/config/schema.py; --cfg job prints them as composed."
+    return "\n".join([about.strip(), "", *groups, "Keys (key=value):", *keys, "", end])
+
+
+def complain(message: str, code: int = BAD_CONFIGURATION) -> int:
+    print(f"error: {message}", file=sys.stderr, flush=True)
+    return code

@@ -1,0 +1,66 @@
+"""Which runs are the same run: what names a run folder, and what a resume may change.
+
+Decided from the configuration alone, as the rules are.
+"""
+
+import hashlib
+import json
+import os
+from typing import Any
+
+from txl.config.choices import SchedulerName
+from txl.config.compose import to_dict
+from txl.config.schema import RunConfig
+
+# What cannot change the mathematics of training: a resume may change it, and it does not make another run.
+FREE = """
+    name runs run_dir resume sample_tokens deterministic attention compile recompute dry_run nodes gpus recipe
+    then preflight preflight_torch debug
+    hardware cluster tracking checkpoint evaluation
+    train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
+    train.first_rank_batch_size train.log_interval train.time_limit_minutes
+    train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
+    data.path data.cache data.url data.sha256 data.vocab_size data.shards
+"""
+
+
+# Where the text is: part of a run's name, but it may move between two starts (its content has a fingerprint).
+FILES = ["data.train", "data.valid", "data.test", "data.file", "data.vocab_file", "data.merges_file"]
+
+
+def mathematics(values: dict[str, Any]) -> dict[str, Any]:
+    """The dotted keys, of a configuration as a dict, that make two runs different whatever their seeds.
+
+    The number of steps is no part of it, unless the learning rate's curve ends there: a longer run goes on where
+    the shorter one stopped. The validation interval is one where the plateau schedule counts validations.
+    """
+    keys = {key: value for key, value in flat(values).items() if not is_free(key)}
+    keys.setdefault("init_from", None)  # older checkpoints do not know it
+    scheduler = values["scheduler"]["name"]
+    length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
+    del keys["train.max_step"], keys["seed"]
+    if scheduler == SchedulerName.cosine.name:
+        keys["scheduler.max_step"] = length
+    if scheduler == SchedulerName.dev_perf.name:
+        keys["valid.interval"] = values["valid"]["interval"]
+    return keys
+
+
+def config_hash(config: RunConfig) -> str:
+    """Eight hex digits that name what a run computes."""
+    keys = mathematics(to_dict(config))
+    folder = config.data.path or ""
+    keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
+    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"train": {"lr": 1}} -> {"train.lr": 1}"""
+    keys: dict[str, Any] = {}
+    for name, value in values.items():
+        keys |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return keys
+
+
+def is_free(key: str) -> bool:
+    return any(key == free or key.startswith(free + ".") for free in FREE.split())

@@ -1,0 +1,34 @@
+"""Keys of a configuration, and what a misspelt one may have meant."""
+
+import difflib
+from collections.abc import Iterable
+from dataclasses import is_dataclass
+from typing import Any, get_type_hints
+
+from txl.errors import ConfigError
+
+
+def dotted_keys(kind: type, prefix: str = "") -> dict[str, Any]:
+    """Every key of a configuration and its type: {"train.max_step": int, ...}."""
+    keys: dict[str, Any] = {}
+    for name, hint in get_type_hints(kind).items():
+        keys[prefix + name] = hint
+        if is_dataclass(hint):
+            keys |= dotted_keys(hint, f"{prefix}{name}.")
+    return keys
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """`; did you mean train.max_step?`, or nothing: what is spelt alike in that section, or so called in another."""
+    section, _, name = word.rpartition(".")
+    parts = {option: option.rpartition(".") for option in known}
+    beside = {last: option for option, (first, _, last) in parts.items() if first == section}
+    anywhere = {last: option for option, (_, _, last) in parts.items()}
+    close = [beside[last] for last in difflib.get_close_matches(name, beside, n=1, cutoff=0.7)]
+    close += [option for option, (_, _, last) in parts.items() if last == name and option not in close]
+    close = close or [anywhere[last] for last in difflib.get_close_matches(name, anywhere, n=1, cutoff=0.7)]
+    return f"; did you mean {' or '.join(close)}?" if close else ""
+
+
+def unknown_key(key: str, kind: type) -> ConfigError:
+    return ConfigError(f"{key} is not an option{did_you_mean(key, dotted_keys(kind))}")

@@ -1,0 +1,32 @@
+"""What a resumed run may change, and what it may not: the mathematics of training."""
+
+from typing import Any
+
+from txl.config.config_hash import FILES, mathematics
+from txl.config.rules import shown
+
+
+def resume_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """What a resume may not change: ["optimizer.lr was 0.01, is 0.02", ...]. Both as from `to_dict`.
+
+    A key that only one of them knows (it came or went with a version) is passed over.
+    """
+    before, after = mathematics(old), mathematics(new)
+    differences = []
+    for key in before.keys() & after.keys() - set(FILES):
+        if before[key] != after[key]:
+            differences.append(f"{key} was {shown(before[key])}, is {shown(after[key])}")
+    if old["seed"] != new["seed"]:
+        differences.append(f"seed was {old['seed']}, is {new['seed']}")
+    was, now = old["train"]["max_step"], new["train"]["max_step"]
+    if now < was:
+        differences.append(f"train.max_step was {was}, is {now}: it may only rise")
+    curve = f"scheduler.max_step was {before.get('scheduler.max_step')}, is {after.get('scheduler.max_step')}"
+    if curve in differences and not new["scheduler"]["max_step"]:
+        i = differences.index(curve)
+        length = before["scheduler.max_step"]
+        differences[i] = (
+            f"train.max_step was {was}, is {now}, and the cosine would end there: "
+            f"set scheduler.max_step={length} to keep the learning rate's curve"
+        )
+    return sorted(differences)

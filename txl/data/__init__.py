@@ -1,0 +1,1 @@
+"""Text and tokens: files, vocabularies, the encoded corpus, batches."""

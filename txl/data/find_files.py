@@ -1,0 +1,154 @@
+"""Where a data set's text is: the files of a folder in the usual layouts, files that were named, one file to be cut,
+or the standard library of the interpreter that runs.
+
+In a folder, the first of these names that train has (`{}`: train, valid, test; test may be absent):
+
+    {}.txt   wiki.{}.tokens   ptb.{}.txt         words; also for bytes and characters, but before them
+    {}.txt.raw   wiki.{}.raw                     there: beside its .raw, {}.txt is numbers in the original's preparation
+    NAME   NAME.txt                              with data.split_bytes: one file, such as enwik8, cut by size
+
+A name may be a pattern (news.en-*-of-00100): files in order of their names, read one after the other.
+"""
+
+import errno
+import glob
+import os
+import re
+import stat
+from pathlib import Path
+
+from txl.config.choices import VocabKind
+from txl.config.schema import DataConfig
+from txl.data.download import SOURCES
+from txl.data.splits import SPLITS, Files
+from txl.data.standard_library import standard_library
+from txl.errors import ConfigError
+
+LAYOUTS = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt")
+
+
+RAW_LAYOUTS = ("{}.txt.raw", "wiki.{}.raw", *LAYOUTS)
+
+
+def find_files(data: DataConfig) -> Files:
+    """{"train": ..., "valid": ..., "test": ...} (test may be missing), or {"file": ...} to be cut by `cut`.
+
+    Raises ConfigError where a file is missing, empty, or not readable: the message names the ways out.
+    """
+    if data.max_bytes is not None:
+        return standard_library(Path(data.cache), data.max_bytes)
+    folder = Path(data.path or "").expanduser()
+    if data.file is not None:
+        files = {"file": [folder / Path(data.file).expanduser()]}
+    else:
+        named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
+        files = {split: _matching(folder, name) for split, name in named.items()}
+        if not {"train", "valid"} <= files.keys():
+            files = _found_in(folder, data, files)
+    for key, paths in files.items():
+        for path in paths:
+            _check(path, f"data.{key}", data)
+    _check_shards(files, data)
+    return files
+
+
+def find_vocabulary(data: DataConfig) -> Files:
+    """The files that data.vocab_file and data.merges_file name, in data.path or where one is. Raises ConfigError."""
+    folder, files = Path(data.path or "").expanduser(), {}
+    for key in ("vocab_file", "merges_file"):
+        name = getattr(data, key)
+        if name is not None:
+            here = Path(name).expanduser()
+            path = here if here.is_file() and not (folder / here).is_file() else folder / here
+            _check(path, f"data.{key}", data)
+            files[key] = [path]
+    return files
+
+
+def _matching(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or those of a pattern in order of their names; the pattern itself where there are none."""
+    path = folder / Path(name).expanduser()
+    if glob.has_magic(name) and not path.exists():
+        found = sorted(glob.glob(str(Path(name).expanduser()), root_dir=folder))
+        return [folder / each for each in found] or [path]
+    return [path]
+
+
+def _check_shards(files: Files, data: DataConfig) -> None:
+    """All of data.shards must be there: training on a part of a corpus would go unnoticed."""
+    train = files.get("train", [])
+    if data.shards in (None, len(train)):
+        return
+    numbers = [re.search(r"-(\d+)-of-(\d+)$", path.name) for path in train]
+    missing = ""
+    if all(numbers):
+        there, last = {int(number[1]) for number in numbers}, int(numbers[0][2])
+        gaps = [f"{i:0{len(numbers[0][1])}d}" for i in range(1, last) if i not in there]
+        missing = f" (not there: {', '.join(gaps[:3])}{', ...' if len(gaps) > 3 else ''})" if gaps else ""
+    raise ConfigError(
+        f"data.train={data.train} has {len(train)} files in {Path(data.path or '').absolute()}, data.shards="
+        f"{data.shards} are expected{missing}; {_remedy(data)}, or take these: data.shards={len(train)}"
+    )
+
+
+def _found_in(folder: Path, data: DataConfig, named: Files) -> Files:
+    """The files of a folder; `named` ones replace them."""
+    if data.path is None:
+        missing = next(split for split in SPLITS if split not in named)
+        raise ConfigError(f"data.{missing} names no file; give data.train and data.valid, or data.file and data.split")
+    if folder.is_file():
+        return {"file": [folder]}
+    prepared = data.vocab is VocabKind.word or (data.vocab is VocabKind.bpe and not data.split_bytes)
+    layouts = LAYOUTS if prepared else RAW_LAYOUTS
+    for layout in layouts:
+        files = {split: [folder / layout.format(split)] for split in SPLITS} | named
+        if files["train"][0].exists():
+            absent = {"test"} if not files["test"][0].exists() and "test" not in named else set()
+            return {split: paths for split, paths in files.items() if split not in absent}
+    if data.split_bytes:
+        for name in (data.name, f"{data.name}.txt"):
+            if (folder / name).is_file():
+                return {"file": [folder / name]}
+        layouts = (data.name, *layouts)
+    looked_for = ", ".join(layout.format("train") for layout in layouts)
+    raise ConfigError(
+        f"data.path={data.path}: no data in {folder.absolute()} (looked for {looked_for}); {_remedy(data)}, "
+        "or train without a download: experiment=demo"
+    )
+
+
+def _remedy(data: DataConfig) -> str:
+    folder = Path(data.path or data.name)
+    if data.name in SOURCES:
+        elsewhere = "" if folder == Path(os.environ.get("TXL_DATA", "data")) / data.name else f" --to {data.path}"
+        return f"get it: python -m txl.download {data.name}{elsewhere}"
+    if data.url:
+        checksum = f" --sha256 {data.sha256}" if data.sha256 else ""
+        return f"get it: python -m txl.download {data.url} --to {data.path}{checksum}"
+    return "put train.txt, valid.txt and test.txt there"
+
+
+def _check(path: Path, key: str, data: DataConfig) -> None:
+    try:
+        status = path.stat()
+    except OSError as error:
+        inside = f" in {path.parent.absolute()}" if not path.is_absolute() else ""
+        correct = f"the name, or data.path={data.path}" if data.path else "the name"
+        get = f"; or {_remedy(data)}" if data.name in SOURCES and error.errno == errno.ENOENT else ""
+        raise ConfigError(f"{key}={path}: {error.strerror}{inside}; correct {correct}{get}") from None
+    if not stat.S_ISREG(status.st_mode):
+        raise ConfigError(f"{key}={path} is not a file; give the name of a text file")
+    if status.st_size == 0:
+        raise ConfigError(f"{key}={path} is empty; give a file with text")
+    if not os.access(path, os.R_OK):
+        raise ConfigError(f"{key}={path} may not be read by this user; change its permissions")
+
+
+def identity(files: Files) -> list[dict]:
+    """By what we see that a file is another: path, size and time of change."""
+    return [
+        {"key": key, "path": str(path.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        for key, paths in files.items()
+        for path in paths
+        for status in (path.stat(),)
+    ]

@@ -1,0 +1,88 @@
+"""Cut one text file into train, valid and test."""
+
+import itertools
+from fractions import Fraction
+from pathlib import Path
+
+import numpy as np
+
+from txl.config.choices import VocabKind
+from txl.config.schema import DataConfig
+from txl.data.text_blocks import Span, byte_blocks, character_start, line_start
+from txl.errors import ConfigError
+
+# --------------------------------------------------------------------------- one file cut in splits
+
+
+SPLITS = ("train", "valid", "test")
+
+Files = dict[str, list[Path]]  # by split; or one "file", to be cut
+
+
+def cut(files: Files, data: DataConfig) -> dict[str, list[Span]]:
+    """The stretches of text of each split.
+
+    One file is cut in order train, valid, test: by data.split_bytes (what follows is left out), else by the fractions
+    data.split, of its characters where data.vocab=char, else of its bytes. Two fractions: no test split. Words and
+    byte pairs are cut at the next line's start; no character is cut in two.
+    """
+    if "file" not in files:
+        return {key: [Span.whole(path, f"data.{key}") for path in paths] for key, paths in files.items()}
+    whole = Span.whole(files["file"][0], "data.file")
+    stops = _stops_of_sizes(whole, data) if data.split_bytes else _stops_of_fractions(whole, data)
+    option, value = ("split_bytes", data.split_bytes) if data.split_bytes else ("split", data.split)
+    spans = {}
+    for split, start, stop in zip(SPLITS, [0, *stops[:-1]], stops, strict=False):
+        if start >= stop:
+            written = str(value).replace(" ", "")
+            raise ConfigError(
+                f"data.{option}={written} leaves no text for {split}: {whole} has {whole.stop} bytes; "
+                "give more text, or a larger share"
+            )
+        spans[split] = [Span(whole.path, start, stop, "data.file")]
+    return spans
+
+
+def _stops_of_sizes(whole: Span, data: DataConfig) -> list[int]:
+    stops = list(itertools.accumulate(data.split_bytes))
+    if stops[-1] > whole.stop:
+        written = str(data.split_bytes).replace(" ", "")
+        raise ConfigError(
+            f"data.split_bytes={written} needs {stops[-1]} bytes, {whole} has {whole.stop}; get the whole file, or "
+            "cut it by shares: data.split_bytes=[] data.split=[.9,.05,.05]"
+        )
+    return [_aligned(whole, stop, data.vocab) for stop in stops]
+
+
+def _stops_of_fractions(whole: Span, data: DataConfig) -> list[int]:
+    shares = list(itertools.accumulate(Fraction(str(share)) for share in data.split))  # 0.9 is exactly 9/10
+    if data.vocab is VocabKind.char:
+        total = sum(int(_character_starts(block).sum()) for block in byte_blocks(whole))
+        inner = [_offset_of_character(whole, int(total * share)) for share in shares[:-1]]
+    else:
+        inner = [_aligned(whole, int(whole.stop * share), data.vocab) for share in shares[:-1]]
+    return [*inner, whole.stop]
+
+
+def _aligned(whole: Span, position: int, kind: VocabKind) -> int:
+    if kind is VocabKind.byte or position >= whole.stop:
+        return position
+    lines = kind in (VocabKind.word, VocabKind.bpe)
+    return line_start(whole.path, position) if lines else character_start(whole.path, position)
+
+
+def _character_starts(block: bytes) -> np.ndarray:
+    """[bytes] whether a character begins there, in UTF-8."""
+    return np.frombuffer(block, np.uint8) & 0xC0 != 0x80
+
+
+def _offset_of_character(whole: Span, index: int) -> int:
+    """The byte where character `index` begins."""
+    offset = 0
+    for block in byte_blocks(whole):
+        starts = _character_starts(block)
+        count = int(starts.sum())
+        if index < count:
+            return offset + int(np.flatnonzero(starts)[index])
+        index, offset = index - count, offset + len(block)
+    return offset

@@ -1,0 +1,1 @@
+"""Models with fixed weights: losses over a split, fast runtimes, generation."""

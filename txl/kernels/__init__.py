@@ -1,1 +1,0 @@
-"""Triton kernels, for GPUs: imported only where they run, because Triton is not everywhere."""

@@ -1,0 +1,1 @@
+"""From a configuration to running ranks: run folders, local processes, SLURM jobs."""

@@ -1,0 +1,161 @@
+"""Start every rank of a job, check what training will need, and stop: a minute before 128 GPUs are burnt.
+
+Without torch (`preflight_torch=false`): that all ranks came up where the plan has them, that the run folder is shared,
+that the nodes' clocks agree, the GPUs and cores that each rank sees, and that the data can be read. With it: this
+rank's device computes, and a sum over all ranks is right.
+"""
+
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from pathlib import Path
+
+from txl.config.config_hash import config_hash
+from txl.config.schema import RunConfig
+from txl.data.find_files import find_files, find_vocabulary
+from txl.errors import ConfigError
+from txl.files import PROJECT
+from txl.launch.slurm_environment import slurm_variables
+from txl.plan.run_plan import make_plan
+from txl.system.process_exit import leave
+
+PATIENCE = 300.0  # seconds until all ranks must have reported
+
+
+MOST_SKEW = 5.0  # seconds between two nodes' clocks
+
+
+FAILED = 1  # exit code
+
+
+def preflight(config: RunConfig, run_dir: Path) -> int:
+    """Check from this rank; rank 0 gathers, prints and decides the exit code."""
+    if "SLURM_PROCID" in os.environ:
+        os.environ.update(slurm_variables(os.environ))
+    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    attempt = "-".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "MASTER_PORT"))
+    folder = run_dir / "preflight" / attempt
+    folder.mkdir(parents=True, exist_ok=True)
+    problems = []
+    try:
+        make_plan(config)  # the same world as the plan's, or a ConfigError
+        find_files(config.data)
+        find_vocabulary(config.data)
+    except ConfigError as error:
+        problems.append(str(error))
+    report = {"rank": rank, "problems": problems} | seen()
+    report["clock"] = clock_difference(folder / f".clock_{rank}")
+    report["config"] = config_hash(config)
+    if config.preflight_torch:
+        began = time.time()
+        problems += check_with_torch(config)
+        report["torch_seconds"] = round(time.time() - began, 1)
+    partial = folder / f".rank_{rank}.partial"
+    partial.write_text(json.dumps(report))
+    partial.rename(folder / f"rank_{rank}.json")
+    if rank != 0:
+        return 0
+    reports = gather(folder, size)
+    problems = judge(config, reports, size)
+    print(table(reports), flush=True)
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr, flush=True)
+    (run_dir / "preflight.json").write_text(json.dumps({"problems": problems, "ranks": reports}, indent=1) + "\n")
+    shutil.rmtree(folder)
+    print(f"preflight: {len(problems)} problem(s), {len(reports)} of {size} ranks", flush=True)
+    if problems:
+        leave(FAILED)
+    return 0
+
+
+def seen() -> dict:
+    """What this rank finds around itself."""
+    gpus = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
+    return {
+        "node": os.environ.get("SLURMD_NODENAME", platform.node()),
+        "local_rank": int(os.environ.get("LOCAL_RANK", 0)),
+        "gpus": len(gpus),
+        "cores": len(os.sched_getaffinity(0)),
+        "meeting_point": f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}",
+        "code": str(PROJECT),
+        "python": platform.python_version(),
+    }
+
+
+def clock_difference(file: Path) -> float:
+    """This node's clock minus the shared file system's, in seconds."""
+    before = time.time()
+    file.write_text("")
+    difference = (before + time.time()) / 2 - file.stat().st_mtime
+    file.unlink()
+    return round(difference, 3)
+
+
+def check_with_torch(config: RunConfig) -> list[str]:
+    """A device that computes, and a sum over all ranks."""
+    import torch
+
+    from txl.system.devices import pick_device
+    from txl.system.distributed import World, close_process_group, init_process_group, sum_over_ranks
+
+    world = World.from_environment()
+    try:
+        device = pick_device(config.hardware, world.local_rank)
+        init_process_group(world, device)
+        block = torch.eye(256, device=device) * (world.rank + 1)
+        total = sum_over_ranks((block @ block).sqrt())[0, 0].item()
+        close_process_group()
+    except Exception as error:  # whatever it is, it is what the user must see
+        return [f"rank {world.rank}: {str(error).partition(chr(10))[0]}"]
+    expected = world.world_size * (world.world_size + 1) / 2
+    return [] if total == expected else [f"rank {world.rank}: the sum over all ranks is {total}, not {expected}"]
+
+
+def gather(folder: Path, size: int) -> list[dict]:
+    """Every rank's report, as far as they arrive."""
+    deadline = time.monotonic() + PATIENCE
+    while len(found := list(folder.glob("rank_*.json"))) < size and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return sorted((json.loads(path.read_text()) for path in found), key=lambda report: report["rank"])
+
+
+def judge(config: RunConfig, reports: list[dict], size: int) -> list[str]:
+    """What is wrong, one line each."""
+    problems = [problem for report in reports for problem in report["problems"]]
+    missing = sorted(set(range(size)) - {report["rank"] for report in reports})
+    if missing:
+        problems.append(f"ranks {missing} did not report: they never started, or the run folder is not shared")
+    places = [(report["node"], report["local_rank"]) for report in reports]
+    if len(set(places)) < len(places):
+        problems.append("two ranks have the same place on the same node: started with --ntasks-per-node?")
+    clocks = [report["clock"] for report in reports]
+    if clocks and max(clocks) - min(clocks) > MOST_SKEW:
+        problems.append(f"the nodes' clocks differ by {max(clocks) - min(clocks):.1f} s; synchronise them")
+    wanted = config.hardware.gpus and make_plan(config).gpus_per_node
+    for report in reports:
+        if wanted and report["gpus"] < wanted:
+            problems.append(f"rank {report['rank']} on {report['node']} was given {report['gpus']} GPUs, not {wanted}")
+    for key, what in (("config", "configuration"), ("code", "copy of the code"), ("python", "Python")):
+        if len({report[key] for report in reports}) > 1:
+            problems.append(f"not all ranks run the same {what}: {sorted({report[key] for report in reports})}")
+    return problems
+
+
+def table(reports: list[dict]) -> str:
+    """One line per node."""
+    lines = ["node        ranks  gpus  cores  clock"]
+    for node in sorted({report["node"] for report in reports}):
+        here = [report for report in reports if report["node"] == node]
+        clock = max((report["clock"] for report in here), key=abs)
+        lines.append(f"{node:<10} {len(here):>6} {here[0]['gpus']:>5} {here[0]['cores']:>6} {clock:+.3f}s")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    from txl.launch.run_folder import read_config
+
+    folder = Path(sys.argv[1])
+    leave(preflight(read_config(folder), folder))

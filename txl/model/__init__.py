@@ -1,0 +1,1 @@
+"""Transformer-XL: layers, attention, positions, the adaptive softmax."""

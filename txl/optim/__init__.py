@@ -1,0 +1,1 @@
+"""Optimizers, gradient clipping, the learning rate's schedule."""

@@ -1,0 +1,4 @@
+"""What follows from a configuration before anything runs: batch per process, parameters, memory.
+
+Nothing here imports torch.
+"""

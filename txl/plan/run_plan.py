@@ -1,0 +1,122 @@
+"""The plan of a run: how the batch is split, how big the model is, what it costs. Nothing here imports torch.
+
+`print(make_plan(config))` is what `dry_run=true` shows; `Plan.to_dict()` goes into the run folder.
+"""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from txl.config.config_hash import config_hash
+from txl.config.schema import DataConfig, RunConfig, is_multi_node
+from txl.errors import ConfigError
+from txl.plan.batch_split import processes, split_batch
+from txl.plan.memory_estimate import memory_terms
+from txl.plan.parameter_count import layer_parameters, other_parameters
+
+GB = 1e9
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What follows from a configuration on a machine."""
+
+    run_dir: str
+    debug: bool  # nothing is written there
+    recipe: str  # single_node or multi_node: which of the published values hold
+    nodes: int
+    gpus_per_node: int  # processes, on a CPU
+    gpu: str | None  # None: what the machine has
+    world_size: int
+    local_batch_size: int  # sequences per process and step
+    first_rank_batch_size: int  # ... of the first process
+    micro_batch_size: int  # ... and forward pass
+    grad_accum_steps: int
+    tokens_per_step: int
+    max_step: int
+    total_tokens: int
+    parameters: int | None  # None: the vocabulary is not built yet
+    layer_parameters: int
+    memory_gb: float | None  # estimate, per process
+    device_memory_gb: float | None
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+    def __str__(self) -> str:
+        size = f"{self.parameters:,} parameters" if self.parameters else "vocabulary not built yet"
+        memory = "vocabulary not built yet" if self.memory_gb is None else f"about {self.memory_gb:.1f} GB per process"
+        if self.memory_gb and self.device_memory_gb:
+            memory += f", of {self.device_memory_gb:g} GB"
+        batch = self.first_rank_batch_size + (self.world_size - 1) * self.local_batch_size
+        share = f"{self.grad_accum_steps} accumulation step(s) x micro batch {self.micro_batch_size}"
+        if self.first_rank_batch_size != self.local_batch_size:
+            share += f"; the first: {self.first_rank_batch_size} sequences"
+        rows = {
+            "run folder": "none: debug=true" if self.debug else self.run_dir,
+            "processes": f"{self.world_size} = {self.nodes} node(s) x {self.gpus_per_node} {self.gpu or ''}".rstrip(),
+            "recipe": self.recipe,
+            "batch": f"{batch} sequences, {self.tokens_per_step:,} tokens per step",
+            "per process": share,
+            "training": f"{self.max_step:,} steps, {self.total_tokens:,} tokens",
+            "model": f"{size}, {self.layer_parameters:,} of them in layers",
+            "memory": memory,
+        }
+        return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+
+def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
+    """Raises ConfigError where nodes, gpus and batch do not fit. `vocab_size` None: as far as it is known."""
+    assert config.train.local_batch_size is None, "with_global_batch comes first"
+    train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
+    nodes, gpus = processes(config)
+    world_size = nodes * gpus
+    first, local, micro = split_batch(config, world_size)
+    layers = layer_parameters(config.model)
+    parameters = memory = None
+    if vocab_size:
+        if config.model.adaptive and config.data.cutoffs and config.data.cutoffs[-1] >= vocab_size:
+            raise ConfigError(
+                f"data.cutoffs={config.data.cutoffs} must end below the vocabulary's size {vocab_size}; use fewer, "
+                "or data.cutoffs=[]"
+            )
+        if (train.sampled_softmax or 0) > vocab_size:
+            raise ConfigError(
+                f"train.sampled_softmax={train.sampled_softmax} must be at most the vocabulary's size {vocab_size}; "
+                "lower it, or leave it out"
+            )
+        parameters = layers + other_parameters(config.model, train, config.data.cutoffs, vocab_size)
+        terms = memory_terms(config, vocab_size, parameters, micro, max(first, local), world_size)
+        memory = round(sum(terms.values()) / GB, 2)
+    tokens = train.batch_size * train.tgt_len
+    return Plan(
+        run_dir=config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}"),
+        debug=config.debug,
+        recipe="multi_node" if is_multi_node(config.recipe, config.nodes) else "single_node",
+        nodes=nodes,
+        gpus_per_node=gpus,
+        gpu=config.hardware.gpu,
+        world_size=world_size,
+        local_batch_size=local,
+        first_rank_batch_size=first,
+        micro_batch_size=micro,
+        grad_accum_steps=local // micro,
+        tokens_per_step=tokens,
+        max_step=train.max_step,
+        total_tokens=tokens * train.max_step,
+        parameters=parameters,
+        layer_parameters=layers,
+        memory_gb=memory,
+        device_memory_gb=config.hardware.memory_gb,
+    )
+
+
+# --------------------------------------------------------------------------- parameters
+
+
+def known_vocab_size(data: DataConfig) -> int | None:
+    """As encoded before, as data.vocab_file has it, or as conf/data/ says; a plan encodes nothing."""
+    if data.vocab_file is None and not Path(data.cache).expanduser().is_dir():
+        return data.vocab_size
+    from txl.data.corpus import encoded_vocab_size, given_vocab_size
+
+    return encoded_vocab_size(data) or given_vocab_size(data) or data.vocab_size

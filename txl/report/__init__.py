@@ -1,0 +1,1 @@
+"""Finished runs: tables and curves, from their run folders."""

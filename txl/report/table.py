@@ -1,0 +1,66 @@
+"""A table of runs, with mean and standard deviation over seeds."""
+
+import statistics
+from collections import defaultdict
+
+from txl.report.runs import Run, geometry_of, score
+
+# --------------------------------------------------------------------------- the table
+
+
+def table(runs: list[Run]) -> str:
+    """One row per run; under runs that differ in the seed alone, their mean ± standard deviation."""
+    groups = defaultdict(list)
+    for run in runs:
+        groups[run.group].append(run)
+    rows = [["run", "seed", "steps", "best valid loss", "test", "tok/s", "measured with"]]
+    for members in groups.values():
+        members.sort(key=lambda run: (run.seed is None, run.seed))
+        rows += [_row(run) for run in members]
+        if len(members) > 1:
+            rows.append(_mean_row(members))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
+
+
+def _row(run: Run) -> list[str]:
+    best, test, speed = run.best, run.test[-1] if run.test else None, run.tokens_per_second
+    measured = dict.fromkeys(geometry_of(line) for line in (best, test) if line)
+    return [
+        f"{run.name}/{run.folder.name}",
+        "-" if run.seed is None else str(run.seed),
+        str(run.steps),
+        "-" if best is None else score(run, best),
+        "-" if test is None else score(run, test),
+        "-" if speed is None else f"{speed:,.0f}",
+        "; test: ".join(measured),
+    ]
+
+
+def _mean_row(members: list[Run]) -> list[str]:
+    metric = members[0].metric
+    best = [run.best for run in members]
+    test = [run.test[-1] if run.test else None for run in members]
+    speeds = [run.tokens_per_second for run in members]
+    return [
+        f"mean ± sd, {len(members)} seeds",
+        "",
+        "",
+        _mean_score(best, metric),
+        _mean_score(test, metric),
+        "-" if None in speeds else f"{statistics.fmean(speeds):,.0f}",
+        "",
+    ]
+
+
+def _mean_score(lines: list[dict | None], metric: str) -> str:
+    """Nothing where a run is missing: a mean of the runs that happened to finish would flatter."""
+    if any(line is None or line["loss"] is None for line in lines):
+        return "-"
+    losses, scores = [line["loss"] for line in lines], [line[metric] for line in lines]
+    digits = 4 if metric == "bpc" else 2
+    return (
+        f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f} "
+        f"({metric} {statistics.fmean(scores):.{digits}f} ± {statistics.stdev(scores):.{digits}f})"
+    )

@@ -1,0 +1,1 @@
+"""The machine and this process on it: devices, processes, precision, clocks, the console."""

@@ -1,0 +1,139 @@
+"""The machine: its accelerators, cores, peak speed, and a record of it all for the run folder.
+
+Nothing here needs torch until a device is picked: the plan of a run must answer at once.
+"""
+
+import contextlib
+import functools
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from txl.config.choices import Arithmetic
+
+if TYPE_CHECKING:
+    pass
+
+
+TERA = 1e12
+
+
+# Dense matrix products, from the vendor's data sheets, without sparsity; V100 and T4 know neither TF32 nor bf16.
+# The first pattern found in a GPU's name counts.
+PEAK_TERAFLOPS = {
+    r"H100.*PCIe|H100 PCIe": {"fp64": 51, "fp32": 51, "tf32": 378, "bf16": 756, "fp16": 756},
+    r"H100|H200": {"fp64": 67, "fp32": 67, "tf32": 494.5, "bf16": 989, "fp16": 989},
+    r"A100": {"fp64": 19.5, "fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312},
+    r"V100": {"fp64": 7.8, "fp32": 15.7, "fp16": 125},
+    r"\bT4\b": {"fp64": 0.25, "fp32": 8.1, "fp16": 65},
+}
+
+
+class Gpu(NamedTuple):
+    name: str
+    memory_gb: float | None
+    driver: str | None
+
+
+# --------------------------------------------------------------------------- what is there
+
+
+def detect() -> tuple[str, int]:
+    """(name of the first visible GPU, number of visible GPUs); ("cpu", 0) where there is none."""
+    found = gpus()
+    return (found[0].name, len(found)) if found else ("cpu", 0)
+
+
+def gpus() -> list[Gpu]:
+    """The GPUs that a process started now would see: nvidia-smi's, as CUDA_VISIBLE_DEVICES selects them."""
+    return visible(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+
+
+def visible(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gpu]:
+    """The selected ones of (uuid, GPU) pairs: by number or start of a uuid; the first unknown entry ends the list."""
+    if selection is None:
+        return [gpu for _, gpu in found]
+    chosen = []
+    for entry in filter(None, (part.strip() for part in selection.split(","))):
+        if entry.isdigit() and int(entry) < len(found):
+            chosen.append(found[int(entry)][1])
+            continue
+        # A slice of a GPU (MIG) does not say here which GPU it belongs to.
+        match = [gpu for uuid, gpu in found if uuid.startswith(entry) or entry.startswith("MIG-")]
+        if not match:
+            break
+        chosen.append(match[0])
+    return chosen
+
+
+@functools.cache
+def _nvidia_smi() -> list[tuple[str, Gpu]]:
+    query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,driver_version", "--format=csv,noheader,nounits"]
+    lines = _output(query, timeout=20).splitlines()
+    found = []
+    for uuid, name, memory, driver in (re.split(r",\s*", line) for line in lines if line.count(",") == 3):
+        gigabytes = round(float(memory) / 1024, 1) if re.fullmatch(r"[\d.]+", memory) else None
+        found.append((uuid, Gpu(name, gigabytes, driver)))
+    return found
+
+
+def cpu_count() -> int:
+    """Cores that this process may use: its affinity, and the quota of its container."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = _quota()
+    return max(1, min(cores, int(quota))) if quota else cores
+
+
+def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs that a container was given (cgroup v2, then v1); None: no limit."""
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = (root / "cpu.max").read_text().split()
+        return None if quota == "max" else int(quota) / int(period)
+    with contextlib.suppress(OSError, ValueError):
+        quota = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return quota / int((root / "cpu/cpu.cfs_period_us").read_text()) if quota > 0 else None
+    return None
+
+
+def core_set(text: str) -> set[int]:
+    """`0-3,8` -> {0, 1, 2, 3, 8}"""
+    cores: set[int] = set()
+    for part in filter(None, text.strip().split(",")):
+        first, _, last = part.partition("-")
+        cores |= set(range(int(first), int(last or first) + 1))
+    return cores
+
+
+def peak_flops(gpu: str, arithmetic: Arithmetic) -> float | None:
+    """FLOP/s of dense matrix products on one GPU, by its name; None for an unknown one or a missing unit."""
+    for pattern, teraflops in PEAK_TERAFLOPS.items():
+        if re.search(pattern, gpu, re.IGNORECASE):
+            peak = teraflops.get(arithmetic.value)
+            return None if peak is None else peak * TERA
+    return None
+
+
+def cpu_model() -> str:
+    with contextlib.suppress(OSError):
+        match = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        if match:
+            return match[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def memory_gb() -> float | None:
+    """Main memory in GiB."""
+    with contextlib.suppress(OSError, ValueError):
+        return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
+    return None
+
+
+def _output(command: list[str], timeout: float = 5) -> str:
+    """Standard output of a command; nothing where it is missing, fails or hangs."""
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return ""

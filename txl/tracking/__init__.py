@@ -1,0 +1,1 @@
+"""What a run records: console lines, metrics.jsonl, other trackers."""
