@@ -14,8 +14,7 @@ Measure a Transformer-XL on this machine; random weights of the model's shape un
 import sys
 
 from txl.cli.hydra_main import run
-from txl.config.choices import Suite
-from txl.config.schema import BenchmarkConfig
+from txl.config.schema import BenchmarkConfig, Suite
 
 submitted: list = []  # jobs that cluster.wait=true waits for, when all points of a sweep are submitted
 

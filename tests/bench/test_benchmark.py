@@ -8,7 +8,7 @@ from tests.support.composing import composed
 from tests.support.tiny import run
 from txl.bench import inference as inference_speed
 from txl.bench import train_step as train_speed
-from txl.config.choices import Arithmetic
+from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig
 from txl.launch import train_benchmark
 from txl.system.distributed import World

@@ -26,7 +26,8 @@ from txl.checkpoint.exchange import export_model, import_model
 from txl.checkpoint.reference_format import from_reference, to_reference
 from txl.checkpoint.safe_unpickle import load_checkpoint
 from txl.config.compose import from_dict
-from txl.config.schema import Geometry, ModelConfig
+from txl.config.geometry import Geometry
+from txl.config.model import ModelConfig
 from txl.errors import ConfigError
 from txl.evaluate.load_model import load
 

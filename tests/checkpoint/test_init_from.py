@@ -14,10 +14,9 @@ from tests.support.tiny import TINY_RUN, metrics, model_config, run
 from txl.checkpoint import init_from as fine_tuning
 from txl.checkpoint import store as ckpt
 from txl.checkpoint.exchange import import_model
-from txl.config.choices import Positions
 from txl.config.compose import from_dict, to_dict
+from txl.config.model import ModelConfig, Positions
 from txl.config.resume_changes import resume_differences
-from txl.config.schema import ModelConfig
 from txl.data.bpe import BpeVocabulary
 from txl.data.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary, vocabulary_from_dict
 from txl.errors import ConfigError

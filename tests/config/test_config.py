@@ -9,10 +9,10 @@ import yaml
 
 from tests.support.composing import CONF, composed
 from tests.support.source_code import names_read_in
-from txl.config.choices import Split
 from txl.config.compose import from_dict, to_dict
 from txl.config.did_you_mean import dotted_keys
-from txl.config.schema import EvaluateConfig, Geometry, RunConfig, train_geometry, valid_geometry
+from txl.config.geometry import Geometry, train_geometry, valid_geometry
+from txl.config.schema import EvaluateConfig, RunConfig, Split
 from txl.errors import ConfigError
 from txl.plan.run_plan import make_plan
 

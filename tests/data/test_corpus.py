@@ -14,8 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from txl.config.choices import Metric, VocabKind
-from txl.config.schema import DataConfig
+from txl.config.data import DataConfig, Metric, VocabKind
 from txl.data import corpus as data_module
 from txl.data import encode as encoding
 from txl.data import standard_library

@@ -18,8 +18,7 @@ import pytest
 
 from tests.support.composing import composed
 from tests.support.made_data import write_lm1b
-from txl.config.choices import Metric, VocabKind
-from txl.config.schema import DataConfig
+from txl.config.data import DataConfig, Metric, VocabKind
 from txl.data import download
 from txl.data.corpus import open_corpus
 from txl.data.download import SOURCES, DownloadError, Source, fetch, install, main, sha256_of

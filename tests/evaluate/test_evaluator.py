@@ -17,7 +17,8 @@ from tests.support.tiny import TINY_RUN, run, write_corpus
 from txl.checkpoint import store as ckpt
 from txl.checkpoint.weights import load_weights
 from txl.cli.hydra_main import quoted
-from txl.config.schema import EvaluateConfig, Geometry
+from txl.config.geometry import Geometry
+from txl.config.schema import EvaluateConfig
 from txl.data.batches import TokenStream
 from txl.data.vocabulary import WordVocabulary
 from txl.errors import ConfigError

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.models import build
 from tests.support.tiny import TINY_RUN, run, write_corpus
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
 from txl.data.vocabulary import ByteVocabulary, WordVocabulary
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.sampling import Sampling, continue_texts, likely

@@ -14,8 +14,9 @@ from torch.utils._pytree import tree_leaves
 
 from tests.support.models import V, build
 from tests.support.tiny import model_config
-from txl.config.choices import AttentionBackend, Positions, Runtime
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
+from txl.config.model import AttentionBackend, Positions
+from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import Program, Step, make_program
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, places

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.tiny import model_config
-from txl.config.choices import AttentionBackend, Positions
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
+from txl.config.model import AttentionBackend, Positions
 from txl.model.transformer import TransformerXL
 
 

@@ -10,8 +10,7 @@ from safetensors.torch import load_file
 
 from tests.support.golden import FILES, cases, close, geometry, load_model, model_config, segment_losses
 from txl.checkpoint.reference_format import from_reference
-from txl.config.choices import OptimizerName
-from txl.config.schema import OptimizerConfig
+from txl.config.optimizer import OptimizerConfig, OptimizerName
 from txl.data.batches import TokenStream
 from txl.data.moses import tokenize
 from txl.data.vocabulary import WordVocabulary

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from tests.support.tiny import model_config
-from txl.config.choices import Positions
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
+from txl.config.model import Positions
 from txl.model.transformer import TransformerXL
 
 V, CUTOFFS = 50, [20, 35]

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from tests.support.optimizers import optimizer_config
-from txl.config.choices import OptimizerName, SchedulerName
-from txl.config.schema import SchedulerConfig
+from txl.config.optimizer import OptimizerName
+from txl.config.scheduler import SchedulerConfig, SchedulerName
 from txl.optim import build as optim
 from txl.optim import lamb
 from txl.optim.build import build_optimizer

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from tests.support.composing import composed
-from txl.config.schema import RunConfig, train_geometry
+from txl.config.geometry import train_geometry
+from txl.config.schema import RunConfig
 from txl.model import adaptive_softmax as adaptive
 from txl.model.transformer import TransformerXL
 from txl.plan import memory_estimate

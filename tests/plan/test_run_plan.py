@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.composing import composed
 from tests.support.made_data import write_lm1b
-from txl.config.choices import Positions
+from txl.config.model import Positions
 from txl.data.corpus import open_corpus
 from txl.errors import ConfigError
 from txl.plan import batch_split

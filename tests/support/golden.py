@@ -12,7 +12,8 @@ from safetensors.torch import load_file
 
 from txl.checkpoint import reference_format as convert
 from txl.checkpoint.reference_format import from_reference
-from txl.config.schema import Geometry, ModelConfig
+from txl.config.geometry import Geometry
+from txl.config.model import ModelConfig
 from txl.model.transformer import TransformerXL
 
 GOLDEN = Path(os.environ.get("TXL_GOLDEN_DIR") or Path(__file__).parents[1] / "golden")

@@ -3,7 +3,7 @@
 import torch
 
 from tests.support.tiny import model_config
-from txl.config.choices import AttentionBackend
+from txl.config.model import AttentionBackend
 from txl.model.transformer import TransformerXL
 
 V, CUTOFFS = 50, [20, 35]

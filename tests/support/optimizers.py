@@ -1,7 +1,6 @@
 """Configurations of optimizers."""
 
-from txl.config.choices import OptimizerName
-from txl.config.schema import OptimizerConfig
+from txl.config.optimizer import OptimizerConfig, OptimizerName
 
 
 def optimizer_config(name: str, **changes) -> OptimizerConfig:

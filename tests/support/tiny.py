@@ -7,8 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from txl.config.choices import Init, Positions
-from txl.config.schema import ModelConfig
+from txl.config.model import Init, ModelConfig, Positions
 
 PROJECT = Path(__file__).resolve().parents[2]
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from txl.config.choices import Arithmetic
-from txl.config.schema import HardwareConfig
+from txl.config.machine import HardwareConfig
+from txl.config.precision import Arithmetic
 from txl.errors import ConfigError
 from txl.system import devices, hardware
 from txl.system.devices import pick_device, set_threads, threads_per_rank

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.support.wandb_files import wandb_records
-from txl.config.choices import WandbMode
-from txl.config.schema import Geometry, TrackingConfig, WandbConfig
+from txl.config.geometry import Geometry
+from txl.config.tracking import TrackingConfig, WandbConfig, WandbMode
 from txl.system import console
 from txl.system.console import bar_line, printable, seconds_left, shows_progress
 from txl.tracking.metrics_file import cut_back, flat, plain
@@ -226,8 +226,8 @@ def test_plain_values_are_strict_json():
 RUN = """
 import os, signal, sys, time
 from pathlib import Path
-from txl.config.choices import WandbMode
-from txl.config.schema import Geometry, TrackingConfig, WandbConfig
+from txl.config.geometry import Geometry
+from txl.config.tracking import TrackingConfig, WandbConfig, WandbMode
 from txl.tracking.tracker import Tracker
 from txl.tracking import wandb_sink
 from txl.tracking.wandb_sink import children_named

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 
 from tests.support.composing import composed
 from tests.support.tiny import model_config
-from txl.config.choices import AttentionBackend
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
+from txl.config.model import AttentionBackend
 from txl.launch import rank
 from txl.launch.start import launch
 from txl.model import attention, dropout

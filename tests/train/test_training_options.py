@@ -15,7 +15,7 @@ from tests.support.composing import composed
 from tests.support.tiny import TINY_RUN, metrics, model_config, run, write_corpus
 from txl.checkpoint import store as ckpt
 from txl.checkpoint.exchange import export_model
-from txl.config.choices import Init
+from txl.config.model import Init
 from txl.config.schema import EvaluateConfig
 from txl.errors import ConfigError
 from txl.launch import evaluation_rank, rank

@@ -9,8 +9,10 @@ import torch
 from tests.support.composing import composed
 from tests.support.tiny import model_config
 from txl.bench.train_step import MadeUpCorpus, Silent
-from txl.config.choices import Arithmetic, AttentionBackend
-from txl.config.schema import BenchmarkConfig, Geometry
+from txl.config.geometry import Geometry
+from txl.config.model import AttentionBackend
+from txl.config.precision import Arithmetic
+from txl.config.schema import BenchmarkConfig
 from txl.errors import ConfigError
 from txl.model.attention import choose_backend
 from txl.model.transformer import TransformerXL

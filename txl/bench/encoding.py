@@ -20,9 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
-from txl.config.choices import VocabKind
 from txl.config.compose import from_dict, to_dict
-from txl.config.schema import BenchmarkConfig, DataConfig
+from txl.config.data import DataConfig, VocabKind
+from txl.config.schema import BenchmarkConfig
 from txl.data.corpus import open_corpus
 from txl.data.encode import CHUNK
 from txl.data.synthetic_text import write_text

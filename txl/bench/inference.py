@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from txl.config.choices import Arithmetic, Runtime
+from txl.config.geometry import Geometry
+from txl.config.precision import Arithmetic
 from txl.config.rules import check_cpu_arithmetic
-from txl.config.schema import BenchmarkConfig, Geometry, longest_context
+from txl.config.schema import BenchmarkConfig, Runtime
+from txl.config.training import longest_context
 from txl.data.synthetic_text import zipf_tokens
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import places

@@ -14,9 +14,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from txl.config.choices import Arithmetic
+from txl.config.geometry import train_geometry
+from txl.config.precision import Arithmetic
 from txl.config.rules import check_cpu_arithmetic
-from txl.config.schema import BenchmarkConfig, RunConfig, train_geometry
+from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.synthetic_text import zipf_tokens
 from txl.model.attention import choose_backend
 from txl.model.linear import linear

@@ -12,9 +12,10 @@ from txl.checkpoint.reference_format import LENGTHS, Foreign, read_reference, to
 from txl.checkpoint.safe_unpickle import load_checkpoint
 from txl.checkpoint.store import MANIFEST, CheckpointError, commit, read, resolve, verify, write
 from txl.checkpoint.weights import load_weights
-from txl.config.choices import Metric, VocabKind
 from txl.config.compose import from_dict, to_dict
-from txl.config.schema import DataConfig, EvaluationConfig, ModelConfig, longest_context
+from txl.config.data import DataConfig, Metric, VocabKind
+from txl.config.model import ModelConfig
+from txl.config.training import EvaluationConfig, longest_context
 from txl.data.vocabulary import WordVocabulary, vocabulary_from_dict
 from txl.model.transformer import TransformerXL
 

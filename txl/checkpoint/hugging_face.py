@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from txl.checkpoint.reference_format import Foreign, from_reference, mapping, model_config
-from txl.config.choices import Positions
-from txl.config.schema import EvaluationConfig
+from txl.config.model import Positions
+from txl.config.training import EvaluationConfig
 from txl.errors import ConfigError
 
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from txl.config.choices import Init, Positions
-from txl.config.schema import EvaluationConfig, ModelConfig
+from txl.config.model import Init, ModelConfig, Positions
+from txl.config.training import EvaluationConfig
 from txl.errors import ConfigError
 
 # (the reference's name, ours): # stands for the number of a layer or a cluster

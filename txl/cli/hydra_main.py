@@ -114,7 +114,7 @@ def help_text(name: str, about: str) -> str:
     choices = [line.replace("  - ", "  ", 1) for line in lines if re.match(r"  - \w+: ", line)]
     keys = ["  " + line for line in lines if re.match(r"\w+: \S", line)]
     groups = ["Choices (group=option):", *choices, ""] if choices else []
-    end = "All keys, their types and meanings: txl/config/schema.py; --cfg job prints them as composed."
+    end = "All keys, their types and meanings: txl/config/; --cfg job prints them as composed."
     return "\n".join([about.strip(), "", *groups, "Keys (key=value):", *keys, "", end])
 
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from txl.config.choices import VocabKind
+from txl.config.data import VocabKind
 from txl.config.did_you_mean import unknown_key
 from txl.config.error_messages import clear_error
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node

@@ -8,8 +8,8 @@ import json
 import os
 from typing import Any
 
-from txl.config.choices import SchedulerName
 from txl.config.compose import to_dict
+from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig
 
 # What cannot change the mathematics of training: a resume may change it, and it does not make another run.

@@ -10,19 +10,15 @@ import re
 from operator import attrgetter
 from typing import Any
 
-from txl.config.choices import (
-    Arithmetic,
-    AttentionBackend,
-    OptimizerName,
-    Positions,
-    Runtime,
-    SchedulerName,
-    Task,
-    Then,
-    VocabKind,
-)
 from txl.config.compose import Config, to_dict
-from txl.config.schema import VARLEN_SHORTEST, BenchmarkConfig, ClusterConfig, EvaluateConfig, RunConfig
+from txl.config.data import VocabKind
+from txl.config.machine import ClusterConfig
+from txl.config.model import AttentionBackend, Positions
+from txl.config.optimizer import OptimizerName
+from txl.config.precision import Arithmetic
+from txl.config.scheduler import SchedulerName
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Task, Then
+from txl.config.training import VARLEN_SHORTEST
 from txl.errors import ConfigError
 
 # --------------------------------------------------------------------------- one value at a time

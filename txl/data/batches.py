@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from txl.config.schema import VARLEN_EXCESS, VARLEN_SHORTEST
+from txl.config.training import VARLEN_EXCESS, VARLEN_SHORTEST
 from txl.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from txl.config.choices import VocabKind
-from txl.config.schema import DataConfig
+from txl.config.data import DataConfig, VocabKind
 from txl.data.bpe import read_bpe
 from txl.data.build_once import made_once
 from txl.data.encode import encode

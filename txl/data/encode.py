@@ -15,8 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from txl.config.choices import VocabKind
-from txl.config.schema import DataConfig
+from txl.config.data import DataConfig, VocabKind
 from txl.data.bpe import BpeVocabulary
 from txl.data.text_blocks import Span, byte_blocks, character_blocks, line_number, word_blocks
 from txl.data.vocabulary import (

@@ -17,8 +17,7 @@ import re
 import stat
 from pathlib import Path
 
-from txl.config.choices import VocabKind
-from txl.config.schema import DataConfig
+from txl.config.data import DataConfig, VocabKind
 from txl.data.download import SOURCES
 from txl.data.splits import SPLITS, Files
 from txl.data.standard_library import standard_library

@@ -9,7 +9,7 @@ import itertools
 
 import numpy as np
 
-from txl.config.schema import TrainConfig
+from txl.config.training import TrainConfig
 from txl.data.batches import Batch, Stream, TokenStream
 from txl.data.corpus import Corpus
 from txl.errors import ConfigError

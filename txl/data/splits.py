@@ -6,8 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from txl.config.choices import VocabKind
-from txl.config.schema import DataConfig
+from txl.config.data import DataConfig, VocabKind
 from txl.data.text_blocks import Span, byte_blocks, character_start, line_start
 from txl.errors import ConfigError
 

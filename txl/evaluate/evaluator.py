@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from txl.config.choices import Metric, Split
 from txl.config.compose import to_dict
-from txl.config.schema import EvaluateConfig
+from txl.config.data import Metric
+from txl.config.schema import EvaluateConfig, Split
 from txl.data.batches import TokenStream
 from txl.data.corpus import open_corpus
 from txl.errors import ConfigError

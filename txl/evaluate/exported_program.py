@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from txl.config.choices import Runtime
 from txl.config.compose import to_dict
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
+from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import check_cacheable, read
 from txl.model.positions import window_of

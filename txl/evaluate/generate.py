@@ -6,8 +6,7 @@ from pathlib import Path
 
 import torch
 
-from txl.config.choices import Runtime
-from txl.config.schema import EvaluateConfig
+from txl.config.schema import EvaluateConfig, Runtime
 from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import CachedTransformerXL

@@ -13,7 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
 from txl.errors import ConfigError
 from txl.model.positions import window_of
 from txl.model.transformer import TransformerXL

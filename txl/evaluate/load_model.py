@@ -9,10 +9,13 @@ import yaml
 
 from txl.checkpoint import store
 from txl.checkpoint.weights import load_weights, read_weights
-from txl.config.choices import Runtime
 from txl.config.compose import from_dict
+from txl.config.data import DataConfig
+from txl.config.geometry import Geometry
+from txl.config.model import ModelConfig
 from txl.config.rules import check_architecture
-from txl.config.schema import DataConfig, EvaluateConfig, EvaluationConfig, Geometry, ModelConfig, longest_context
+from txl.config.schema import EvaluateConfig, Runtime
+from txl.config.training import EvaluationConfig, longest_context
 from txl.data.corpus import open_corpus
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
 from txl.errors import ConfigError

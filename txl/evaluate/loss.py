@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from txl.config.choices import Arithmetic
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
+from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus
 from txl.evaluate.exported_program import Program

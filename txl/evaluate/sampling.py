@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
 
 
 @dataclass(frozen=True)

@@ -6,10 +6,9 @@ import sys
 import traceback
 from pathlib import Path
 
-from txl.config.choices import Task
 from txl.config.compose import from_dict
 from txl.config.rules import check_cpu_arithmetic
-from txl.config.schema import EvaluateConfig
+from txl.config.schema import EvaluateConfig, Task
 from txl.errors import ConfigError
 from txl.evaluate.evaluator import Evaluator
 from txl.evaluate.generate import write

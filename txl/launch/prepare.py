@@ -6,8 +6,7 @@ import logging
 from dataclasses import dataclass
 from pathlib import Path
 
-from txl.config.choices import Then
-from txl.config.schema import RunConfig
+from txl.config.schema import RunConfig, Then
 from txl.data.batches import check_size
 from txl.data.corpus import Corpus, open_corpus
 from txl.data.sentence_batches import training_stream

@@ -14,9 +14,8 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from txl.config.choices import Task
 from txl.config.compose import to_dict
-from txl.config.schema import EvaluateConfig, RunConfig
+from txl.config.schema import EvaluateConfig, RunConfig, Task
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import Start, prepare
 from txl.launch.run_folder import write_run_folder

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.config.choices import Arithmetic, AttentionBackend
-from txl.config.schema import ModelConfig
+from txl.config.model import AttentionBackend, ModelConfig
+from txl.config.precision import Arithmetic
 from txl.errors import ConfigError
 from txl.model.dropout import Dropout, dropout
 from txl.model.linear import Linear, linear

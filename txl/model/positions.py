@@ -6,7 +6,8 @@ Shapes: B batch, T queries, M memory, K = M + T keys, N heads, H head width, D m
 import torch
 from torch import Tensor, nn
 
-from txl.config.schema import Geometry, ModelConfig
+from txl.config.geometry import Geometry
+from txl.config.model import ModelConfig
 from txl.model.dropout import Dropout
 
 

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from txl.config.choices import AttentionBackend
-from txl.config.schema import Geometry, ModelConfig
+from txl.config.geometry import Geometry
+from txl.config.model import AttentionBackend, ModelConfig
 from txl.model.adaptive_embedding import AdaptiveEmbedding
 from txl.model.adaptive_softmax import AdaptiveSoftmax
 from txl.model.attention import Attention

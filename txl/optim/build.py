@@ -5,8 +5,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from txl.config.choices import OptimizerName
-from txl.config.schema import OptimizerConfig
+from txl.config.optimizer import OptimizerConfig, OptimizerName
 from txl.optim.lamb import Lamb
 
 

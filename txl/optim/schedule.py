@@ -3,8 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from txl.config.choices import SchedulerName
-from txl.config.schema import SchedulerConfig
+from txl.config.scheduler import SchedulerConfig, SchedulerName
 
 
 @dataclass

@@ -2,8 +2,11 @@
 
 from itertools import pairwise
 
-from txl.config.choices import Arithmetic, AttentionBackend, OptimizerName
-from txl.config.schema import RunConfig, longest_context
+from txl.config.model import AttentionBackend
+from txl.config.optimizer import OptimizerName
+from txl.config.precision import Arithmetic
+from txl.config.schema import RunConfig
+from txl.config.training import longest_context
 from txl.plan.parameter_count import layer_parameters
 
 # --------------------------------------------------------------------------- memory

@@ -2,8 +2,8 @@
 
 from itertools import pairwise
 
-from txl.config.choices import Positions
-from txl.config.schema import ModelConfig, TrainConfig, longest_context
+from txl.config.model import ModelConfig, Positions
+from txl.config.training import TrainConfig, longest_context
 
 
 def layer_parameters(model: ModelConfig) -> int:

@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from txl.config.config_hash import config_hash
-from txl.config.schema import DataConfig, RunConfig, is_multi_node
+from txl.config.data import DataConfig
+from txl.config.schema import RunConfig, is_multi_node
 from txl.errors import ConfigError
 from txl.plan.batch_split import processes, split_batch
 from txl.plan.memory_estimate import memory_terms

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import yaml
 
-from txl.config.schema import Geometry
+from txl.config.geometry import Geometry
 from txl.errors import ConfigError
 
 

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from txl.config.schema import HardwareConfig
+from txl.config.machine import HardwareConfig
 from txl.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from txl.config.choices import Arithmetic
+from txl.config.precision import Arithmetic
 
 if TYPE_CHECKING:
     pass

@@ -4,8 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-from txl.config.choices import Arithmetic
-from txl.config.schema import PrecisionConfig
+from txl.config.precision import Arithmetic, PrecisionConfig
 
 AUTOCAST = {Arithmetic.bf16: torch.bfloat16, Arithmetic.fp16: torch.float16}
 

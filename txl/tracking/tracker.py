@@ -11,8 +11,8 @@ import time
 from dataclasses import asdict
 from pathlib import Path
 
-from txl.config.choices import WandbMode
-from txl.config.schema import Geometry, TrackingConfig
+from txl.config.geometry import Geometry
+from txl.config.tracking import TrackingConfig, WandbMode
 from txl.system.console import ProgressBar, log_to_console, printable, shows_progress
 from txl.system.versions_and_devices import environment_record
 from txl.tracking import dllogger

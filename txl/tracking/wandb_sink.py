@@ -10,7 +10,7 @@ import threading
 import uuid
 from pathlib import Path
 
-from txl.config.schema import WandbConfig
+from txl.config.tracking import WandbConfig
 
 log = logging.getLogger(__name__)
 

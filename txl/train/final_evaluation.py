@@ -1,7 +1,8 @@
 """What follows the last step: best weights on the test split, the recipe's evaluation, a text, the targets."""
 
-from txl.config.choices import Metric, Then
-from txl.config.schema import Geometry, RunConfig, valid_geometry
+from txl.config.data import Metric
+from txl.config.geometry import Geometry, valid_geometry
+from txl.config.schema import RunConfig, Then
 from txl.data.corpus import Corpus
 from txl.evaluate.loss import MISSED_TARGET, Result, loss_over
 from txl.evaluate.sampling import generate

@@ -15,7 +15,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from txl.checkpoint import store
 from txl.config.compose import to_dict
-from txl.config.schema import Geometry, RunConfig, longest_context, train_geometry, valid_geometry
+from txl.config.geometry import Geometry, train_geometry, valid_geometry
+from txl.config.schema import RunConfig
+from txl.config.training import longest_context
 from txl.data.corpus import Corpus
 from txl.data.sentence_batches import training_stream
 from txl.evaluate.loss import loss_over

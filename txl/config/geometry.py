@@ -1,0 +1,43 @@
+"""The lengths under which a loss is computed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from txl.config.schema import RunConfig
+
+# --------------------------------------------------------------------------- sections
+
+
+@dataclass(frozen=True)
+class Geometry:
+    """The lengths under which a loss is computed. No perplexity is printed without them."""
+
+    tgt_len: int
+    mem_len: int
+    ext_len: int = 0
+    clamp_len: int = -1
+    same_length: bool = False
+
+    def __str__(self) -> str:
+        text = f"tgt_len {self.tgt_len} mem_len {self.mem_len}"
+        if self.ext_len:
+            text += f" ext_len {self.ext_len}"
+        return f"{text} clamp_len {self.clamp_len} same_length {str(self.same_length).lower()}"
+
+
+# --------------------------------------------------------------------------- derived lengths
+
+
+def train_geometry(config: RunConfig) -> Geometry:
+    t = config.train
+    return Geometry(t.tgt_len, t.mem_len, t.ext_len, t.clamp_len, t.same_length)
+
+
+def valid_geometry(config: RunConfig) -> Geometry:
+    """Lengths of validation: what shorter segments give up goes to the memory, or to ext_len where there is none."""
+    t, tgt_len = config.train, config.valid.tgt_len
+    spare = t.tgt_len - tgt_len
+    if t.mem_len == 0:
+        return Geometry(tgt_len, 0, t.ext_len + spare, t.clamp_len, t.same_length)
+    return Geometry(tgt_len, t.mem_len + spare, t.ext_len, t.clamp_len, t.same_length)
