@@ -1,4 +1,4 @@
-# Needs python3 (3.10 or newer) with venv, and make: apt-get install python3 python3-venv make
+# Needs python3 (3.11 or newer) with venv, and make: apt-get install python3 python3-venv make
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -26,8 +26,10 @@ faults: $(VENV)/.installed-test ## everything that can go wrong under SLURM, on 
 	TXL_REQUIRE_SLURM=1 TXL_FAULTS_TABLE=docs/results/faults.md $(BIN)/python -m pytest -q -m "slow or not slow" \
 		tests/launch -k "faults or submitting"
 
-lint: $(VENV)/.installed-test ## ruff check
+lint: $(VENV)/.installed-test ## ruff, and mypy: seconds, half a minute at the first time
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
 	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
@@ -35,12 +37,12 @@ parity: $(VENV)/.installed-test ## the reference's training curves: make parity 
 	$(BIN)/python tests/parity.py --data $(DATA)
 
 clean: ## remove the environment and caches; runs and data stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' 2>/dev/null || { \
-		echo 'error: needs Python 3.10 or newer as $(PYTHON); choose one with make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo 'error: needs Python 3.11 or newer as $(PYTHON); choose one with make PYTHON=python3.12' >&2; exit 1; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo 'error: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
 
