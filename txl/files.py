@@ -1,31 +1,155 @@
-"""Files that are whole or absent: JSON, digests, locks, the project's own folder."""
+"""JSON files, file locks and checksums, and where the project's own files are."""
 
+import errno
+import fcntl
 import hashlib
 import json
+import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Protocol
 
 PROJECT = Path(__file__).resolve().parent.parent
 CONF = PROJECT / "conf"
 
+# What flock raises on a file system that has no locks (some network file systems).
+LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
-def read_json(path: Path) -> dict | None:
-    """None where there is no file, or a torn one."""
+BLOCK_BYTES = 1 << 20  # read at a time for a checksum
+
+
+# --------------------------------------------------------------------------- JSON
+
+
+def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file, or None if the file is missing or damaged."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def write_json(path: Path, value: Any) -> None:
-    """On disk when it returns."""
-    with open(path, "w", encoding="utf-8") as file:
-        file.write(json.dumps(value))  # json.dump is many times slower
-        file.flush()
-        os.fsync(file.fileno())
+def write_json(path: Path, value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> None:
+    """Writes a JSON file in one step: a reader finds the old file or the new one, never a part of it.
+
+    The file is on disk when the function returns. A device or a pipe is written directly.
+
+    Args:
+        path: The file. Its folder must exist.
+        value: Dicts, lists, numbers, text. Other values are converted by `json_values`.
+        indent: Spaces per level. None writes one line, which is much faster for large values.
+        keep_non_finite: Write NaN and Infinity, which Python reads back, instead of null. For values that must come
+            back exactly, such as the state of a training.
+
+    Raises:
+        OSError: The file cannot be written. No part of it is left behind.
+    """
+    text = to_json(value, indent=indent, keep_non_finite=keep_non_finite) + ("" if indent is None else "\n")
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
-def digest(value: Any) -> str:
-    """sha256, in hex, of a value as JSON."""
+def to_json(value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> str:
+    """Returns a value as JSON text. `json_values` converts what JSON cannot hold; see `write_json` for the options."""
+    try:
+        return json.dumps(value, indent=indent, allow_nan=keep_non_finite)
+    except (TypeError, ValueError):
+        converted = value if keep_non_finite else json_values(value)
+        return json.dumps(converted, indent=indent, allow_nan=keep_non_finite)
+
+
+def json_values(value: Any) -> Any:
+    """Converts a value to what strict JSON can hold.
+
+    NaN and infinity become null, a scalar of numpy or torch becomes a number, and an unknown object becomes its text.
+    """
+    if isinstance(value, dict):
+        return {str(key): json_values(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_values(item) for item in value]
+    if hasattr(value, "item"):  # a scalar of numpy or torch
+        value = value.item()
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def flatten(values: dict[str, Any], separator: str = ".", prefix: str = "") -> dict[str, Any]:
+    """Joins the keys of nested dicts: {"train": {"lr": 1}} becomes {"train.lr": 1}."""
+    keys: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            keys |= flatten(value, separator, f"{prefix}{name}{separator}")
+        else:
+            keys[prefix + name] = value
+    return keys
+
+
+# --------------------------------------------------------------------------- checksums
+
+
+class Hash(Protocol):
+    """A hash of `hashlib`."""
+
+    def update(self, data: bytes, /) -> None: ...
+    def hexdigest(self) -> str: ...
+
+
+def sha256_of_json(value: Any) -> str:
+    """Returns the sha256, in hex, of a value as JSON with sorted keys."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def sha256_of_file(path: Path) -> str:
+    """Returns the sha256, in hex, of a file's content."""
+    return hash_of_file(path, hashlib.sha256())
+
+
+def hash_of_file(path: Path, hash: Hash) -> str:
+    """Adds a file's content to a hash and returns the hash in hex."""
+    with open(path, "rb") as file:
+        while block := file.read(BLOCK_BYTES):
+            hash.update(block)
+    return hash.hexdigest()
+
+
+# --------------------------------------------------------------------------- locks
+
+
+class LocksUnsupportedError(OSError):
+    """The file system has no locks."""
+
+
+def lock_file(file: IO[Any], wait: bool = False) -> bool:
+    """Takes the exclusive lock of an open file. The lock ends with the last process that has the file open.
+
+    Args:
+        file: An open file, such as a `.lock` file beside what the lock protects.
+        wait: Wait until the lock is free.
+
+    Returns:
+        True if this process holds the lock now, False if another process holds it and `wait` is False.
+
+    Raises:
+        LocksUnsupportedError: The file system has no locks.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno in LOCKS_UNSUPPORTED:
+            raise LocksUnsupportedError(error.errno, error.strerror) from error
+        raise
+    return True

@@ -3,7 +3,7 @@
 import pytest
 
 from tests.support.composing import composed
-from txl.config.compose import to_dict
+from txl.config.compose import from_dict, to_dict
 from txl.config.config_hash import config_hash
 from txl.config.resume_changes import resume_differences
 
@@ -91,3 +91,24 @@ def test_an_option_that_came_with_a_later_version_does_not_stop_a_resume(base):
     old = to_dict(base)
     old["train"] = {key: value for key, value in old["train"].items() if key != "clip_nonemb"}
     assert resume_differences(old, to_dict(base)) == []
+
+
+EARLIER_HASHES = {  # if a new option changes these, name it and its default in config_hash.ADDED
+    "": "53c83cd7",
+    "experiment=demo": "539f7e09",
+    "model=large hardware=dgx2 nodes=8 dry_run=true": "badbb93a",
+    "data=text data.train=a.txt data.valid=b.txt optimizer=adam": "0d153d9f",
+    "data=enwik8 model=base": "31c5b0e5",
+}
+
+
+@pytest.mark.parametrize("overrides", EARLIER_HASHES)
+def test_runs_of_earlier_versions_keep_their_folder(overrides):
+    assert config_hash(composed(*overrides.split())) == EARLIER_HASHES[overrides]
+
+
+def test_options_that_were_removed_are_ignored_in_a_stored_configuration(base):
+    stored = to_dict(base)
+    stored["data"] |= {"url": "https://example.org/text.zip", "sha256": None}
+    assert from_dict(stored) == base
+    assert resume_differences(stored, to_dict(base)) == []

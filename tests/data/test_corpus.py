@@ -376,7 +376,6 @@ def test_missing_data_names_the_folder_and_the_two_ways_out(tmp_path, monkeypatc
     "changes, remedy",
     [
         ({"name": "wt103"}, "python -m txl.download wt103 --to {}"),
-        ({"url": "https://a.org/b.zip", "sha256": "12"}, "txl.download https://a.org/b.zip --to {} --sha256 12"),
         ({"name": "ptb"}, "put train.txt, valid.txt and test.txt there"),
     ],
 )

@@ -21,7 +21,7 @@ from tests.support.made_data import write_lm1b
 from txl.config.data import DataConfig, Metric, VocabKind
 from txl.data import download
 from txl.data.corpus import open_corpus
-from txl.data.download import SOURCES, DownloadError, Source, fetch, install, main, sha256_of
+from txl.data.download import SOURCES, DownloadError, Source, fetch, install, main
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -344,8 +344,3 @@ def test_the_table_has_a_checksum_for_everything():
     assert {"wt103", "enwik8", "text8", "lm1b", "gpt2"} == SOURCES.keys()
     sources = [part for source in SOURCES.values() for part in (source, source.beside) if part]
     assert all(len(source.checksum) == (40 if source.git_blob else 64) for source in sources)
-
-
-def test_sha256_of_a_file(tmp_path):
-    (tmp_path / "a").write_bytes(CONTENT)
-    assert sha256_of(tmp_path / "a") == sha256(CONTENT)

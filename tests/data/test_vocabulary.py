@@ -57,15 +57,16 @@ def test_words_come_by_falling_count_and_ties_by_first_appearance(words, min_fre
     assert vocabulary.words == ("<eos>", *kept)
 
 
-def test_building_reads_files_in_order_and_lower_case_merges_words(tmp_path):
-    files = [write(tmp_path / "a.txt", "The the b\n"), write(tmp_path / "b.txt", "B a B")]
-    assert WordVocabulary.build(files).words == ("<eos>", "B", "The", "the", "b", "a")
-    assert WordVocabulary.build(files, lower_case=True).words == ("<eos>", "b", "the", "a")
+def test_lower_case_merges_words():
+    text = "The the b\nB a B"
+    words, lowered = (Counter(split_words(text, lower, eos=None)) for lower in (False, True))
+    assert WordVocabulary.from_counts(words).words == ("<eos>", "B", "The", "the", "b", "a")
+    assert WordVocabulary.from_counts(lowered, lower_case=True).words == ("<eos>", "b", "the", "a")
 
 
-def test_the_word_eos_in_the_text_stays_first_and_takes_no_place(tmp_path):
-    path = write(tmp_path / "a.txt", "a a <eos> <eos> <eos> b\n")
-    assert WordVocabulary.build([path], max_size=1).words == ("<eos>", "a")
+def test_the_word_eos_in_the_text_stays_first_and_takes_no_place():
+    counts = Counter("a a <eos> <eos> <eos> b".split())
+    assert WordVocabulary.from_counts(counts, max_size=1).words == ("<eos>", "a")
 
 
 def test_unk_is_added_only_where_asked_and_words_were_left_out():

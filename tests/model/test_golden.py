@@ -3,6 +3,8 @@
 Cases are found by what their JSON files hold, never by name. TXL_GOLDEN_DIR points elsewhere when it is set.
 """
 
+from collections import Counter
+
 import numpy as np
 import pytest
 import torch
@@ -13,7 +15,7 @@ from txl.checkpoint.reference_format import from_reference
 from txl.config.optimizer import OptimizerConfig, OptimizerName
 from txl.data.batches import TokenStream
 from txl.data.moses import tokenize
-from txl.data.vocabulary import WordVocabulary
+from txl.data.vocabulary import WordVocabulary, split_words
 from txl.optim.build import build_optimizer
 
 
@@ -93,11 +95,10 @@ def test_batches_are_the_reference_batches(path, case):
 
 
 @cases("text", "idx2sym")
-def test_word_vocabularies_are_the_reference_vocabularies(path, case, tmp_path):
-    file = tmp_path / "train.txt"
-    file.write_text(case["text"], encoding="utf-8")
+def test_word_vocabularies_are_the_reference_vocabularies(path, case):
     kwargs = {key: value for key, value in case["kwargs"].items() if key != "special"}
-    vocabulary = WordVocabulary.build([file], **kwargs)
+    counts = Counter(split_words(case["text"], kwargs.get("lower_case", False), eos=None))
+    vocabulary = WordVocabulary.from_counts(counts, **kwargs)
     assert list(vocabulary.words) == case["idx2sym"]
     if case["ids_add_eos"] is not None:
         ids = vocabulary.encode(case["text"], add_eos=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from txl.config.machine import HardwareConfig
-from txl.config.precision import Arithmetic
 from txl.errors import ConfigError
 from txl.system import devices, hardware
 from txl.system.devices import pick_device, set_threads, threads_per_rank
@@ -130,30 +129,6 @@ def test_threads_are_set_for_cpu_ranks_unless_the_environment_says_so(monkeypatc
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
     set_threads(torch.device("cpu"), 1)
     assert chosen == [1]
-
-
-# --------------------------------------------------------------------------- peak speed
-
-
-@pytest.mark.parametrize(
-    "gpu, arithmetic, teraflops",
-    [
-        ("Tesla V100-SXM2-16GB", "fp16", 125),
-        ("V100", "fp32", 15.7),
-        ("Tesla V100-SXM3-32GB", "bf16", None),
-        ("NVIDIA A100-SXM4-40GB", "tf32", 156),
-        ("A100", "bf16", 312),
-        ("NVIDIA H100 80GB HBM3", "bf16", 989),
-        ("NVIDIA H100 PCIe", "bf16", 756),
-        ("NVIDIA H200", "bf16", 989),
-        ("Tesla T4", "fp16", 65),
-        ("NVIDIA T400 4GB", "fp16", None),
-        ("AMD Instinct MI300X", "bf16", None),
-    ],
-)
-def test_peak_is_the_data_sheets(gpu, arithmetic, teraflops):
-    found = hardware.peak_flops(gpu, Arithmetic[arithmetic])
-    assert found == (None if teraflops is None else teraflops * 1e12)
 
 
 # --------------------------------------------------------------------------- the record

@@ -18,7 +18,7 @@ from txl.config.geometry import Geometry
 from txl.config.tracking import TrackingConfig, WandbConfig, WandbMode
 from txl.system import console
 from txl.system.console import bar_line, printable, seconds_left, shows_progress
-from txl.tracking.metrics_file import cut_back, flat, plain
+from txl.tracking.metrics_file import cut_back
 from txl.tracking.tracker import Tracker
 from txl.tracking.wandb_sink import run_id
 
@@ -212,13 +212,6 @@ def test_cut_back_counts_what_it_drops_and_keeps_other_kinds(tmp_path):
     path.write_text('{"kind": "train", "step": 9}\n{"kind": "note", "step": 9}\n[]\n{"kind": "test", "step": 1}\n{"ki')
     assert cut_back(path, 5) == 4
     assert path.read_text() == '{"kind": "note", "step": 9}\n'
-
-
-def test_plain_values_are_strict_json():
-    numpy = pytest.importorskip("numpy")
-    values = {1: numpy.float32(0.5), "a": (Path("x"), None, True, numpy.int64(3)), "b": {"c": float("-inf")}}
-    assert plain(values) == {"1": 0.5, "a": ["x", None, True, 3], "b": {"c": None}}
-    assert flat({"a": {"b": {"c": 1}}, "d": 2}) == {"a/b/c": 1, "d": 2}
 
 
 # --------------------------------------------------------------------------- terminals and pipes

@@ -28,6 +28,7 @@ from txl.data.encode import CHUNK
 from txl.data.synthetic_text import write_text
 from txl.data.vocabulary import EOS, WordVocabulary
 from txl.errors import ConfigError
+from txl.files import write_json
 from txl.system.hardware import cpu_model
 from txl.system.versions_and_devices import environment_record
 
@@ -51,7 +52,7 @@ def run(config: BenchmarkConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="encoding-") as name:
         folder = Path(name)
         check_disk(folder, config.benchmark.megabytes)
-        (folder / "config.json").write_text(json.dumps(to_dict(replace(config, data=made_up(config.data, folder)))))
+        write_json(folder / "config.json", to_dict(replace(config, data=made_up(config.data, folder))))
         text = measure("write", folder)
         print(f"{cpu_model()}, {text['megabytes']:.0f} MB of words")
         print("  ".join(COLUMNS))
@@ -68,7 +69,7 @@ def run(config: BenchmarkConfig) -> int:
     if config.benchmark.json:
         file = Path(config.benchmark.json)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"machine": environment_record(), "rows": rows}, indent=1) + "\n")
+        write_json(file, {"machine": environment_record(), "rows": rows}, indent=1)
     return 0 if plain["equal"] else 1
 
 

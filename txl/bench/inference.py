@@ -21,6 +21,7 @@ from txl.errors import ConfigError
 from txl.evaluate.kv_cache import places
 from txl.evaluate.load_model import choose_runtime, in_runtime, load
 from txl.evaluate.loss import LossSum, advance
+from txl.files import write_json
 from txl.model.transformer import TransformerXL
 from txl.system.devices import keep_freed_memory, pick_device, set_threads
 from txl.system.hardware import cpu_model
@@ -68,7 +69,7 @@ def run(config: BenchmarkConfig) -> int:
     if config.benchmark.json:
         file = Path(config.benchmark.json)
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"machine": machine, "rows": rows}, indent=1) + "\n")
+        write_json(file, {"machine": machine, "rows": rows}, indent=1)
     return 0
 
 

@@ -3,7 +3,6 @@
 Tokens are made up and follow Zipf's law, as words do: the adaptive softmax then does the work that it does on a text.
 """
 
-import json
 import resource
 import statistics
 import time
@@ -19,6 +18,7 @@ from txl.config.precision import Arithmetic
 from txl.config.rules import check_cpu_arithmetic
 from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.synthetic_text import zipf_tokens
+from txl.files import write_json
 from txl.model.attention import choose_backend
 from txl.model.linear import linear
 from txl.plan.run_plan import make_plan
@@ -237,4 +237,4 @@ def peak_memory(device: torch.device) -> int:
 
 def write_table(file: Path, rows: list[dict]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(json.dumps({"machine": environment_record(), "rows": rows}, indent=1, default=str) + "\n")
+    write_json(file, {"machine": environment_record(), "rows": rows}, indent=1)

@@ -11,7 +11,6 @@ A folder without the rename is not a checkpoint, and one whose checksums do not 
 one before it. Only plain tensors and containers are stored, so loading never runs code.
 """
 
-import hashlib
 import json
 import logging
 import os
@@ -22,6 +21,7 @@ from pathlib import Path
 import torch
 
 from txl.errors import ConfigError
+from txl.files import sha256_of_file, write_json
 from txl.system.distributed import World, barrier, gather_objects
 
 log = logging.getLogger(__name__)
@@ -145,22 +145,14 @@ def is_whole(folder: Path) -> bool:
 
 def write(path: Path, value) -> dict:
     """Write a .pt or .json file through to the disk; returns its size and checksum."""
-    with open(path, "wb") as file:
-        if path.suffix == ".json":
-            file.write((json.dumps(value, indent=1) + "\n").encode())
-        else:
+    if path.suffix == ".json":
+        write_json(path, value, indent=1, keep_non_finite=True)  # no validation yet: the best loss is infinite
+    else:
+        with open(path, "wb") as file:
             torch.save(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    return {"bytes": path.stat().st_size, "sha256": checksum(path)}
-
-
-def checksum(path: Path) -> str:
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+            file.flush()
+            os.fsync(file.fileno())
+    return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
 def commit(partial: Path, final: Path) -> None:
@@ -216,7 +208,7 @@ def verify(folder: Path) -> dict:
         path = folder / name
         if not path.exists():
             raise CheckpointError(f"checkpoint {folder} is torn: {name} is missing")
-        if path.stat().st_size != expected["bytes"] or checksum(path) != expected["sha256"]:
+        if path.stat().st_size != expected["bytes"] or sha256_of_file(path) != expected["sha256"]:
             raise CheckpointError(f"checkpoint {folder} is torn: {name} is not what its manifest says")
     return manifest
 

@@ -15,6 +15,8 @@ from txl.config.error_messages import clear_error
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node
 from txl.errors import ConfigError
 
+REMOVED = ("data.url", "data.sha256")  # options of earlier versions; stored configurations may still have them
+
 Config = TypeVar("Config", RunConfig, EvaluateConfig, BenchmarkConfig)
 
 
@@ -82,12 +84,22 @@ def to_dict(config: Any) -> Any:
     return config
 
 
+def without_removed(values: dict[str, Any]) -> dict[str, Any]:
+    """Drops the options that this version no longer has from a stored configuration."""
+    kept = dict(values)
+    for key in REMOVED:
+        section, _, name = key.rpartition(".")
+        if isinstance(kept.get(section), dict):
+            kept[section] = {option: value for option, value in kept[section].items() if option != name}
+    return kept
+
+
 def from_dict(values: dict[str, Any], kind: type[Config] = RunConfig) -> Config:
     """The inverse of `to_dict`: keys and types are checked, rules are not (they held where it was written)."""
     if not isinstance(values, dict):
         raise ConfigError(f"a configuration is a table of keys, not {type(values).__name__}: the file is damaged")
     try:
-        cfg = OmegaConf.merge(OmegaConf.structured(kind), values)
+        cfg = OmegaConf.merge(OmegaConf.structured(kind), without_removed(values))
         return _build(kind, OmegaConf.to_container(cfg, throw_on_missing=True), kind)
     except OmegaConfBaseException as error:
         raise clear_error(error, kind) from None

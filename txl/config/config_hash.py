@@ -3,14 +3,13 @@
 Decided from the configuration alone, as the rules are.
 """
 
-import hashlib
-import json
 import os
 from typing import Any
 
 from txl.config.compose import to_dict
 from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig
+from txl.files import flatten, sha256_of_json
 
 # What cannot change the mathematics of training: a resume may change it, and it does not make another run.
 FREE = """
@@ -20,8 +19,13 @@ FREE = """
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
     train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
-    data.path data.cache data.url data.sha256 data.vocab_size data.shards
+    data.path data.cache data.vocab_size data.shards
 """
+
+
+# Options that came after runs existed, and the value with which a run computes what it computed before. An option with
+# that value is not part of the hash, so that existing runs keep their folder. A new option outside FREE belongs here.
+ADDED: dict[str, Any] = {}
 
 
 # Where the text is: part of a run's name, but it may move between two starts (its content has a fingerprint).
@@ -34,7 +38,7 @@ def mathematics(values: dict[str, Any]) -> dict[str, Any]:
     The number of steps is no part of it, unless the learning rate's curve ends there: a longer run goes on where
     the shorter one stopped. The validation interval is one where the plateau schedule counts validations.
     """
-    keys = {key: value for key, value in flat(values).items() if not is_free(key)}
+    keys = {key: value for key, value in flatten(values).items() if not is_free(key)}
     keys.setdefault("init_from", None)  # older checkpoints do not know it
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
@@ -51,15 +55,8 @@ def config_hash(config: RunConfig) -> str:
     keys = mathematics(to_dict(config))
     folder = config.data.path or ""
     keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
-    return hashlib.sha256(json.dumps(keys, sort_keys=True).encode()).hexdigest()[:8]
-
-
-def flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"train": {"lr": 1}} -> {"train.lr": 1}"""
-    keys: dict[str, Any] = {}
-    for name, value in values.items():
-        keys |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return keys
+    keys = {key: value for key, value in keys.items() if key not in ADDED or value != ADDED[key]}
+    return sha256_of_json(keys)[:8]
 
 
 def is_free(key: str) -> bool:

@@ -46,6 +46,4 @@ class DataConfig:
     vocab_size: int | None = None  # what encoding must yield, where it is known
     metric: Metric = MISSING
     cache: str = MISSING  # folder of the encoded splits
-    url: str | None = None
-    sha256: str | None = None
     max_bytes: int | None = None  # size cap of the corpus made from the standard library

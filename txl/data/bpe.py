@@ -15,7 +15,7 @@ import numpy as np
 
 from txl.data.text_blocks import Span, as_text, pretoken_blocks
 from txl.errors import ConfigError
-from txl.files import digest
+from txl.files import sha256_of_json
 
 END = "<|endoftext|>"
 
@@ -83,7 +83,7 @@ class BpeVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.to_dict())
+        return sha256_of_json(self.to_dict())
 
 
 @cache

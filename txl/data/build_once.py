@@ -6,7 +6,6 @@ work while the others wait; the system lifts the lock when its holder ends, kill
 
 import contextlib
 import errno
-import fcntl
 import logging
 import os
 import secrets
@@ -16,11 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from txl.errors import ConfigError
+from txl.files import LocksUnsupportedError, lock_file
 
 log = logging.getLogger(__name__)
-
-
-NO_LOCKS = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 
 EXISTS = {errno.EEXIST, errno.ENOTEMPTY}
@@ -69,13 +66,10 @@ def _locked(folder: Path) -> Iterator[bool]:
     with open(folder.with_name(f".{folder.name}.lock"), "a") as lock:
         alone = True
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another process, which is making %s", folder)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
+            if not lock_file(lock):
+                log.info("waiting for another process, which is making %s", folder)
+                lock_file(lock, wait=True)
+        except LocksUnsupportedError as error:
             log.warning("%s: no locks here (%s); processes that start together each do the work", folder.parent, error)
             alone = False
         yield alone

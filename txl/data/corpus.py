@@ -33,7 +33,7 @@ from txl.data.find_files import find_files, find_vocabulary, identity
 from txl.data.splits import SPLITS, Files, cut
 from txl.data.vocabulary import EOS, UNK, Vocabulary, WordVocabulary, vocabulary_from_dict
 from txl.errors import ConfigError
-from txl.files import digest, read_json
+from txl.files import read_json, sha256_of_json
 
 if TYPE_CHECKING:
     pass
@@ -152,7 +152,7 @@ def _cache_folder(data: DataConfig, sources: list[dict], vocabulary: list[dict] 
     if sources[0]["key"] == "file":
         how |= {"split_bytes": data.split_bytes} if data.split_bytes else {"split": data.split}
     name = re.sub(r"[^\w.+-]", "_", data.name)
-    return Path(data.cache).expanduser() / f"{name}-{digest(how)[:16]}"
+    return Path(data.cache).expanduser() / f"{name}-{sha256_of_json(how)[:16]}"
 
 
 def _is_whole(folder: Path) -> bool:

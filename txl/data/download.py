@@ -10,7 +10,6 @@ checksum holds, and nothing is written outside the folder.
 """
 
 import argparse
-import fcntl
 import gzip
 import hashlib
 import os
@@ -24,12 +23,14 @@ import urllib.request
 import zipfile
 import zlib
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.client import HTTPException, HTTPResponse
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import IO
 from urllib.parse import unquote, urlsplit
+
+from txl.files import hash_of_file, lock_file, sha256_of_file
 
 USER_AGENT = "txl-download/0.1"  # some servers refuse a client without a name
 
@@ -66,7 +67,7 @@ class Source:
         return self.sha256 or self.git_blob
 
     def checksum_of(self, path: Path) -> str:
-        return git_blob_of(path) if self.git_blob else sha256_of(path)
+        return git_blob_of(path) if self.git_blob else sha256_of_file(path)
 
 
 LM1B = "1-billion-word-language-modeling-benchmark-r13output"
@@ -143,7 +144,7 @@ def _install(source: Source, folder: Path) -> list[Path]:
         unpacked.mkdir()
         names = unpack(archive, unpacked, source.files)
         for name, expected in source.file_sha256.items():
-            found = sha256_of(unpacked / name)
+            found = sha256_of_file(unpacked / name)
             if found != expected:
                 raise DownloadError(f"{name} of {source.url} has sha256 {found}, expected {expected}")
         for name in names:
@@ -156,12 +157,9 @@ def _install(source: Source, folder: Path) -> list[Path]:
 @contextmanager
 def _claimed(work: Path) -> Iterator[None]:
     with open(work / "lock", "a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise DownloadError(f"another download into {work.parent} is at work; wait for it") from None
-        except OSError:
-            pass  # a filesystem without locks
+        with suppress(OSError):  # a file system without locks
+            if not lock_file(lock):
+                raise DownloadError(f"another download into {work.parent} is at work; wait for it")
         yield
 
 
@@ -277,18 +275,7 @@ class Progress:
 
 def git_blob_of(path: Path) -> str:
     """What git calls a file of this content."""
-    return _hexdigest(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
-
-
-def sha256_of(path: Path) -> str:
-    return _hexdigest(path, hashlib.sha256())
-
-
-def _hexdigest(path: Path, digest) -> str:
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
+    return hash_of_file(path, hashlib.sha1(b"blob %d\0" % path.stat().st_size))
 
 
 # --------------------------------------------------------------------------- unpacking

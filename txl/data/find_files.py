@@ -121,9 +121,6 @@ def _remedy(data: DataConfig) -> str:
     if data.name in SOURCES:
         elsewhere = "" if folder == Path(os.environ.get("TXL_DATA", "data")) / data.name else f" --to {data.path}"
         return f"get it: python -m txl.download {data.name}{elsewhere}"
-    if data.url:
-        checksum = f" --sha256 {data.sha256}" if data.sha256 else ""
-        return f"get it: python -m txl.download {data.url} --to {data.path}{checksum}"
     return "put train.txt, valid.txt and test.txt there"
 
 

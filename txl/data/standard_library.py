@@ -1,7 +1,6 @@
 """A text that every machine has: the source files of Python's standard library."""
 
 import hashlib
-import json
 import os
 import sysconfig
 from pathlib import Path
@@ -9,7 +8,7 @@ from pathlib import Path
 from txl.data.build_once import made_once
 from txl.data.splits import SPLITS, Files
 from txl.errors import ConfigError
-from txl.files import read_json, write_json
+from txl.files import read_json, sha256_of_json, write_json
 
 # --------------------------------------------------------------------------- the standard library
 
@@ -29,7 +28,7 @@ def standard_library(cache: Path, max_bytes: int) -> Files:
     root = Path(sysconfig.get_paths()["stdlib"])
     files = _library_files(root)
     listing = [(name, status.st_size, status.st_mtime_ns) for name, status in files.items()]
-    key = hashlib.sha256(json.dumps([max_bytes, str(root), listing]).encode()).hexdigest()[:16]
+    key = sha256_of_json([max_bytes, str(root), listing])[:16]
 
     def make(draft: Path) -> None:
         texts = _deal(root, list(files), max_bytes)

@@ -8,8 +8,7 @@ Words are what white space separates, and `<eos>` ends every line, also an empty
 unbroken stream without `<eos>`.
 """
 
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ import numpy as np
 from txl.data.bpe import BpeVocabulary
 from txl.data.text_blocks import Span, as_text, word_blocks
 from txl.errors import ConfigError
-from txl.files import digest
+from txl.files import sha256_of_json
 
 EOS, UNK = "<eos>", "<unk>"
 
@@ -70,17 +69,6 @@ class WordVocabulary:
     @cached_property
     def unk_id(self) -> int | None:
         return self.ids.get(self.unk)
-
-    @staticmethod
-    def build(
-        files: Sequence[Path], lower_case: bool = False, min_freq: int = 0, max_size: int | None = None
-    ) -> "WordVocabulary":
-        """From the words of text files (see `from_counts`)."""
-        counts: Counter[str] = Counter()
-        for path in files:
-            for _, text in word_blocks(Span.whole(Path(path), "data.train")):
-                counts.update(split_words(text, lower_case, eos=None))
-        return WordVocabulary.from_counts(counts, lower_case, min_freq, max_size)
 
     @staticmethod
     def from_counts(
@@ -173,7 +161,7 @@ class WordVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.to_dict())
+        return sha256_of_json(self.to_dict())
 
 
 class ByteVocabulary:
@@ -214,7 +202,7 @@ class ByteVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.to_dict())
+        return sha256_of_json(self.to_dict())
 
 
 class CharVocabulary:
@@ -255,7 +243,7 @@ class CharVocabulary:
 
     @property
     def fingerprint(self) -> str:
-        return digest(self.to_dict())
+        return sha256_of_json(self.to_dict())
 
 
 Vocabulary = WordVocabulary | ByteVocabulary | CharVocabulary | BpeVocabulary

@@ -1,6 +1,5 @@
 """What `evaluate.py` does on a rank: the model of a checkpoint, in the runtime asked for, over splits or typed text."""
 
-import json
 import math
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from txl.errors import ConfigError
 from txl.evaluate.load_model import choose_runtime, geometry_of, in_runtime, load
 from txl.evaluate.loss import MISSED_TARGET, Progress, Result, evaluate, evaluation_stream
 from txl.evaluate.typed_text import typed_tokens
+from txl.files import write_json
 from txl.system.distributed import World, columns_of
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.system.timing import percentiles
@@ -53,7 +53,7 @@ class Evaluator:
     def run(self) -> int:
         result = self.text() if self.config.text is not None else self.splits()
         if self.world.is_main and self.config.json:
-            Path(self.config.json).write_text(json.dumps(result, indent=1) + "\n")
+            write_json(Path(self.config.json), result, indent=1)
         if self.world.is_main and self.config.npz:
             seconds = np.array(self.latencies)
             speed = self.batch_size * self.geometry.tgt_len / seconds

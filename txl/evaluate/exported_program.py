@@ -17,6 +17,7 @@ from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import check_cacheable, read
+from txl.files import write_json
 from txl.model.positions import window_of
 from txl.model.transformer import TransformerXL
 
@@ -125,7 +126,7 @@ def make_program(step: Step, runtime: Runtime, batch_size: int, path: str | None
         check_purpose(file, made_for)
     else:
         make(step, batch_size, file)
-        described(file).write_text(json.dumps(made_for, indent=1) + "\n")
+        write_json(described(file), made_for, indent=1)
     return load_program(file, runtime)  # what was written is what is measured
 
 

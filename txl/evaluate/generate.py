@@ -1,6 +1,5 @@
 """What `evaluate.py task=generate` does: prompts read, texts written to the terminal as they come into being."""
 
-import json
 import sys
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from txl.evaluate.load_model import choose_runtime, geometry_of, load
 from txl.evaluate.sampling import Continuation, Sampling, continue_texts
 from txl.evaluate.text_stream import TextStream, to_text
 from txl.evaluate.typed_text import typed_tokens
+from txl.files import write_json
 from txl.system.console import printable
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 
@@ -46,7 +46,7 @@ def write(config: EvaluateConfig, device: torch.device) -> int:
             print(f"--- {printable(prompt)}\n{printable(to_text(loaded.vocab, tokens + text.tokens))}")
     if config.json:
         written = [record(loaded.vocab, *each) for each in zip(prompts, ids, texts, strict=True)]
-        Path(config.json).write_text(json.dumps(written, indent=1) + "\n")
+        write_json(Path(config.json), written, indent=1)
     return 0
 
 

@@ -17,7 +17,7 @@ from txl.config.config_hash import config_hash
 from txl.config.schema import RunConfig
 from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
-from txl.files import PROJECT
+from txl.files import PROJECT, write_json
 from txl.launch.slurm_environment import slurm_variables
 from txl.plan.run_plan import make_plan
 from txl.system.process_exit import leave
@@ -53,9 +53,7 @@ def preflight(config: RunConfig, run_dir: Path) -> int:
         began = time.time()
         problems += check_with_torch(config)
         report["torch_seconds"] = round(time.time() - began, 1)
-    partial = folder / f".rank_{rank}.partial"
-    partial.write_text(json.dumps(report))
-    partial.rename(folder / f"rank_{rank}.json")
+    write_json(folder / f"rank_{rank}.json", report)
     if rank != 0:
         return 0
     reports = gather(folder, size)
@@ -63,7 +61,7 @@ def preflight(config: RunConfig, run_dir: Path) -> int:
     print(table(reports), flush=True)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr, flush=True)
-    (run_dir / "preflight.json").write_text(json.dumps({"problems": problems, "ranks": reports}, indent=1) + "\n")
+    write_json(run_dir / "preflight.json", {"problems": problems, "ranks": reports}, indent=1)
     shutil.rmtree(folder)
     print(f"preflight: {len(problems)} problem(s), {len(reports)} of {size} ranks", flush=True)
     if problems:

@@ -1,6 +1,5 @@
 """The files of a run folder: configuration, plan, a copy of the code."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import yaml
 
 from txl.config.compose import from_dict, to_dict
 from txl.config.schema import BenchmarkConfig, RunConfig
-from txl.files import PROJECT
+from txl.files import PROJECT, write_json
 from txl.plan.run_plan import Plan
 
 
@@ -22,7 +21,7 @@ def write_run_folder(config: RunConfig, plan: Plan, run_dir: Path, code: bool = 
     """config.yaml, plan.json and a copy of the code that runs."""
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    (run_dir / "plan.json").write_text(json.dumps(plan.to_dict(), indent=1) + "\n")
+    write_json(run_dir / "plan.json", plan.to_dict(), indent=1)
     if code:
         copy_code(run_dir / "code")
 

@@ -1,12 +1,12 @@
 """The lock of a run folder: one training writes in it at a time."""
 
 import contextlib
-import fcntl
 import os
 import socket
 from pathlib import Path
 
 from txl.errors import ConfigError
+from txl.files import lock_file
 
 
 @contextlib.contextmanager
@@ -16,9 +16,7 @@ def held_lock(run_dir: Path, insist: bool = True):
     `insist=False`: a lost node may hold it still; go on without (rank.Attempt keeps such a process from writing).
     """
     with open(run_dir / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        if not lock_file(lock):
             if not insist:
                 yield lock
                 return
@@ -26,7 +24,7 @@ def held_lock(run_dir: Path, insist: bool = True):
             raise ConfigError(
                 f"run_dir={run_dir} is in use by {lock.read() or 'another process'}; "
                 "wait for it, stop it, or choose another run_dir"
-            ) from None
+            )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
@@ -38,8 +36,4 @@ def in_use(run_dir: Path) -> bool:
     if not (run_dir / ".lock").exists():
         return False
     with open(run_dir / ".lock", "a+") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
+        return not lock_file(lock)

@@ -7,7 +7,6 @@ A job is one run folder: what its ranks run is the configuration that was valida
     RUN_DIR/slurm/17_3_log.out     what rank 3 printed, all attempts in one
 """
 
-import json
 import os
 import re
 import shutil
@@ -19,6 +18,7 @@ from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
+from txl.files import write_json
 from txl.launch.choose_checkpoint import check_resume, check_source, find_checkpoint, is_finished, newest_checkpoint
 from txl.launch.job_state import ENDED, Submitted, state_of
 from txl.launch.prepare import check_splits
@@ -168,7 +168,7 @@ def submit_together(points: list[tuple[RunConfig, Plan, Path]], parallel: int | 
     for (*_, run_dir), job in zip(points, jobs, strict=True):
         one = Submitted(run_dir, job.job_id, folder / "slurm" / f"{job.job_id}_0_log.out")
         record = {"job": one.job, "log": str(one.log), "submitted": time.time()}
-        (run_dir / "slurm" / "job.json").write_text(json.dumps(record) + "\n")
+        write_json(run_dir / "slurm" / "job.json", record)
         submitted.append(one)
     return submitted
 

@@ -7,7 +7,6 @@ cluster=slurm submits; cluster=local runs a single rank right here, or starts on
 """
 
 import contextlib
-import json
 import os
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from typing import IO
 
 from txl.config.compose import to_dict
 from txl.config.schema import EvaluateConfig, RunConfig, Task
+from txl.files import write_json
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import Start, prepare
 from txl.launch.run_folder import write_run_folder
@@ -101,7 +101,7 @@ def run_training_ranks(config: RunConfig, start: Start, lock: IO | None) -> int:
         if config.debug:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="debug-")))
             write_run_folder(config, start.plan, folder, code=False)
-        (folder / "start.json").write_text(json.dumps({"checkpoint": start.checkpoint}) + "\n")
+        write_json(folder / "start.json", {"checkpoint": start.checkpoint})
         return run_local_ranks("txl.launch.rank", [str(folder)], start.plan.world_size, folder, lock)
 
 
@@ -126,5 +126,5 @@ def evaluate(config: EvaluateConfig) -> int:
     if "RANK" in os.environ or size == 1 or config.task is Task.generate:
         return run_rank(config, World.from_environment())
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / "evaluate.json").write_text(json.dumps(to_dict(config)))
+        write_json(Path(folder) / "evaluate.json", to_dict(config))
         return run_local_ranks("txl.launch.evaluation_rank", [folder], size, Path(folder))

@@ -5,7 +5,7 @@ import json
 import sys
 from pathlib import Path
 
-from txl.config.config_hash import flat
+from txl.files import flatten
 from txl.launch.job_state import Submitted, accounting_says, controller_says
 from txl.launch.run_lock import in_use
 
@@ -49,7 +49,7 @@ def table(runs: list[Path]) -> str:
 def configuration(run: Path) -> dict:
     import yaml
 
-    return flat(yaml.load((run / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
+    return flatten(yaml.load((run / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
 
 
 def points(configurations: list[dict]) -> list[str]:

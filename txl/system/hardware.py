@@ -1,4 +1,4 @@
-"""The machine: its accelerators, cores, peak speed, and a record of it all for the run folder.
+"""The machine: its accelerators, cores and memory.
 
 Nothing here needs torch until a device is picked: the plan of a run must answer at once.
 """
@@ -10,26 +10,7 @@ import platform
 import re
 import subprocess
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
-
-from txl.config.precision import Arithmetic
-
-if TYPE_CHECKING:
-    pass
-
-
-TERA = 1e12
-
-
-# Dense matrix products, from the vendor's data sheets, without sparsity; V100 and T4 know neither TF32 nor bf16.
-# The first pattern found in a GPU's name counts.
-PEAK_TERAFLOPS = {
-    r"H100.*PCIe|H100 PCIe": {"fp64": 51, "fp32": 51, "tf32": 378, "bf16": 756, "fp16": 756},
-    r"H100|H200": {"fp64": 67, "fp32": 67, "tf32": 494.5, "bf16": 989, "fp16": 989},
-    r"A100": {"fp64": 19.5, "fp32": 19.5, "tf32": 156, "bf16": 312, "fp16": 312},
-    r"V100": {"fp64": 7.8, "fp32": 15.7, "fp16": 125},
-    r"\bT4\b": {"fp64": 0.25, "fp32": 8.1, "fp16": 65},
-}
+from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
@@ -105,15 +86,6 @@ def core_set(text: str) -> set[int]:
         first, _, last = part.partition("-")
         cores |= set(range(int(first), int(last or first) + 1))
     return cores
-
-
-def peak_flops(gpu: str, arithmetic: Arithmetic) -> float | None:
-    """FLOP/s of dense matrix products on one GPU, by its name; None for an unknown one or a missing unit."""
-    for pattern, teraflops in PEAK_TERAFLOPS.items():
-        if re.search(pattern, gpu, re.IGNORECASE):
-            peak = teraflops.get(arithmetic.value)
-            return None if peak is None else peak * TERA
-    return None
 
 
 def cpu_model() -> str:

@@ -13,10 +13,11 @@ from pathlib import Path
 
 from txl.config.geometry import Geometry
 from txl.config.tracking import TrackingConfig, WandbMode
+from txl.files import flatten, json_values, write_json
 from txl.system.console import ProgressBar, log_to_console, printable, shows_progress
 from txl.system.versions_and_devices import environment_record
 from txl.tracking import dllogger
-from txl.tracking.metrics_file import cut_back, flat, plain, write_json
+from txl.tracking.metrics_file import cut_back
 from txl.tracking.wandb_sink import WandbSink
 
 log = logging.getLogger(__name__)
@@ -61,9 +62,9 @@ class Tracker:
         if config.dllogger:
             file = run_dir / config.dllogger
             cut_back(file, resume_step or 0, dllogger.stays)
-            self._dllogger = dllogger.DLLogger(file, plain(run_config))
+            self._dllogger = dllogger.DLLogger(file, json_values(run_config))
         if config.environment:
-            write_json(run_dir / "environment.json", environment_record())
+            write_json(run_dir / "environment.json", environment_record(), indent=1)
         if config.wandb.mode is not WandbMode.none:
             self._wandb = WandbSink(run_dir, config.wandb, run_config)
 
@@ -187,13 +188,13 @@ class Tracker:
         if self.run_dir is not None:
             self.message(f"Run folder: {self.run_dir}")
             if self.is_main:
-                write_json(self.run_dir / "summary.json", values)
+                write_json(self.run_dir / "summary.json", values, indent=1)
         if self._dllogger is not None:
             loss = values["best_valid_loss"]
             best = {"loss": loss, self.metric: score_of(loss, self.metric)} if math.isfinite(loss) else {}
-            self._dllogger.write([], plain(dllogger.summary(values, best)))
+            self._dllogger.write([], json_values(dllogger.summary(values, best)))
         if self._wandb is not None:
-            self._wandb.summary(flat(plain(values)))
+            self._wandb.summary(flatten(json_values(values), "/"))
 
     def close(self, exit_code: int = 0) -> None:
         """Finish everything; wandb gets a limited time for it. Calling it twice is harmless."""
@@ -235,11 +236,11 @@ class Tracker:
 
     def _record(self, kind: str, step: int, values: dict) -> None:
         if self._metrics is not None:
-            line = plain({"kind": kind, "step": step} | values | {"time": round(time.time(), 3)})
+            line = json_values({"kind": kind, "step": step} | values | {"time": round(time.time(), 3)})
             self._metrics.write(json.dumps(line) + "\n")
             self._metrics.flush()
         if self._dllogger is not None and kind != "test":  # the tested weights' results are in its summary
-            self._dllogger.log(kind, step, plain(values))
+            self._dllogger.log(kind, step, json_values(values))
         if self._wandb is not None:
             named = {f"{kind}/{key}": value for key, value in values.items()}
             # The tested weights may be older than the last step, and wandb takes no step back.
