@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.tiny import PROJECT, environment
-from txl.model.attention import attend, by_key
+from txl.model.attention import attention_with_bias, relative_shift
 
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
@@ -41,9 +41,9 @@ def results(attention, inputs: list[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def plain(query, key, value, by_distance, window, dropatt=0.0, kept=None):
-    bias = by_key(by_distance, key.shape[2], window)
+    bias = relative_shift(by_distance, key.shape[2], window)
     if kept is None:
-        return attend(query, key, value, bias, dropatt)
+        return attention_with_bias(query, key, value, bias, dropatt)
     probability = (query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5 + bias).softmax(-1)
     return (probability * kept / (1 - dropatt)) @ value
 
@@ -79,7 +79,7 @@ def test_dropout_drops_the_same_in_both_passes_and_as_much_as_asked():
     # Values that are one-hot show the probabilities themselves, and so which of them were dropped.
     weights = fused(query, key, torch.eye(40).expand_as(value), by_distance)
     kept = weights != 0
-    seen = by_key(by_distance, 40, 29) > -torch.inf
+    seen = relative_shift(by_distance, 40, 29) > -torch.inf
     assert not (kept & ~seen).any()
     assert 0.65 < kept.sum() / seen.sum() < 0.75
     inputs = [query, key, value, by_distance]

@@ -8,20 +8,26 @@ import torch
 
 from tests.support.optimizers import optimizer_config
 from tests.support.tiny import model_config
-from txl.model.sampled_softmax import Sample, Sampler, probability, sample_softmax, sampled_loss
+from txl.model.sampled_softmax import (
+    SampledWords,
+    WordSampler,
+    log_uniform_probability,
+    prepare_sampled_softmax,
+    sampled_loss,
+)
 from txl.model.transformer import TransformerXL
 from txl.optim.build import build_optimizer
-from txl.optim.clipping import clip
+from txl.optim.clipping import clip_gradients
 from txl.system.distributed import average_rows
 
 V = 60
 
 
-def build(count=None, vocab_size=V, **changes) -> tuple[TransformerXL, Sampler, list]:
+def build(count=None, vocab_size=V, **changes) -> tuple[TransformerXL, WordSampler, list]:
     torch.manual_seed(1)
     model = TransformerXL(model_config(adaptive=False, **changes), vocab_size, [], 16).double().train()
     torch.nn.init.normal_(model.softmax.biases[0])
-    return model, *sample_softmax(model, count, seed=3)
+    return model, *prepare_sampled_softmax(model, count, seed=3)
 
 
 def batch(vocab_size=V) -> tuple[torch.Tensor, torch.Tensor]:
@@ -33,33 +39,33 @@ def batch(vocab_size=V) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def test_single_words_are_drawn_log_uniformly():
-    expected = probability(torch.arange(V, dtype=torch.float64), V)
+    expected = log_uniform_probability(torch.arange(V, dtype=torch.float64), V)
     assert expected.sum().item() == pytest.approx(1) and expected[0] / expected[3] == pytest.approx(
         math.log(2) / math.log(5 / 4)
     )
-    sampler, draws = Sampler(V, 1, seed=0), 20_000
+    sampler, draws = WordSampler(V, 1, seed=0), 20_000
     drawn = torch.cat([sampler.draw(step).words for step in range(draws)]).bincount(minlength=V)
     chi_square = ((drawn - draws * expected) ** 2 / (draws * expected)).sum().item()
     assert chi_square < 110  # 59 degrees of freedom: above that once in 20,000 generators
 
 
 def test_drawn_words_are_distinct_and_stand_for_all_without_bias():
-    sampler, value = Sampler(V, 12, seed=0), torch.linspace(-1, 3, V).exp().double()
+    sampler, value = WordSampler(V, 12, seed=0), torch.linspace(-1, 3, V).exp().double()
     samples = [sampler.draw(step) for step in range(4000)]
     assert all(len(sample.words.unique()) == 12 for sample in samples)
-    sums = torch.stack([(value[s.words] / s.log_chance(s.words).exp()).sum() for s in samples])
+    sums = torch.stack([(value[s.words] / s.log_inclusion_probability(s.words).exp()).sum() for s in samples])
     assert abs(sums.mean() - value.sum()) < 4 * sums.std() / len(sums) ** 0.5
     assert sums.std() > 0.1 * value.sum()
 
 
 def test_what_is_drawn_is_a_function_of_seed_and_step_alone():
-    one, other = Sampler(V, 12, seed=5), Sampler(V, 12, seed=5)
+    one, other = WordSampler(V, 12, seed=5), WordSampler(V, 12, seed=5)
     forward = [one.draw(step) for step in range(4)]
     for step in (3, 0, 2, 1):
         again = other.draw(step)
         assert torch.equal(again.words, forward[step].words) and again.time == forward[step].time
     assert not torch.equal(forward[0].words, forward[1].words)
-    assert not torch.equal(forward[0].words, Sampler(V, 12, seed=6).draw(0).words)
+    assert not torch.equal(forward[0].words, WordSampler(V, 12, seed=6).draw(0).words)
 
 
 # --------------------------------------------------------------------------- the loss
@@ -94,21 +100,21 @@ def test_the_loss_approaches_the_exact_one_as_more_words_are_drawn():
     exact = model.total_loss(hidden, target)[1].item()
     away = []
     for count in (6, 20, 40, 55, V):
-        sampler = Sampler(V, count, seed=3)
+        sampler = WordSampler(V, count, seed=3)
         nats = [sampled_loss(model, hidden, target, 1.0, sampler.draw(step))[1].item() for step in range(30)]
         away.append(abs(sum(nats) / len(nats) - exact) / exact)
     assert away == sorted(away, reverse=True)
     assert away[0] > 0.2 and away[3] < 0.05 and away[4] < 1e-12
 
 
-def test_a_target_that_was_drawn_is_no_rival_of_itself():
+def test_a_target_that_was_drawn_is_no_negative_of_itself():
     model, _, _ = build()
     hidden = batch()[0][:, :1]
     target, words = torch.tensor([[7], [7]]), torch.tensor([2, 7, 11])
-    with_it, without = Sample(words, 3.0, V), Sample(words[words != 7], 3.0, V)
+    with_it, without = SampledWords(words, 3.0, V), SampledWords(words[words != 7], 3.0, V)
     (one, _), (other, _) = (sampled_loss(model, hidden, target, 1.0, sample) for sample in (with_it, without))
     torch.testing.assert_close(one, other)
-    alone, _ = sampled_loss(model, hidden, target, 1.0, Sample(torch.tensor([7]), 3.0, V))
+    alone, _ = sampled_loss(model, hidden, target, 1.0, SampledWords(torch.tensor([7]), 3.0, V))
     alone.backward()
     assert alone.item() == 0 and model.softmax.biases[0].grad.isfinite().all()
 
@@ -137,7 +143,7 @@ def train(model, sampler, tables, optimizer, steps, words=10) -> None:
             sampled_loss(model, h, target[half : half + 1], 1.0, sampler.draw(step))[0].backward()
         for table in tables:
             table.grad = average_rows(table.grad)
-        clip(optimizer, list(model.parameters()), 0.25)
+        clip_gradients(optimizer, list(model.parameters()), 0.25)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
 
@@ -173,11 +179,11 @@ def test_when_every_row_is_drawn_the_update_is_the_dense_one(name):
         for step in range(4):
             hidden, target = batch()
             h = hidden + model.embedding(target)
-            sample = Sampler(V, V, 0).draw(step)
+            sample = WordSampler(V, V, 0).draw(step)
             (sampled_loss(model, h, target, 1.0, sample) if count else model.total_loss(h, target))[0].backward()
             for table in tables:
                 table.grad = average_rows(table.grad)
-            norm = clip(optimizer, list(model.parameters()), 0.25)
+            norm = clip_gradients(optimizer, list(model.parameters()), 0.25)
             optimizer.step()
             optimizer.zero_grad()
         results.append((norm, model.state_dict()))

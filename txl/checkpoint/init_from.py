@@ -18,7 +18,7 @@ from txl.config.compose import to_dict
 from txl.config.rules import shown
 from txl.config.schema import RunConfig
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
-from txl.model.clusters import Clusters
+from txl.model.clusters import VocabularyClusters
 from txl.model.transformer import TransformerXL
 
 ARCHITECTURE = """
@@ -132,7 +132,7 @@ def rows_by_table(
         return [(to, of)]
     clusters = model.embedding.clusters
     spans = clusters.spans
-    old_spans = Clusters(len(old_vocab), old_cutoffs, clusters.widths[0], 1).spans
+    old_spans = VocabularyClusters(len(old_vocab), old_cutoffs, clusters.widths[0], 1).spans
     found = []
     for i, (begin, end) in enumerate(spans):
         old_begin, old_end = old_spans[i] if i < len(old_spans) else (0, 0)

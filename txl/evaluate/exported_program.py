@@ -18,7 +18,7 @@ from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import check_cacheable, read
 from txl.files import write_json
-from txl.model.positions import window_of
+from txl.model.positions import attention_window
 from txl.model.transformer import TransformerXL
 
 
@@ -51,7 +51,7 @@ class Step(nn.Module):
 
         missing = torch.arange(M + T, device=input.device) < M - filled
         mask = torch.zeros(M + T, dtype=keys.dtype, device=input.device).masked_fill(missing, -torch.inf)
-        hidden = read(self.model, input, append, self.position_keys, window_of(self.geometry), mask)
+        hidden = read(self.model, input, append, self.position_keys, attention_window(self.geometry), mask)
         loss = self.loss(self.model, hidden, target)
         return loss, torch.stack(new_keys), torch.stack(new_values), (filled + T).clamp(max=M)
 

@@ -4,7 +4,7 @@ Shapes: B batch, L layers, T segment, M memory, K = M + T, N heads, H head width
 
 The training memory holds hidden states, whose keys and values are computed again for every segment, because the
 weights change. Here they are fixed: keys and values of a token are computed once, when it is read, and the projected
-positions once for all lengths. The attention is the model's own (`Attention.read`); the losses are the same.
+positions once for all lengths. The attention is the model's own (`Attention.attend`); the losses are the same.
 """
 
 import math
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from txl.config.geometry import Geometry
 from txl.errors import ConfigError
-from txl.model.positions import window_of
+from txl.model.positions import attention_window
 from txl.model.transformer import TransformerXL
 
 
@@ -52,8 +52,8 @@ class Cache:
         ring; and how many of the oldest slots hold what is no longer remembered.
         """
         used = min(self.end + T, self.slots)
-        turn = -(self.end + T) % self.slots if used == self.slots else 0
-        return used, turn, used - T - len(self)
+        ring_offset = -(self.end + T) % self.slots if used == self.slots else 0
+        return used, ring_offset, used - T - len(self)
 
     def advance(self, T: int) -> None:
         """The segment was read by all layers: it belongs to the memory now."""
@@ -100,13 +100,13 @@ class CachedTransformerXL(nn.Module):
         T = input.shape[1]
         assert geometry.ext_len == 0 and geometry.tgt_len >= T, "a cache reads no token twice, and its ring is full"
         cache = Cache(len(self.model.layers), geometry) if isinstance(cache, list) else cache
-        used, turn, forgotten = cache.layout(T)
+        used, ring_offset, forgotten = cache.layout(T)
         mask = None
         if forgotten:
             mask = torch.zeros(used, device=self.device)
             mask[:forgotten] = -torch.inf
         keys = self.position_keys(used, geometry)
-        hidden = read(self.model, input, cache.append, keys, window_of(geometry), mask, turn)
+        hidden = read(self.model, input, cache.append, keys, attention_window(geometry), mask, ring_offset)
         cache.advance(T)
         return hidden, cache
 
@@ -180,12 +180,12 @@ def read(
     position_keys: list,
     window: int | None,
     mask: Tensor | None = None,
-    turn: int = 0,
+    ring_offset: int = 0,
 ) -> Tensor:
     """One segment through all layers: input [B, T] -> hidden [B, T, D].
 
     append(layer, key, value) adds the segment's keys and values to the remembered ones and returns both.
-    `mask`, `turn`: as in `Attention.read`.
+    `mask`, `ring_offset`: as in `Attention.attend`.
     """
     h = model.embedding(input)
     for i, layer in enumerate(model.layers):
@@ -193,6 +193,6 @@ def read(
         x = attention.norm(h) if attention.pre_lnorm else h
         query, key, value = attention.project(x)
         key, value = append(i, key, value)
-        h = attention.read(h, query, key, value, model.positions, i, position_keys[i], window, mask, turn)
+        h = attention.attend(h, query, key, value, model.positions, i, position_keys[i], window, mask, ring_offset)
         h = layer.feed_forward(h)
     return h

@@ -1,15 +1,16 @@
-"""Adaptive input embedding (Baevski & Auli 2019): frequent words get wide vectors, rare ones narrow.
+"""Adaptive input embedding (Baevski & Auli 2019): frequent words get wide vectors, rare words narrow ones.
 
 Shapes: D model width, V vocabulary, V_i words and d_i width of cluster i.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.model.clusters import Clusters
+from txl.model.clusters import VocabularyClusters
 from txl.model.linear import linear
 
 
@@ -17,9 +18,18 @@ class AdaptiveEmbedding(nn.Module):
     """Token ids -> vectors of width D, scaled by sqrt(D)."""
 
     def __init__(self, vocab_size: int, cutoffs: Sequence[int], d_embed: int, d_model: int, div_val: int):
+        """Make the tables and projections, filled with zeros.
+
+        Args:
+            vocab_size: V.
+            cutoffs: first word of every cluster but the head; empty for one cluster.
+            d_embed: width of the head's vectors.
+            d_model: D.
+            div_val: cluster i has vectors of width d_embed / div_val^i. With 1 all clusters share one table.
+        """
         super().__init__()
-        self.clusters = Clusters(vocab_size, cutoffs, d_embed, div_val)
-        self.scale = d_model**0.5
+        self.clusters = VocabularyClusters(vocab_size, cutoffs, d_embed, div_val)
+        self.scale: float = d_model**0.5
         shared = div_val == 1
         spans = [(0, vocab_size)] if shared else self.clusters.spans
         widths = self.clusters.widths[: len(spans)]
@@ -28,67 +38,72 @@ class AdaptiveEmbedding(nn.Module):
         )
         projected = not shared or d_embed != d_model
         self.projections = nn.ParameterList(torch.zeros(d_model, width) for width in widths if projected)
-        self.sparse_gradient = False  # of the one table, on CPUs in training
-        self._shared: Tensor | None = None
+        self.sparse_gradient = False  # whether the one table gets a sparse gradient, in training on a CPU
+        self._table_for_softmax: Tensor | None = None
 
     def weight(self, i: int) -> Tensor:
         """Vectors of cluster i: [V_i, d_i]."""
-        if len(self.tables) == len(self.clusters.spans):
-            return self.tables[i]
+        whole: Tensor = self.tables[i if len(self.tables) > 1 else 0]
         begin, end = self.clusters.spans[i]
-        return self.tables[0][begin:end]
+        return whole if len(self.tables) == len(self.clusters.spans) else whole[begin:end]
 
     def projection(self, i: int) -> Tensor | None:
-        """[D, d_i], or None where vectors already have width D."""
+        """Projection [D, d_i] of cluster i, or None if its vectors already have width D."""
         if len(self.projections) == 0:
             return None
-        return self.projections[i if len(self.projections) > 1 else 0]
+        projection: Tensor = self.projections[i if len(self.projections) > 1 else 0]
+        return projection
 
-    def shared_tables(self) -> list[Tensor]:
-        """The tables for a softmax that is tied to them, once after every forward pass.
+    def tables_for_softmax(self) -> list[Tensor]:
+        """The tables for a softmax that is tied to them. Call it once after every forward pass.
 
-        A view of the one table passes on the softmax's gradient, which is dense, to the lookup, which adds its own
-        rows to it: autograd would copy the whole table to add them, as it does not do so in place.
+        With `sparse_gradient` this is a view of the one table that the last lookup made. The gradient of the softmax
+        is dense; through the view it reaches the lookup's backward pass, which adds the lookup's rows to it in place.
+        Without the view, autograd would copy the whole table to add the two gradients.
         """
-        view, self._shared = self._shared, None
+        view, self._table_for_softmax = self._table_for_softmax, None
         return list(self.tables) if view is None else [view]
 
     def forward(self, input: Tensor) -> Tensor:
-        """input [...] -> [..., D]"""
+        """Token ids [...] -> vectors [..., D]."""
         if len(self.tables) == 1:
-            # A GPU would wait to count the rows, and add them up in any order.
-            if self.sparse_gradient and self.training and input.device.type == "cpu":
-                vectors, self._shared = _Lookup.apply(input, self.tables[0])
-            else:
-                vectors = F.embedding(input, self.tables[0])
-            if len(self.projections):
-                vectors = linear(vectors, self.projections[0])
-            return vectors * self.scale
-        total = None
+            return self._look_up(input) * self.scale
+        total: Tensor | None = None
         for (begin, end), table, projection in zip(self.clusters.spans, self.tables, self.projections, strict=True):
-            # Every token passes through every cluster, as a zero where it is another's: no token is moved and
-            # the host need not know how many there are. The projections are small beside one layer.
-            mine = (input >= begin) & (input < end)
-            vectors = F.embedding((input - begin).clamp(0, end - begin - 1), table) * mine.unsqueeze(-1)
+            # Every token passes through every cluster and counts as zero in all but its own. So no token is moved,
+            # and the host need not know how many tokens a cluster has. The projections are cheap beside one layer.
+            inside = (input >= begin) & (input < end)
+            vectors = F.embedding((input - begin).clamp(0, end - begin - 1), table) * inside.unsqueeze(-1)
             part = linear(vectors, projection)
             total = part if total is None else total + part
+        assert total is not None
         return total * self.scale
 
+    def _look_up(self, input: Tensor) -> Tensor:
+        """Vectors [..., D] from the one table, before they are scaled."""
+        # On a GPU, a sparse gradient would make the host wait for the number of rows, and add them up in any order.
+        vectors: Tensor
+        if self.sparse_gradient and self.training and input.device.type == "cpu":
+            vectors, self._table_for_softmax = _SparseLookup.apply(input, self.tables[0])  # type: ignore[no-untyped-call]
+        else:
+            vectors = F.embedding(input, self.tables[0])
+        return linear(vectors, self.projections[0]) if len(self.projections) else vectors
 
-class _Lookup(torch.autograd.Function):
-    """ids [...], table [V, d] -> vectors [..., d], and the table as the softmax reads it."""
+
+class _SparseLookup(torch.autograd.Function):
+    """ids [...], table [V, d] -> vectors [..., d], and a view of the table for the softmax."""
 
     @staticmethod
-    def forward(ctx, ids: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, ids: Tensor, table: Tensor) -> tuple[Tensor, Tensor]:
         ctx.ids, ctx.shape = ids, table.shape
         ctx.set_materialize_grads(False)
         return F.embedding(ids, table), table.view_as(table)
 
     @staticmethod
-    def backward(ctx, by_vectors: Tensor | None, by_softmax: Tensor | None) -> tuple[None, Tensor | None]:
-        if by_vectors is None:
-            return None, by_softmax
-        ids, rows = ctx.ids.flatten(), by_vectors.flatten(0, -2)
-        if by_softmax is None:
+    def backward(ctx: Any, grad_vectors: Tensor | None, grad_view: Tensor | None) -> tuple[None, Tensor | None]:
+        if grad_vectors is None:
+            return None, grad_view
+        ids, rows = ctx.ids.flatten(), grad_vectors.flatten(0, -2)
+        if grad_view is None:
             return None, torch.sparse_coo_tensor(ids[None], rows, ctx.shape, check_invariants=False)
-        return None, by_softmax.index_add_(0, ids, rows)
+        return None, grad_view.index_add_(0, ids, rows)

@@ -1,33 +1,40 @@
-"""Adaptive input embedding and adaptive softmax: frequent words get wide vectors, rare ones narrow.
+"""Adaptive softmax (Grave et al. 2017): frequent words get wide vectors, rare words narrow ones.
 
-Grave et al. 2017 (softmax), Baevski & Auli 2019 (input). The vocabulary is ordered by frequency and cut at
-`cutoffs` into a head and tail clusters. With `div_val = 1` all share one table; otherwise cluster i has vectors
-of width d_embed / div_val^i and an own projection to D.
+The vocabulary is sorted by frequency and cut at `cutoffs` into a head and tail clusters. With `div_val = 1` all
+clusters share one table of vectors. Otherwise cluster i has vectors of width d_embed / div_val^i and a projection of
+its own to D.
 
-`AdaptiveSoftmax.forward` is the definition: one loss per token, by autograd. Training takes `total`, the same sum
-with its gradient computed in the same pass, a bounded number of logits at a time.
+`AdaptiveSoftmax.forward` defines the loss: one number per token, differentiated by autograd. Training uses
+`AdaptiveSoftmax.total_loss`. It gives the same sum, but it computes the gradient in the same pass and holds a bounded
+number of logits at a time.
 
 Shapes: n tokens, D model width, V vocabulary, V_i words and d_i width of cluster i, C tail clusters.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txl.model.adaptive_embedding import AdaptiveEmbedding
-from txl.model.clusters import Clusters, Groups
-from txl.model.linear import by_onednn, linear
+from txl.model.clusters import TokensByCluster, VocabularyClusters
+from txl.model.linear import linear, uses_onednn
 
-ROWS_AT_ONCE = 2**14  # of a table's gradient, where it is not added in place: 32 MiB of 512 float32 each
+ROWS_AT_ONCE = 2**14  # rows of a table's gradient that are computed apart and then added: 32 MiB at width 512
+LOGITS_AT_ONCE = 2**25  # logits that `total_loss` holds, or those of one token if they are more: 128 MiB in float32
 
-
-LOGITS_AT_ONCE = 2**25  # `total` holds this many logits (or one token's, if those are more): 128 MiB in float32
+WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v], or their gradients
+ColumnBlock = tuple[int, int, slice]  # indices of a weight and a bias among the parameters; the rows to take of both
 
 
 class AdaptiveSoftmax(nn.Module):
-    """Negative log-likelihood of the next token. Column head + C - i of the head's softmax stands for cluster i."""
+    """Negative log-likelihood of the next token.
+
+    The head's softmax is over the V_0 words of the head and C more columns. Column V_0 + C - i stands for the event
+    that the word is in tail cluster i, which has a softmax of its own.
+    """
 
     def __init__(
         self,
@@ -39,11 +46,22 @@ class AdaptiveSoftmax(nn.Module):
         tie_weight: bool,
         tie_projs: Sequence[bool],
     ):
+        """Make the parameters, filled with zeros.
+
+        Args:
+            vocab_size: V.
+            cutoffs: first word of every tail cluster; empty for one plain softmax.
+            d_embed: width of the head's vectors.
+            d_model: D.
+            div_val: cluster i has vectors of width d_embed / div_val^i.
+            tie_weight: use the embedding's tables instead of own ones.
+            tie_projs: per cluster, use the embedding's projection; the last entry holds for all further clusters.
+        """
         super().__init__()
-        self.clusters = clusters = Clusters(vocab_size, cutoffs, d_embed, div_val)
+        self.clusters = clusters = VocabularyClusters(vocab_size, cutoffs, d_embed, div_val)
         spans = [(0, vocab_size)] if div_val == 1 else clusters.spans
         self.biases = nn.ParameterList(torch.zeros(end - begin) for begin, end in spans)
-        self.weights = nn.ParameterList()  # empty when they are the embedding's
+        self.weights = nn.ParameterList()  # empty if the weights are the embedding's
         if not tie_weight:
             widths = clusters.widths[: len(spans)]
             self.weights.extend(torch.zeros(e - b, width) for (b, e), width in zip(spans, widths, strict=True))
@@ -60,18 +78,22 @@ class AdaptiveSoftmax(nn.Module):
         )
 
     def weight(self, i: int, embedding: AdaptiveEmbedding) -> Tensor:
-        """[V_i, d_i]: the one place where weights are tied."""
+        """Vectors [V_i, d_i] of cluster i: its own, or the embedding's if they are tied."""
         if not len(self.weights):
             return embedding.weight(i)
         begin, end = self.clusters.spans[i]
-        return self.weights[i] if len(self.weights) == len(self.clusters.spans) else self.weights[0][begin:end]
+        one_each = len(self.weights) == len(self.clusters.spans)
+        weight: Tensor = self.weights[i] if one_each else self.weights[0][begin:end]
+        return weight
 
     def bias(self, i: int) -> Tensor:
+        """Biases [V_i] of cluster i."""
         begin, end = self.clusters.spans[i]
-        return self.biases[i] if len(self.biases) > 1 else self.biases[0][begin:end]
+        bias: Tensor = self.biases[i] if len(self.biases) > 1 else self.biases[0][begin:end]
+        return bias
 
     def project(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
-        """hidden [n, D] -> [n, d_i]: the one place where projections are tied."""
+        """hidden [n, D] -> [n, d_i] by the own projection of cluster i, or the embedding's if they are tied."""
         own = self.projections[str(i)] if str(i) in self.projections else embedding.projection(i)
         return hidden if own is None else linear(hidden, own.t())
 
@@ -84,59 +106,73 @@ class AdaptiveSoftmax(nn.Module):
         return at_least_fp32(linear(self.project(hidden, 0, embedding), weight, bias))
 
     def tail_logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
-        """hidden [n, D] -> [n, V_i] of tail cluster i."""
+        """hidden [n, D] -> [n, V_i] of tail cluster i, in float32 or wider."""
         projected = self.project(hidden, i, embedding)
         return at_least_fp32(linear(projected, self.weight(i, embedding), self.bias(i)))
 
     def forward(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D], target [n] -> loss [n] in nats, in the order of the tokens."""
-        groups = self.clusters.group(target)
-        head_target = self._head_target(target, groups)
+        tokens = self.clusters.sort_tokens(target)
+        head_target = self._head_target(target, tokens)
         loss = F.cross_entropy(self.head_logits(hidden, embedding), head_target, reduction="none")
-        for i, index in enumerate(groups.order.split(groups.sizes)):
+        for i, index in enumerate(tokens.order.split(tokens.sizes)):
             if i > 0 and len(index) > 0:
                 logits = self.tail_logits(hidden[index], i, embedding)
                 word = target[index] - self.clusters.spans[i][0]
                 loss = loss.index_add(0, index, F.cross_entropy(logits, word, reduction="none"))
         return loss
 
-    def _head_target(self, target: Tensor, groups: Groups) -> Tensor:
-        """The column of the head's softmax: the word, or its cluster."""
+    def _head_target(self, target: Tensor, tokens: TokensByCluster) -> Tensor:
+        """Column [n] of the head's softmax: the word itself, or its cluster."""
         columns = self.clusters.spans[0][1] + self.clusters.n_tails
-        return torch.where(groups.cluster == 0, target, columns - groups.cluster)
+        return torch.where(tokens.cluster == 0, target, columns - tokens.cluster)
 
-    def total(
+    def total_loss(
         self,
         hidden: Tensor,
         target: Tensor,
         embedding: AdaptiveEmbedding,
         scale: float = 1.0,
-        groups: Groups | None = None,
+        tokens: TokensByCluster | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """hidden [n, D], target [n] -> scale * sum of the losses, and the sum itself in float64 without gradient.
+        """Sum the losses of all tokens; hold at most LOGITS_AT_ONCE logits, and their probabilities, at a time.
 
-        Never holds more than LOGITS_AT_ONCE logits in float32, and their probabilities. `groups`: of the targets,
-        where they were on the host.
+        Args:
+            hidden: [n, D].
+            target: [n].
+            embedding: owner of the tied weights and projections.
+            scale: factor on the first result.
+            tokens: the targets by cluster, if they were sorted on the host.
+
+        Returns:
+            scale * sum of the losses, to start the backward pass from; and the sum in float64, without gradient.
         """
-        groups = groups or self.clusters.group(target)
-        targets, inputs = [self._head_target(target, groups)], [self.project(hidden, 0, embedding)]
-        for i, index in enumerate(groups.order.split(groups.sizes)):
+        tokens = tokens or self.clusters.sort_tokens(target)
+        targets, inputs = [self._head_target(target, tokens)], [self.project(hidden, 0, embedding)]
+        for i, index in enumerate(tokens.order.split(tokens.sizes)):
             if i > 0:
                 targets.append(target[index] - self.clusters.spans[i][0])
                 inputs.append(self.project(hidden[index], i, embedding))
-        tables = list(self.weights) or embedding.shared_tables()
-        parameters, clusters = [*tables, *self.biases], []
+        clusters, parameters = self._column_blocks(embedding)
+        tensors = [*inputs, *parameters]
+        if not torch.is_grad_enabled():  # an autograd function cannot see this, and would compute an unused gradient
+            tensors = [tensor.detach() for tensor in tensors]
+        total, nats = _TotalLoss.apply(clusters, targets, scale, *tensors)  # type: ignore[no-untyped-call]
+        return total, nats
+
+    def _column_blocks(self, embedding: AdaptiveEmbedding) -> tuple[list[list[ColumnBlock]], list[Tensor]]:
+        """Per cluster, the blocks of its softmax's columns; and the parameters that the blocks refer to."""
+        tables = list(self.weights) or embedding.tables_for_softmax()
+        parameters: list[Tensor] = [*tables, *self.biases]
+        clusters: list[list[ColumnBlock]] = []
         for i, (begin, end) in enumerate(self.clusters.spans):
             rows = slice(begin, end) if len(tables) == 1 else slice(None)
-            own = 0 if len(tables) == 1 else i
-            clusters.append([(own, len(tables) + own, rows)])
+            table = 0 if len(tables) == 1 else i
+            clusters.append([(table, len(tables) + table, rows)])
         if self.clusters.n_tails:
             clusters[0].append((len(parameters), len(parameters) + 1, slice(None)))
             parameters += [self.cluster_weight, self.cluster_bias]
-        tensors = [*inputs, *parameters]
-        if not torch.is_grad_enabled():  # a Function cannot tell, and would compute the gradient for nobody
-            tensors = [tensor.detach() for tensor in tensors]
-        return _TotalLoss.apply(clusters, targets, scale, *tensors)
+        return clusters, parameters
 
     def log_prob(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> log-probability of every word [n, V]."""
@@ -150,20 +186,21 @@ class AdaptiveSoftmax(nn.Module):
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:
-    """Half-precision logits lose the tail of a softmax over 20,000 words."""
+    """Logits of any shape in float32 or wider. In half precision a softmax over 20,000 words loses its tail."""
     return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
 
 
 class _TotalLoss(torch.autograd.Function):
-    """Sum of cross entropies over clusters, with the gradient computed while the logits are there.
+    """Sum of the cross entropies of all clusters. The forward pass computes the gradient while it has the logits.
 
-    `clusters`: per cluster the blocks of its columns, as (index of the weight, index of the bias, rows of both) in
-    the parameters. Gradients of blocks are written straight into those of the whole tables: no slice of a table is
-    ever filled with zeros and added up.
+    The gradients of column blocks are written straight into the gradients of the whole tables. Autograd would fill
+    one tensor of the table's size with zeros for every block, and add them up.
     """
 
     @staticmethod
-    def forward(ctx, clusters, targets, scale: float, *tensors: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, clusters: list[list[ColumnBlock]], targets: list[Tensor], scale: float, *tensors: Tensor
+    ) -> tuple[Tensor, Tensor]:
         inputs, parameters = tensors[: len(clusters)], tensors[len(clusters) :]
         grads = [torch.empty_like(p) for p in parameters] if any(ctx.needs_input_grad) else None
         kind = inputs[0].device.type
@@ -172,8 +209,8 @@ class _TotalLoss(torch.autograd.Function):
         with torch.autocast(kind, enabled=False):
             for x, target, blocks in zip(inputs, targets, clusters, strict=True):
                 weights = [(parameters[w][rows], parameters[b][rows]) for w, b, rows in blocks]
-                into = [(grads[w][rows], grads[b][rows]) for w, b, rows in blocks] if grads else None
-                nats, grad = cluster_loss(x.to(dtype), target, weights, into, scale)
+                block_grads = [(grads[w][rows], grads[b][rows]) for w, b, rows in blocks] if grads else None
+                nats, grad = _loss_of_cluster(x.to(dtype), target, weights, block_grads, scale)
                 total += nats
                 input_grads.append(grad)
         ctx.grads = [*input_grads, *grads] if grads else None
@@ -182,26 +219,40 @@ class _TotalLoss(torch.autograd.Function):
         return (total * scale).to(parameters[0].dtype), total
 
     @staticmethod
-    def backward(ctx, by: Tensor, _) -> tuple:
+    def backward(ctx: Any, grad_total: Tensor, _: Any) -> tuple[Tensor | None, ...]:
         grads, ctx.grads = ctx.grads, None
-        assert grads is not None, "a second backward pass: call total() again"
-        if by.device.type != "cpu" or by.item() != 1:  # one more pass over the tables, unless `scale` was the scale
+        assert grads is not None, "a second backward pass: call total_loss() again"
+        if grad_total.device.type != "cpu" or grad_total.item() != 1:  # skipped if `scale` holds all factors
             for grad in grads:
-                grad *= by
+                grad *= grad_total
         for i, dtype in enumerate(ctx.dtypes):
             grads[i] = grads[i].to(dtype)
         return None, None, None, *grads
 
 
-def cluster_loss(x: Tensor, target: Tensor, weights, grads, scale: float) -> tuple[Tensor, Tensor | None]:
-    """One softmax over the columns of all blocks: sum of the losses, and its gradient times `scale`.
+def _loss_of_cluster(
+    x: Tensor,
+    target: Tensor,
+    weights: list[WeightAndBias],
+    grads: list[WeightAndBias] | None,
+    scale: float,
+) -> tuple[Tensor, Tensor | None]:
+    """Loss of one softmax over the columns of all blocks, and its gradient times `scale`.
 
-    x [n, d] in the dtype of the products, target [n], weights: blocks ([v, d], [v]); grads: tensors alike, which
-    are overwritten, or None. Returns nats and the gradient [n, d] of x, which is in float32 or wider.
+    Args:
+        x: [n, d] in the dtype that products are computed in.
+        target: [n] columns.
+        weights: blocks of columns, each a weight [v, d] and a bias [v].
+        grads: tensors of the same shapes, which are overwritten with the gradients; None to compute no gradient.
+        scale: factor on the gradients.
+
+    Returns:
+        The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32 or wider, or None.
     """
     weights = [(w.to(x.dtype), b) for w, b in weights]
     wide = at_least_fp32(x[:0]).dtype
-    n, columns = len(x), sum(len(w) for w, _ in weights)
+    sizes = [len(w) for w, _ in weights]
+    n, columns = len(x), sum(sizes)
     rows = max(1, min(n, LOGITS_AT_ONCE // columns))
     logits = torch.empty(rows, columns, dtype=wide, device=x.device)
     nats = torch.zeros((), dtype=torch.float64, device=x.device)
@@ -211,33 +262,31 @@ def cluster_loss(x: Tensor, target: Tensor, weights, grads, scale: float) -> tup
             grad.zero_()
     for begin in range(0, n, rows):
         part, word = x[begin : begin + rows], target[begin : begin + rows]
-        by_block = logits[: len(part)].split([len(w) for w, _ in weights], dim=1)
-        for (w, b), out in zip(weights, by_block, strict=True):
+        for (w, b), out in zip(weights, logits[: len(part)].split(sizes, dim=1), strict=True):
             torch.add(linear(part, w), b, out=out)
         probability = logits[: len(part)].log_softmax(-1)
-        here = torch.arange(len(part), device=x.device)
-        nats -= probability[here, word].sum(dtype=torch.float64)
-        if not grads:
+        row = torch.arange(len(part), device=x.device)
+        nats -= probability[row, word].sum(dtype=torch.float64)
+        if grads is None or grad_x is None:
             continue
         probability.exp_()
-        probability[here, word] -= 1
-        parts = zip(weights, grads, probability.split([len(w) for w, _ in weights], dim=1), strict=True)
-        for (w, _), (grad_w, grad_b), p in parts:
-            add_product(grad_b, None, p, begin > 0, scale)
+        probability[row, word] -= 1
+        for (w, _), (grad_w, grad_b), p in zip(weights, grads, probability.split(sizes, dim=1), strict=True):
+            _store_product(grad_b, None, p, begin > 0, scale)
             p = p.to(x.dtype)
-            add_product(grad_w, part, p, begin > 0, scale)
+            _store_product(grad_w, part, p, begin > 0, scale)
             grad_x[begin : begin + rows].add_(linear(p, w.t()), alpha=scale)
     return nats, grad_x
 
 
-def add_product(grad: Tensor, x: Tensor | None, p: Tensor, again: bool, scale: float) -> None:
-    """grad = scale * p^T x (of p's columns' sums without x), added to what is there from the second time on."""
-    if x is not None and x.dtype == grad.dtype and not by_onednn(x):
-        grad.addmm_(p.t(), x, beta=float(again), alpha=scale)
+def _store_product(grad: Tensor, x: Tensor | None, p: Tensor, accumulate: bool, scale: float) -> None:
+    """grad = scale * p^T x, or scale * the sums of p's columns without x; added to grad if `accumulate`."""
+    if x is not None and x.dtype == grad.dtype and not uses_onednn(x):
+        grad.addmm_(p.t(), x, beta=float(accumulate), alpha=scale)
         return
     for begin in range(0, len(grad), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
         part = p[:, rows].sum(0) if x is None else linear(p[:, rows].t(), x.t())
-        if not again:
+        if not accumulate:
             grad[rows].zero_()
         grad[rows].add_(part, alpha=scale)

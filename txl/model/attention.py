@@ -1,14 +1,15 @@
-"""Attention that knows distances: the four positional schemes and the one attention they all use.
+"""Multi-head attention over a segment and its memory, with scores that depend on distance.
 
 Shapes: B batch, T queries, M memory, K = M + T keys, N heads, H head width, D model width, R distances.
 
-The score of query i for key j depends on their distance d = i + M - j. A scheme computes its term once per
-*distance*, as `by_distance [B, N, T, R]` whose columns stand in falling order (R-1, ..., 1, 0);
-`by_key` turns that into one column per *key* without computing anything twice.
+Query i stands at distance d = i + M - j from key j. The positional score depends on d only (Dai et al. 2019,
+section 3.3). A positional scheme computes it once per *distance*, as `by_distance` [B, N, T, R] whose columns stand in
+descending order (R - 1, ..., 1, 0). `relative_shift` turns it into one column per *key*. No score is computed twice.
 """
 
 import importlib.util
 import math
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -21,97 +22,132 @@ from txl.model.dropout import Dropout, dropout
 from txl.model.linear import Linear, linear
 
 
-def by_key(by_distance: Tensor, K: int, window: int | None) -> Tensor:
-    """Scores per distance -> scores per key, with -inf where a query may not look.
+def relative_shift(by_distance: Tensor, K: int, window: int | None) -> Tensor:
+    """Scores per distance -> scores per key, with -inf for keys that a query must not see.
 
-    by_distance [B, N, T, R], columns by falling distance; distances of R and more share the first column
-    (this is clamping). `window`: largest distance that may be seen (`same_length`), None for all.
-    Returns [B, N, T, K].
+    Row i of the result is row i of the input, moved i places to the left. Append T - 1 columns of -inf, for the
+    negative distances (the future), and read all rows as one long vector. A row that is one element shorter then
+    begins one element earlier each time. So the shift (Dai et al. 2019, appendix B) is a view, and it contains the
+    causal mask.
 
-    Append T - 1 columns for the negative distances (the future) and read the rows as one long vector:
-    row i of the result begins one element earlier than row i of the input, relative to its start. So the
-    shift of Transformer-XL (appendix B) is a view, and the causal mask comes with it.
+    Args:
+        by_distance: [B, N, T, R], columns by descending distance. Distances of R and more share the first column
+            (clamp_len).
+        K: number of keys.
+        window: largest distance that a query sees (same_length); None for all.
+
+    Returns:
+        [B, N, T, K].
     """
     B, N, T, R = by_distance.shape
-    blocked = 0 if window is None else max(0, K - 1 - window)
-    clamped = K - blocked - R
+    beyond_window = 0 if window is None else max(0, K - 1 - window)
+    clamped = K - beyond_window - R
     assert clamped >= 0, "more distances than keys"
-    forbidden = by_distance.new_full((1, 1, 1, 1), -math.inf)
+    minus_infinity = by_distance.new_full((1, 1, 1, 1), -math.inf)
     row = torch.cat(
         [
-            forbidden.expand(B, N, T, blocked),
+            minus_infinity.expand(B, N, T, beyond_window),
             by_distance[..., :1].expand(B, N, T, clamped),
             by_distance,
-            forbidden.expand(B, N, T, T - 1),
+            minus_infinity.expand(B, N, T, T - 1),
         ],
         dim=-1,
     )  # [B, N, T, K + T - 1]
     if T == 1:
         return row
-    width = K + T - 2  # one less than the row: every row begins one column further left
-    return row.flatten(-2)[..., T - 1 : T - 1 + T * width].unflatten(-1, (T, width))[..., :K]
+    width = K + T - 2  # one less than the row
+    shifted: Tensor = row.flatten(-2)[..., T - 1 : T - 1 + T * width].unflatten(-1, (T, width))
+    return shifted[..., :K]
 
 
-def attend(
+def attention_with_bias(
     query: Tensor,
     key: Tensor,
     value: Tensor,
     bias: Tensor,
     dropatt: float,
     backend: AttentionBackend = AttentionBackend.eager,
-    turn: int = 0,
+    ring_offset: int = 0,
 ) -> Tensor:
     """softmax(query key^T / sqrt(H) + bias) value.
 
-    query [B, N, T, H], key and value [B, N, K, H], bias [B, N, T, K] (or broadcast) -> [B, N, T, H].
-    `turn`: key j is the one of column j + turn of the bias, counted round (inference.py: keys in a ring).
+    Args:
+        query: [B, N, T, H].
+        key: [B, N, K, H].
+        value: [B, N, K, H].
+        bias: [B, N, T, K], or a shape that broadcasts to it.
+        dropatt: dropout of the probabilities.
+        backend: eager or sdpa.
+        ring_offset: key j has the bias of column (j + ring_offset) mod K, for keys in a ring buffer
+            (txl/evaluate/kv_cache.py).
+
+    Returns:
+        [B, N, T, H].
     """
     if backend is AttentionBackend.sdpa:
-        bias = bias.roll(-turn, -1) if turn else bias
+        bias = bias.roll(-ring_offset, -1) if ring_offset else bias
         return F.scaled_dot_product_attention(query, key, value, bias.to(query.dtype), dropatt)
     score = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
-    if turn:
-        score[..., :-turn] += bias[..., turn:]
-        score[..., -turn:] += bias[..., :turn]
+    if ring_offset:
+        score[..., :-ring_offset] += bias[..., ring_offset:]
+        score[..., -ring_offset:] += bias[..., :ring_offset]
     else:
         score += bias
-    probability = score.softmax(dim=-1, dtype=score.dtype)  # which autocast would widen, to keep twice as much
+    probability = score.softmax(dim=-1, dtype=score.dtype)  # autocast would keep a second copy, in float32
     return dropout(probability, dropatt) @ value
 
 
 def choose_backend(wanted: AttentionBackend, device: torch.device, arithmetic: Arithmetic) -> AttentionBackend:
-    """What computes attention on this device. ConfigError for triton where it cannot run.
+    """What computes attention on this device.
 
-    `auto`: the fused kernel where tensor cores serve it (GPUs since Ampere, all but fp32 and fp64), else eager.
+    `auto` becomes triton where its kernel can use tensor cores: on GPUs since Ampere, in half precision and TF32.
+    Elsewhere it becomes eager.
+
+    Raises:
+        ConfigError: triton was asked for and cannot run here.
     """
-    here = importlib.util.find_spec("triton") is not None
-    if wanted is AttentionBackend.triton and not (here and device.type == "cuda"):
+    installed = importlib.util.find_spec("triton") is not None
+    if wanted is AttentionBackend.triton and not (installed and device.type == "cuda"):
         missing = "triton, which is not installed" if device.type == "cuda" else "a GPU"
         raise ConfigError(f"attention=triton needs {missing}; use attention=auto")
     if wanted is not AttentionBackend.auto:
         return wanted
-    fits = device.type == "cuda" and here and arithmetic not in (Arithmetic.fp32, Arithmetic.fp64)
-    new = fits and torch.cuda.get_device_capability(device) >= (8, 0)
-    return AttentionBackend.triton if new else AttentionBackend.eager
+    usable = device.type == "cuda" and installed and arithmetic not in (Arithmetic.fp32, Arithmetic.fp64)
+    tensor_cores = usable and torch.cuda.get_device_capability(device) >= (8, 0)
+    return AttentionBackend.triton if tensor_cores else AttentionBackend.eager
 
 
-def fused(query: Tensor, key: Tensor, value: Tensor, by_distance: Tensor, window: int | None, dropatt: float) -> Tensor:
-    """`by_key` and `attend` in one Triton kernel, which holds neither scores nor probabilities -> [B, N, T, H]."""
+def fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, by_distance: Tensor, window: int | None, dropatt: float
+) -> Tensor:
+    """`relative_shift` and `attention_with_bias` in one Triton kernel, which stores neither scores nor probabilities.
+
+    Args:
+        query: [B, N, T, H].
+        key: [B, N, K, H].
+        value: [B, N, K, H].
+        by_distance: [B, N, T, R].
+        window: as in `relative_shift`.
+        dropatt: dropout of the probabilities.
+
+    Returns:
+        [B, N, T, H].
+    """
     from txl.model.attention_kernel import relative_attention
 
     return relative_attention(query, key, value, by_distance, window, dropatt)
 
 
 class Attention(nn.Module):
-    """Multi-head attention of a segment over memory and itself, with residual connection and LayerNorm."""
+    """Multi-head attention of a segment over its memory and itself, with residual connection and LayerNorm."""
 
     def __init__(self, model: ModelConfig, backend: AttentionBackend = AttentionBackend.eager):
         super().__init__()
-        self.backend, self.fused = backend, fused
+        self.backend, self.fused_attention = backend, fused_attention
         self.n_head, self.d_head = model.n_head, model.d_head
         self.pre_lnorm, self.dropatt = model.pre_lnorm, model.dropatt
         width = model.n_head * model.d_head
-        self.qkv = Linear(model.d_model, 3 * width, bias=False)  # one tensor: LAMB's ratio is per tensor
+        self.qkv = Linear(model.d_model, 3 * width, bias=False)  # one tensor, because LAMB's trust ratio is per tensor
         self.output = Linear(width, model.d_model, bias=False)
         relative = model.positions.value == "relative"
         self.position = Linear(model.d_model, width, bias=False) if relative else None  # W_r
@@ -119,57 +155,88 @@ class Attention(nn.Module):
         self.dropout = Dropout(model.dropout)
 
     def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The segment [B, T, D] -> queries, keys and values [B, N, T, H]."""
+        """The segment [B, T, D] -> queries, keys and values, each [B, N, T, H]."""
         query, key, value = self.qkv(h).chunk(3, dim=-1)
-        return self._heads(query), self._heads(key), self._heads(value)
+        return self._split_heads(query), self._split_heads(key), self._split_heads(value)
 
     def project_memory(self, memory: Tensor) -> tuple[Tensor, Tensor]:
-        """[B, M, D] -> keys and values [B, N, M, H]. Remembered positions ask nothing."""
+        """[B, M, D] -> keys and values, each [B, N, M, H]. No query stands in the memory."""
         weight = self.qkv.weight[self.n_head * self.d_head :]
         key, value = linear(memory, weight).chunk(2, dim=-1)
-        return self._heads(key), self._heads(value)
+        return self._split_heads(key), self._split_heads(value)
 
-    def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_head, self.d_head)).transpose(1, 2)
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """[B, T, N H] -> [B, N, T, H]"""
+        heads: Tensor = x.unflatten(-1, (self.n_head, self.d_head))
+        return heads.transpose(1, 2)
 
-    def forward(self, h: Tensor, memory: Tensor, layer: int, positions: nn.Module, encoding, window: int | None):
-        """h [B, T, D]: the segment; memory [B, M, D] -> [B, T, D].
+    def forward(
+        self, h: Tensor, memory: Tensor, layer: int, positions: Any, encoding: Any, window: int | None
+    ) -> Tensor:
+        """One layer's attention.
 
-        They are projected apart: no gradient goes into the memory, so none is computed for it.
+        Segment and memory are projected in two products. The memory has no gradient, so none is computed for it.
+
+        Args:
+            h: the segment, [B, T, D].
+            memory: [B, M, D], without gradient.
+            layer: index of the layer.
+            positions: the positional scheme (positions.py).
+            encoding: what its `encode` returned for this segment.
+            window: largest distance that a query sees (same_length); None for all.
+
+        Returns:
+            [B, T, D].
         """
         query, key, value = self.project(self.norm(h) if self.pre_lnorm else h)
         if memory.shape[1]:
-            old_key, old_value = self.project_memory(self.norm(memory) if self.pre_lnorm else memory)
-            key, value = torch.cat([old_key, key], dim=2), torch.cat([old_value, value], dim=2)
-        keys = positions.keys(layer, encoding, self.position)
-        return self.read(h, query, key, value, positions, layer, keys, window)
+            memory_key, memory_value = self.project_memory(self.norm(memory) if self.pre_lnorm else memory)
+            key, value = torch.cat([memory_key, key], dim=2), torch.cat([memory_value, value], dim=2)
+        position_keys = positions.keys(layer, encoding, self.position)
+        return self.attend(h, query, key, value, positions, layer, position_keys, window)
 
-    def read(
+    def attend(
         self,
         h: Tensor,
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        positions,
+        positions: Any,
         layer: int,
-        keys,
+        position_keys: Any,
         window: int | None,
         mask: Tensor | None = None,
-        turn: int = 0,
+        ring_offset: int = 0,
     ) -> Tensor:
-        """h [B, T, D] and its queries [B, N, T, H], keys and values [B, N, K, H], positional keys -> [B, T, D].
+        """Everything after the projections: scores, softmax, weighted values, output, residual and LayerNorm.
 
-        For inference.py: `mask` [K], 0, or -inf for the oldest keys where they do not exist; `turn` as in `attend`.
+        Args:
+            h: the segment, [B, T, D].
+            query: [B, N, T, H].
+            key: [B, N, K, H].
+            value: [B, N, K, H].
+            positions: the positional scheme (positions.py).
+            layer: index of the layer.
+            position_keys: what its `keys` returned for this layer.
+            window: largest distance that a query sees (same_length); None for all.
+            mask: [K], added to the scores: 0, or -inf for keys that do not exist. Only for cached inference.
+            ring_offset: as in `attention_with_bias`. Only for cached inference.
+
+        Returns:
+            [B, T, D].
         """
-        query, by_distance = positions.score(layer, query, keys)
+        query, by_distance = positions.score(layer, query, position_keys)
         dropatt = self.dropatt if self.training else 0.0
         if self.backend is AttentionBackend.triton:
-            assert mask is None and not turn, "programs of fixed shape are made from the eager code"
-            out = self.fused(query, key, value, by_distance, window, dropatt)
+            assert mask is None and not ring_offset, "cached inference uses the eager code"
+            heads = self.fused_attention(query, key, value, by_distance, window, dropatt)
         else:
-            bias = by_key(by_distance, key.shape[2], window)
+            bias = relative_shift(by_distance, key.shape[2], window)
             if mask is not None:
                 bias = bias + mask
-            out = attend(query, key, value, bias, dropatt, self.backend, turn)
-        out = self.dropout(self.output(out.transpose(1, 2).flatten(-2)))
-        return h + out if self.pre_lnorm else self.norm(h + out)
+            heads = attention_with_bias(query, key, value, bias, dropatt, self.backend, ring_offset)
+        update: Tensor = self.dropout(self.output(heads.transpose(1, 2).flatten(-2)))
+        if self.pre_lnorm:
+            return h + update
+        normed: Tensor = self.norm(h + update)
+        return normed

@@ -1,34 +1,36 @@
-"""Dropout that costs a CPU little: masks from a quarter of a random number each."""
+"""Dropout whose masks are cheap to draw on a CPU: four elements share one random number."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-ODDS = 2**16  # a chance in so many: an element's random bits
+MASK_LEVELS = 2**16  # an element's mask is drawn from 16 random bits
 
 
 def dropout(x: Tensor, p: float) -> Tensor:
-    """x with elements set to 0 with probability p (0 <= p < 1), and the others divided by the share that stays.
+    """Set each element of x to 0 with probability p (0 <= p < 1) and divide the others by the share that is kept.
 
-    On a CPU p is rounded to ODDS-ths, four elements share one 64-bit number of torch's generator, and the mask that
-    autograd keeps has a byte per element: drawing each by itself was six per cent of a training step.
+    On a CPU, p is rounded to a multiple of 1 / MASK_LEVELS, four elements share one 64-bit number of torch's
+    generator, and autograd keeps one byte per element. Torch's own dropout draws a number per element there, which
+    took six per cent of a training step.
     """
     if p == 0:
         return x
     if x.device.type != "cpu":
         return F.dropout(x, p)
-    stay = round((1 - p) * ODDS)
+    keep = round((1 - p) * MASK_LEVELS)
     numbers = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    mask = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= ODDS // 2 - stay
-    return x * mask * (ODDS / stay)
+    mask = numbers.view(torch.int16)[: x.numel()].view(x.shape) >= MASK_LEVELS // 2 - keep
+    return x * mask * (MASK_LEVELS / keep)
 
 
 class Dropout(nn.Module):
-    """`dropout` in training."""
+    """Applies `dropout` in training mode only."""
 
     def __init__(self, p: float):
         super().__init__()
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:
+        """x of any shape -> the same shape."""
         return dropout(x, self.p) if self.training else x

@@ -1,11 +1,14 @@
-"""Matrix products on CPUs by the library that uses what the CPU has.
+"""Matrix products that use oneDNN on CPUs with AVX-512, and torch's own product everywhere else.
 
-PyTorch multiplies float32 matrices by MKL, which keeps to AVX2 on CPUs that are not Intel's; half precision goes to
-oneDNN, which takes AVX-512 wherever it is. So float32 goes there too: on a Zen 5, 500 GFLOP/s instead of 216
-(docs/speed-log.md). Everywhere else this is torch's own product.
+PyTorch multiplies float32 matrices with MKL, which uses no AVX-512 on CPUs that are not made by Intel. Half precision
+goes to oneDNN, which uses AVX-512 on every CPU that has it. This module sends float32 to oneDNN too: 500 GFLOP/s
+instead of 216 on a Zen 5 (docs/speed-log.md).
+
+Shapes: k inputs, m outputs.
 """
 
 import functools
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,47 +17,54 @@ from torch import Tensor, nn
 
 @functools.cache
 def has_avx512() -> bool:
+    """Whether this CPU has AVX-512 and this build of torch has oneDNN."""
     return torch.backends.mkldnn.is_available() and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def by_onednn(x: Tensor) -> bool:
-    """Whether products of x are computed there. Tracing, and torch's compiler, do not know the function."""
-    if torch.jit.is_tracing() or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
+def uses_onednn(x: Tensor) -> bool:
+    """Whether products of x are computed by oneDNN. torch.jit.trace and torch.compile do not know its function."""
+    tracing = torch.jit.is_tracing()  # type: ignore[attr-defined, no-untyped-call]
+    if tracing or torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return False
     return x.dtype == torch.float32 and x.device.type == "cpu" and x.numel() > 0 and has_avx512()
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., k], weight [m, k], bias [m] -> x weight^T + bias [..., m]; differentiable."""
-    if not by_onednn(x):
+    """x [..., k], weight [m, k], bias [m] -> x weight^T + bias [..., m]. Differentiable."""
+    if not uses_onednn(x):
         return F.linear(x, weight, bias)
-    return _OneDnnLinear.apply(x, weight, bias) if torch.is_grad_enabled() else _onednn(x, weight, bias)
+    if not torch.is_grad_enabled():
+        return _onednn_linear(x, weight, bias)
+    product: Tensor = _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
+    return product
 
 
 class Linear(nn.Linear):
-    """`linear` with its own weights."""
+    """torch's Linear, computed by `linear`."""
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., k] -> [..., m]"""
         return linear(x, self.weight, self.bias)
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
 
 
 class _OneDnnLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _onednn(x, weight, bias)
+        return _onednn_linear(x, weight, bias)
 
     @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        wants_x, wants_weight, wants_bias = ctx.needs_input_grad
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
         rows = grad.flatten(0, -2)
         return (
-            _onednn(grad, weight.t()) if wants_x else None,
-            _onednn(rows.t(), x.flatten(0, -2).t()) if wants_weight else None,
-            rows.sum(0) if wants_bias else None,
+            _onednn_linear(grad, weight.t()) if needs_x else None,
+            _onednn_linear(rows.t(), x.flatten(0, -2).t()) if needs_weight else None,
+            rows.sum(0) if needs_bias else None,
         )

@@ -1,13 +1,13 @@
-"""Sampled softmax: a step of training computes the logits of a few words only, not those of a whole large vocabulary.
+"""Sampled softmax: training on a large vocabulary computes the logits of a few words only.
 
-Bengio & Senécal 2008, Jean et al. 2015. Every step draws `count` distinct words, frequent ones more often, as the
-rivals of every target. A logit is lowered by the log-probability that its word is drawn, so that a word which rarely
-is a rival is one with more weight, and the softmax over target and rivals has the right optimum. The loss is
-comparable with nothing but itself: validation computes the exact one (adaptive.py).
+Bengio & Senécal 2008, Jean et al. 2015. Every step draws `count` distinct words, frequent words more often. They are
+the negatives of every target. Each logit is lowered by the log-probability that its word is drawn. So a word that is
+rarely drawn weighs more when it is, and the softmax over the target and the negatives has the right optimum. The loss
+can only be compared with other losses of the same kind: validation computes the exact one (adaptive_softmax.py).
 
-Only rows of drawn words, of targets and of inputs get a gradient, a sparse one, and only these rows are updated.
+Only the rows of drawn words, of targets and of inputs get a gradient, which is sparse, and only these are updated.
 
-Shapes: n tokens, N drawn words, d embedding width, V vocabulary.
+Shapes: B batch, T targets, n = B T tokens, S drawn words, D model width, d embedding width, V vocabulary.
 """
 
 import math
@@ -22,78 +22,95 @@ from txl.model.adaptive_softmax import at_least_fp32
 from txl.model.transformer import TransformerXL
 
 
-class Sample(NamedTuple):
-    """Words drawn by `Sampler.draw`."""
+class SampledWords(NamedTuple):
+    """The words that `WordSampler.draw` drew for one step."""
 
-    words: Tensor  # [N] distinct ids
-    time: float  # until when words were drawn
+    words: Tensor  # [S] distinct ids
+    time: float  # arrival time of the first word that was not taken; see WordSampler
     vocab_size: int
 
-    def to(self, device: torch.device) -> "Sample":
+    def to(self, device: torch.device) -> "SampledWords":
+        """The same with its tensor on `device`."""
         return self._replace(words=self.words.to(device, non_blocking=True))
 
-    def log_chance(self, words: Tensor) -> Tensor:
-        """Log-probability that these words are drawn, in float64."""
-        return (-self.time * probability(words.double(), self.vocab_size)).expm1().neg().log()
+    def log_inclusion_probability(self, words: Tensor) -> Tensor:
+        """Log-probability that these words are among the drawn ones, in float64 and in the shape of `words`."""
+        return (-self.time * log_uniform_probability(words.double(), self.vocab_size)).expm1().neg().log()
 
 
-class Sampler:
+class WordSampler:
     """Draws words by the log-uniform distribution: P(w) = log((w + 2) / (w + 1)) / log(V + 1).
 
-    That is Zipf's law, roughly, for a vocabulary in order of frequency.
+    For a vocabulary that is sorted by frequency, this is roughly Zipf's law.
 
-    Draws without replacement: word w arrives after an exponential time with rate P(w), and the first N to arrive are
-    taken. Given the time at which the next one would have come, word w is among them with probability
-    1 - exp(-P(w) time): weighted by its inverse, the drawn words stand for all without bias (bottom-k sampling, Cohen
-    & Kaplan 2007). Of N = V words it is 1, and the loss the exact one.
+    Words are drawn without replacement. Word w arrives after an exponential time with rate P(w), and the first S words
+    to arrive are taken. Given the arrival time of the next one, word w is among them with probability
+    1 - exp(-P(w) time). Weighted by the inverse of this probability, the drawn words represent all words without bias
+    (bottom-k sampling, Cohen & Kaplan 2007). With S = V the probability is 1 and the loss is exact.
 
-    What is drawn is a function of seed and step: all ranks and micro-batches share it, and a resumed run repeats it.
+    The drawn words are a function of seed and step. So all ranks and micro-batches share them, and a resumed run
+    draws the same ones.
     """
 
     def __init__(self, vocab_size: int, count: int, seed: int):
         assert 0 < count <= vocab_size, (count, vocab_size)
         self.vocab_size, self.count, self.seed = vocab_size, count, seed
-        self._probability = probability(torch.arange(vocab_size, dtype=torch.float64), vocab_size).numpy()
+        words = torch.arange(vocab_size, dtype=torch.float64)
+        self._probability = log_uniform_probability(words, vocab_size).numpy()
 
-    def draw(self, step: int) -> Sample:
+    def draw(self, step: int) -> SampledWords:
+        """The words of this step."""
         if self.count == self.vocab_size:
-            return Sample(torch.arange(self.vocab_size), math.inf, self.vocab_size)
+            return SampledWords(torch.arange(self.vocab_size), math.inf, self.vocab_size)
         arrival = np.random.default_rng([self.seed, step]).standard_exponential(self.vocab_size) / self._probability
-        order = np.argpartition(arrival, self.count)  # the first `count` come before it, in any order
+        order = np.argpartition(arrival, self.count)  # position `count` is sorted; the earlier ones are before it
         words = torch.from_numpy(np.sort(order[: self.count]))
-        return Sample(words, float(arrival[order[self.count]]), self.vocab_size)
+        return SampledWords(words, float(arrival[order[self.count]]), self.vocab_size)
 
 
-def probability(words: Tensor, vocab_size: int) -> Tensor:
-    """Of each word, in one draw."""
+def log_uniform_probability(words: Tensor, vocab_size: int) -> Tensor:
+    """Probability of each word in one draw."""
     return (1 / (words + 1)).log1p() / math.log(vocab_size + 1)
 
 
-def sample_softmax(model: TransformerXL, count: int | None, seed: int) -> tuple[Sampler | None, list[nn.Parameter]]:
-    """Prepares `model` for `sampled_loss` -> the sampler, and the tables whose gradients will hold some rows only.
+def prepare_sampled_softmax(
+    model: TransformerXL, count: int | None, seed: int
+) -> tuple[WordSampler | None, list[nn.Parameter]]:
+    """Prepare `model` for `sampled_loss`.
 
-    Without `count`: nothing, (None, []).
+    Returns the sampler and the tables whose gradients will be sparse; (None, []) without `count`.
     """
     if count is None:
         return None, []
-    torch.sparse.check_sparse_tensor_invariants.disable()  # said aloud, or torch warns that it does not check
+    torch.sparse.check_sparse_tensor_invariants.disable()  # the default, but torch warns unless it is stated
     model.embedding.sparse_gradient = True
-    return Sampler(model.vocab_size, count, seed), [*model.embedding.tables, *model.softmax.weights]
+    return WordSampler(model.vocab_size, count, seed), [*model.embedding.tables, *model.softmax.weights]
 
 
 def sampled_loss(
-    model: TransformerXL, hidden: Tensor, target: Tensor, scale: float, sample: Sample
+    model: TransformerXL, hidden: Tensor, target: Tensor, scale: float, sample: SampledWords
 ) -> tuple[Tensor, Tensor]:
-    """hidden [B, T', D], target [B, T] with T' >= T -> scale * nats, and nats in float64 without gradient."""
+    """Sum the sampled-softmax losses of all tokens.
+
+    Args:
+        model: owner of the softmax and the embedding.
+        hidden: [B, T', D] with T' >= T; the last T positions count.
+        target: [B, T].
+        scale: factor on the first result.
+        sample: the negatives of this step.
+
+    Returns:
+        scale * sum of the losses, to start the backward pass from; and the sum in float64, without gradient.
+    """
     hidden, target = hidden[:, -target.shape[1] :].flatten(0, 1), target.flatten()
     softmax, n = model.softmax, target.numel()
     x = softmax.project(hidden, 0, model.embedding)  # [n, d]
     words = torch.cat([target, sample.words])
-    rows = F.embedding(words, softmax.weight(0, model.embedding), sparse=True)  # [n + N, d]
+    rows = F.embedding(words, softmax.weight(0, model.embedding), sparse=True)  # [n + S, d]
     bias = F.embedding(words, softmax.bias(0)[:, None])[:, 0]
-    offset = bias - sample.log_chance(words).to(bias.dtype)
-    right = at_least_fp32((x * rows[:n]).sum(-1)) + offset[:n]  # [n]
-    rivals = at_least_fp32(x @ rows[n:].t()) + offset[n:]  # [n, N]
-    rivals = rivals.masked_fill(sample.words == target[:, None], -math.inf)  # the target is there already
-    nats = (torch.logaddexp(right, rivals.logsumexp(-1)) - right).sum(dtype=torch.float64)
+    offset = bias - sample.log_inclusion_probability(words).to(bias.dtype)
+    target_logit = at_least_fp32((x * rows[:n]).sum(-1)) + offset[:n]  # [n]
+    negatives = at_least_fp32(x @ rows[n:].t()) + offset[n:]  # [n, S]
+    negatives = negatives.masked_fill(sample.words == target[:, None], -math.inf)  # the target must not count twice
+    nats = (torch.logaddexp(target_logit, negatives.logsumexp(-1)) - target_logit).sum(dtype=torch.float64)
     return (scale * nats).to(bias.dtype), nats.detach()

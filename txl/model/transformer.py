@@ -1,33 +1,42 @@
-"""Transformer-XL (Dai et al. 2019): a transformer language model that remembers.
+"""Transformer-XL (Dai et al. 2019): a transformer language model with a memory.
+
+A text is read in segments of T tokens. Each layer keeps its input of the last M positions, its *memory*. For the next
+segment, the layer attends to [memory; segment]: the memory gives further keys and values, without gradient. A layer
+so sees M positions back, and n layers on top of each other see n M positions back (section 3.2).
+
+A state that was computed in one segment is used again in later ones. So a state must not depend on where in its
+segment it stood. Therefore the attention scores depend on the *distance* between two tokens, not on their positions
+(section 3.3; positions.py, attention.py):
+
+    q = h W_q     k, v = [m; h] W_k, [m; h] W_v     r_d = W_r s(d)
+    score[i, j] = ((q_i + u) k_j + (q_i + w) r_d) / sqrt(H)     with d = i + M - j >= 0
+    out = LN(h + softmax(score) v W_o)              then LN(out + W_2 relu(W_1 out))
 
 Shapes: B batch, T segment, M memory, K = M + T, D model width, V vocabulary. Everything is batch-major.
-
-A text is read in segments. What each layer saw of the last segments, its *memory*, is given to that layer again,
-without gradient, as further keys and values: n layers reach n times as far back as one. Distances between tokens
-(not positions) enter the attention, so that a state means the same when it is remembered (see attention.py).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from txl.config.geometry import Geometry
-from txl.config.model import AttentionBackend, ModelConfig
+from txl.config.model import AttentionBackend, Init, ModelConfig
 from txl.model.adaptive_embedding import AdaptiveEmbedding
 from txl.model.adaptive_softmax import AdaptiveSoftmax
 from txl.model.attention import Attention
-from txl.model.clusters import Groups
+from txl.model.clusters import TokensByCluster
 from txl.model.dropout import Dropout
 from txl.model.linear import Linear
-from txl.model.positions import SCHEMES, window_of
+from txl.model.positions import SCHEMES, attention_window
 
-Mems = list[Tensor]  # per layer [B, M, D]: what it read before; an empty list at the start of a text
+Mems = list[Tensor]  # per layer, its input at the remembered positions [B, M, D]; an empty list where a text starts
 
 
 class FeedForward(nn.Module):
-    """LN(x + W2 relu(W1 x)), position by position."""
+    """LN(x + W_2 relu(W_1 x)), for each position on its own."""
 
     def __init__(self, model: ModelConfig):
         super().__init__()
@@ -38,28 +47,44 @@ class FeedForward(nn.Module):
         self.pre_lnorm = model.pre_lnorm
 
     def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T, D]"""
         inner = self.dropout(self.inner(self.norm(x) if self.pre_lnorm else x).relu())
-        out = x + self.dropout(self.outer(inner))
-        return out if self.pre_lnorm else self.norm(out)
+        out: Tensor = x + self.dropout(self.outer(inner))
+        if not self.pre_lnorm:
+            out = self.norm(out)
+        return out
 
 
 class Layer(nn.Module):
+    """Attention, then feed-forward."""
+
     def __init__(self, model: ModelConfig, backend: AttentionBackend):
         super().__init__()
         self.attention = Attention(model, backend)
         self.feed_forward = FeedForward(model)
 
-    def forward(self, h: Tensor, memory: Tensor, layer: int, positions, encoding, window) -> Tensor:
-        return self.feed_forward(self.attention(h, memory, layer, positions, encoding, window))
+    def forward(
+        self, h: Tensor, memory: Tensor, layer: int, positions: Any, encoding: Any, window: int | None
+    ) -> Tensor:
+        """One layer of the model; the arguments are those of `Attention.forward`.
+
+        Args:
+            h: the segment, [B, T, D].
+            memory: [B, M, D], without gradient.
+            layer: index of the layer.
+            positions: the positional scheme (positions.py).
+            encoding: what its `encode` returned for this segment.
+            window: largest distance that a query sees; None for all.
+
+        Returns:
+            [B, T, D].
+        """
+        out: Tensor = self.feed_forward(self.attention(h, memory, layer, positions, encoding, window))
+        return out
 
 
 class TransformerXL(nn.Module):
-    """The language model: ids -> hidden states and new memories; hidden states and targets -> losses.
-
-    `max_distances`: rows of the learned position tables (`shaw`, `absolute_per_layer`); the training's
-    tgt_len + ext_len + mem_len. The other schemes know no such limit. `recompute`: in training, keep only the inputs
-    of layers and compute their insides again in the backward pass: less memory, a third more work (Chen et al. 2016).
-    """
+    """The language model: ids -> hidden states and new memories; hidden states and targets -> losses."""
 
     def __init__(
         self,
@@ -70,47 +95,69 @@ class TransformerXL(nn.Module):
         backend: AttentionBackend = AttentionBackend.eager,
         recompute: bool = False,
     ):
+        """Build the model with random weights from torch's generator.
+
+        Args:
+            model: architecture and initialisation.
+            vocab_size: V.
+            cutoffs: first word of every cluster but the head, if `model.adaptive`.
+            max_distances: rows of the learned position tables (`shaw`, `absolute_per_layer`): training's tgt_len +
+                ext_len + mem_len. The other schemes have no such limit.
+            backend: what computes attention.
+            recompute: in training, keep only the inputs of the layers and compute their insides again in the
+                backward pass: less memory, a third more work (Chen et al. 2016).
+        """
         super().__init__()
         self.recompute = recompute
         cutoffs = cutoffs if model.adaptive else []
         d_embed = model.d_embed or model.d_model
         shape = (vocab_size, cutoffs, d_embed, model.d_model, model.div_val)
         self.embedding = AdaptiveEmbedding(*shape)
-        self.positions = SCHEMES[model.positions.value](model, max_distances)
-        self.layers = nn.ModuleList(Layer(model, backend) for _ in range(model.n_layer))
+        self.positions: Any = SCHEMES[model.positions.value](model, max_distances)
+        layers = nn.ModuleList(Layer(model, backend) for _ in range(model.n_layer))
+        self.layers = cast(Sequence[Layer], layers)
         self.softmax = AdaptiveSoftmax(*shape, model.tie_weight, model.tie_projs)
         self.dropout = Dropout(model.dropout)
         self.embedding.sparse_gradient = model.tie_weight and model.div_val == 1
         self.vocab_size, self.d_model = vocab_size, model.d_model
-        self.compiled: Callable | None = None
-        initialise(self, model)
+        self.compiled: Callable[..., Tensor] | None = None
+        initialise_weights(self, model)
 
-    def compile_layers(self, backend: str | Callable = "inductor") -> None:
-        """From now on full training segments run through torch.compile: one program, which all layers share.
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+        """From now on run full training segments through torch.compile: one program, which all layers share.
 
-        All others (validation, the first segments of a text, the last one of an epoch) stay as they are: their lengths
-        vary, and each would be another program.
+        Other segments are not compiled: validation, the first segments of a text, the last one of an epoch. Their
+        lengths vary, and each length would need a program of its own.
         """
-        self.compiled = torch.compile(run_layer, backend=backend)
+        self.compiled = torch.compile(_run_layer, backend=backend)
         for layer in self.layers:
-            layer.attention.fused = torch.compiler.disable(layer.attention.fused)  # compiled already, and not by this
+            attention = layer.attention  # its Triton kernel is compiled by Triton already
+            attention.fused_attention = torch.compiler.disable(attention.fused_attention)
 
     def forward(self, input: Tensor, mems: Mems, geometry: Geometry) -> tuple[Tensor, Mems]:
-        """input [B, T], mems: n_layer tensors [B, M, D] or none -> hidden [B, T, D], new mems.
+        """Read one segment.
 
-        T is ext_len + tgt_len: the extended context is read again before the tokens to predict.
+        T is ext_len + tgt_len: with an extended context, the segment begins with ext_len tokens of the one before.
+
+        Args:
+            input: token ids [B, T].
+            mems: n_layer tensors [B, M, D], or an empty list where a text starts.
+            geometry: the lengths to read with.
+
+        Returns:
+            Hidden states [B, T, D] and the memories for the next segment.
         """
         T = input.shape[1]
         M = mems[0].shape[1] if mems else 0
-        h = self.dropout(self.embedding(input))
-        window = window_of(geometry)
+        h: Tensor = self.dropout(self.embedding(input))
+        window = attention_window(geometry)
         encoding = self.positions.encode(M + T, geometry)
         full = self.training and (geometry.mem_len, geometry.tgt_len + geometry.ext_len) == (M, T)
-        run = self.compiled if self.compiled is not None and full else run_layer
+        run = self.compiled if self.compiled is not None and full else _run_layer
         new_mems = []
         for i, layer in enumerate(self.layers):
             memory = mems[i] if M else h[:, :0]
-            new_mems.append(remember(memory, h, geometry))
+            new_mems.append(next_memory(memory, h, geometry))
             if self.positions.adds_to_input:
                 context = self.positions.add(i, torch.cat([memory, h], dim=1), geometry)
                 memory, h = context[:, :M], context[:, M:]
@@ -121,30 +168,41 @@ class TransformerXL(nn.Module):
         return self.dropout(h), new_mems if geometry.mem_len else []
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
-        """hidden [B, T', D], target [B, T] with T' >= T (the last T count) -> nats [B, T]."""
+        """hidden [B, T', D], target [B, T] with T' >= T (the last T positions count) -> nats [B, T]."""
         hidden = hidden[:, -target.shape[1] :]
-        loss = self.softmax(hidden.flatten(0, 1), target.flatten(), self.embedding)
+        loss: Tensor = self.softmax(hidden.flatten(0, 1), target.flatten(), self.embedding)
         return loss.view_as(target)
 
     def total_loss(
-        self, hidden: Tensor, target: Tensor, scale: float = 1.0, groups: Groups | None = None
+        self, hidden: Tensor, target: Tensor, scale: float = 1.0, tokens: TokensByCluster | None = None
     ) -> tuple[Tensor, Tensor]:
-        """As `loss`, summed, faster and in bounded memory -> scale * nats, and nats without gradient (adaptive.py)."""
+        """The sum of `loss`, faster and in bounded memory (adaptive_softmax.py).
+
+        Args:
+            hidden: [B, T', D] with T' >= T; the last T positions count.
+            target: [B, T].
+            scale: factor on the first result.
+            tokens: the targets by cluster, if they were sorted on the host.
+
+        Returns:
+            scale * nats, to start the backward pass from; and nats in float64, without gradient.
+        """
         hidden = hidden[:, -target.shape[1] :]
-        return self.softmax.total(hidden.flatten(0, 1), target.flatten(), self.embedding, scale, groups)
+        return self.softmax.total_loss(hidden.flatten(0, 1), target.flatten(), self.embedding, scale, tokens)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> log-probabilities [n, V] of the next token."""
         return self.softmax.log_prob(hidden, self.embedding)
 
 
-def run_layer(layer: Layer, *inputs) -> Tensor:
-    """What is compiled: a function, so that its program belongs to no layer in particular."""
-    return layer(*inputs)
+def _run_layer(layer: Layer, *inputs: Any) -> Tensor:
+    """A function to compile, so that all layers share its program. A compiled method would belong to one layer."""
+    out: Tensor = layer(*inputs)
+    return out
 
 
-def remember(memory: Tensor, h: Tensor, geometry: Geometry) -> Tensor:
-    """memory [B, M, D], segment h [B, T, D] -> the mem_len positions that end ext_len before the segment does."""
+def next_memory(memory: Tensor, h: Tensor, geometry: Geometry) -> Tensor:
+    """memory [B, M, D], segment h [B, T, D] -> the mem_len positions of both that end ext_len before the segment."""
     T, h = h.shape[1], h.detach()
     end = T - min(T, geometry.ext_len)
     begin = end - geometry.mem_len
@@ -154,15 +212,15 @@ def remember(memory: Tensor, h: Tensor, geometry: Geometry) -> Tensor:
 
 
 @torch.no_grad()
-def initialise(model: TransformerXL, config: ModelConfig) -> None:
-    """All initial values, in one place.
+def initialise_weights(model: TransformerXL, config: ModelConfig) -> None:
+    """Draw all initial weights.
 
-    Weights, embeddings and the attention biases u and w: N(0, init_std) or U(-init_range, init_range); projections
-    N(0, proj_init_std); LayerNorm gain N(1, init_std); every other bias 0.
+    Weights, embeddings and the attention biases u and w: N(0, init_std) or U(-init_range, init_range). Projections:
+    N(0, proj_init_std). LayerNorm gains: N(1, init_std). Every other bias: 0.
     """
 
-    def draw(weight: Tensor, kind=config.init, bound: float = config.init_range) -> None:
-        if kind.value == "uniform":
+    def draw(weight: Tensor, kind: Init = config.init, bound: float = config.init_range) -> None:
+        if kind is Init.uniform:
             weight.uniform_(-bound, bound)
         else:
             weight.normal_(0.0, config.init_std)

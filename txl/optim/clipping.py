@@ -3,19 +3,22 @@
 import torch
 from torch import Tensor
 
+from txl.optim.build import DenseAndSparse
 from txl.optim.lamb import Lamb
 
 
-def clip(optimizer: torch.optim.Optimizer, params: list[Tensor], largest: float) -> Tensor:
-    """Scale the gradients of `params` to a joint norm of at most `largest` (0: leave them) -> the norm before.
+def clip_gradients(optimizer: torch.optim.Optimizer | DenseAndSparse, params: list[Tensor], max_norm: float) -> Tensor:
+    """Scale the gradients of `params` so that their joint norm is at most `max_norm`; 0 leaves them as they are.
 
-    Reads them once; where the optimizer can, it scales them while it reads them itself. Sparse gradients are
-    coalesced (distributed.average_rows).
+    If the optimizer can multiply by the factor while it reads the gradients, the factor is handed to it instead.
+    Sparse gradients must be coalesced (distributed.average_rows).
+
+    Returns the norm before, as a tensor on the device.
     """
     grads = [p.grad.values() if p.grad.is_sparse else p.grad for p in params if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
-    if largest > 0:
-        factor = (largest / (norm + 1e-6)).clamp(max=1.0)
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(grads)))
+    if max_norm > 0:
+        factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         if isinstance(optimizer, Lamb) and len(params) == sum(len(group["params"]) for group in optimizer.param_groups):
             optimizer.gradient_factor = factor
         else:

@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step."""
+"""The learning rate as a function of the step."""
 
 import math
 from dataclasses import dataclass
@@ -8,19 +8,21 @@ from txl.config.scheduler import SchedulerConfig, SchedulerName
 
 @dataclass
 class Plateau:
-    """What the `dev_perf` schedule remembers: the factor on the base rate, and how it got there."""
+    """State of the `dev_perf` schedule. The other schedules have none."""
 
-    factor: float = 1.0
-    best: float = math.inf
-    bad_validations: int = 0
+    factor: float = 1.0  # factor on the base rate
+    best: float = math.inf  # lowest validation loss so far
+    bad_validations: int = 0  # validations in a row that were not better
 
     def update(self, valid_loss: float, config: SchedulerConfig) -> None:
-        """After a validation: a loss that did not fall by 0.01 % for longer than `patience` lowers the rate.
+        """Call this after every validation.
 
-        Other schedules remember nothing.
+        A loss is better if it is at least 0.01 % below the best one. After more than `patience` validations in a row
+        that were not better, the factor is multiplied by `decay_rate`. With other schedules nothing happens.
         """
         if config.name is not SchedulerName.dev_perf:
             return
+        assert config.patience is not None and config.decay_rate is not None  # rules.py requires both
         if valid_loss < self.best * (1 - 1e-4):
             self.best, self.bad_validations = valid_loss, 0
             return
@@ -30,31 +32,53 @@ class Plateau:
 
 
 def lr_at(step: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
-    """Learning rate after `step` updates. `max_step`: the step at which the cosine ends."""
+    """Learning rate after some number of updates.
+
+    Args:
+        step: number of updates that were made.
+        config: kind and options of the schedule.
+        base_lr: rate at the end of the warm-up.
+        max_step: step at which the cosine ends.
+        plateau: state of `dev_perf`.
+
+    Returns:
+        The learning rate.
+    """
     warmup = config.warmup_step
     if config.name is SchedulerName.inv_sqrt:
         if step == 0 and warmup == 0:
             return base_lr
-        return base_lr * (step**-0.5 if step > warmup else step / warmup**1.5)
+        return base_lr * (math.pow(step, -0.5) if step > warmup else step / math.pow(warmup, 1.5))
     if step < warmup:
         return base_lr * step / warmup
     if config.name is SchedulerName.cosine:
         progress = min(1.0, (step - warmup) / max(1, max_step - warmup))
         return config.eta_min + (base_lr - config.eta_min) * (1 + math.cos(math.pi * progress)) / 2
     if config.name is SchedulerName.dev_perf:
+        assert config.lr_min is not None  # rules.py requires it
         return max(config.lr_min, base_lr * plateau.factor)
     return base_lr
 
 
-def lr_of_update(done: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
-    """Rate of the update that follows `done` updates.
+def lr_of_update(updates_done: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
+    """Learning rate of the update that follows `updates_done` updates.
 
-    The reference sets the rate *after* each update: update n + 1 uses lr_at(n), and the very first one the full
-    base rate. Under LAMB that kick is what starts the zero-initialised biases, so the published recipes keep it
-    (`scheduler.first_update_at_base_lr`). Without it, update n uses lr_at(n).
+    The reference sets the rate *after* each update. So its update n + 1 uses lr_at(n), and its very first one the full
+    base rate. Under LAMB this first update is what moves the biases away from zero, so the published recipes keep it
+    (`scheduler.first_update_at_base_lr`). Without this option, update n uses lr_at(n).
+
+    Args:
+        updates_done: number of updates that were made.
+        config: kind and options of the schedule.
+        base_lr: rate at the end of the warm-up.
+        max_step: step at which the cosine ends.
+        plateau: state of `dev_perf`.
+
+    Returns:
+        The learning rate.
     """
     if not config.first_update_at_base_lr:
-        done += 1
-    elif done == 0:
+        updates_done += 1
+    elif updates_done == 0:
         return base_lr
-    return lr_at(done, config, base_lr, max_step, plateau)
+    return lr_at(updates_done, config, base_lr, max_step, plateau)

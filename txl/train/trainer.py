@@ -22,10 +22,10 @@ from txl.data.corpus import Corpus
 from txl.data.sentence_batches import training_stream
 from txl.evaluate.loss import loss_over
 from txl.model.attention import choose_backend
-from txl.model.sampled_softmax import sample_softmax, sampled_loss
+from txl.model.sampled_softmax import prepare_sampled_softmax, sampled_loss
 from txl.model.transformer import TransformerXL
 from txl.optim.build import build_optimizer
-from txl.optim.clipping import clip
+from txl.optim.clipping import clip_gradients
 from txl.optim.schedule import lr_at, lr_of_update
 from txl.plan.run_plan import Plan
 from txl.system.devices import send, wants_compiler
@@ -70,7 +70,9 @@ class Trainer:
         torch.use_deterministic_algorithms(config.deterministic)
         seed_everything(config.seed)
         self.model = self._build_model()
-        self.sampler, self.sparse_tables = sample_softmax(self.model, config.train.sampled_softmax, config.seed)
+        self.sampler, self.sparse_tables = prepare_sampled_softmax(
+            self.model, config.train.sampled_softmax, config.seed
+        )
         self.optimizer = build_optimizer(config.optimizer, self.model.parameters(), self.sparse_tables)
         self.scaler = loss_scaler(config.precision, device)
         self.objective = self._wrap(Objective(self.model))
@@ -167,7 +169,7 @@ class Trainer:
         sample = self.sampler.draw(state.step).to(self.device) if self.sampler else None
         scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
         for i in range(self.n_micro_batches):
-            groups = self.model.softmax.clusters.group(on_host[i].flatten()).to(self.device)
+            groups = self.model.softmax.clusters.sort_tokens(on_host[i].flatten()).to(self.device)
             last = i == self.n_micro_batches - 1
             self.mark("input")
             with self._gradients_stay_local(unless=last):
@@ -183,7 +185,7 @@ class Trainer:
         for table in self.sparse_tables:
             table.grad = average_rows(table.grad)
         self.scaler.unscale_(self.optimizer)
-        self.grad_norm = clip(self.optimizer, self.clipped, config.train.clip)
+        self.grad_norm = clip_gradients(self.optimizer, self.clipped, config.train.clip)
         self.lr = self._learning_rate(lr_of_update)
         for group in self.optimizer.param_groups:
             group["lr"] = self.lr
