@@ -4,6 +4,8 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 # More arguments for pip: PIP_ARGS="--index-url ..." chooses another build of torch, for instance.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+# Processes that run the tests of `make test`. Each takes about 1 GiB; two are right for two cores.
+WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
 .PHONY: help demo install test test-slow faults lint parity clean
@@ -17,7 +19,7 @@ demo: $(VENV)/.installed ## train, evaluate and sample a small model: no downloa
 install: $(VENV)/.installed ## the environment in .venv
 
 test: lint ## lint, then the fast tests
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow

@@ -13,6 +13,19 @@ from tests.support.slurm_site import Faults, Site
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Group the tests for the workers of pytest-xdist (`make test`): one worker runs a group, in its order.
+
+    All tests on the SLURM cluster are one group, because they share the cluster. Every other module is a group, because
+    its tests share fixtures.
+    """
+    for item in items:
+        group = "slurm" if "cluster" in item.fixturenames else item.nodeid.partition("::")[0]
+        item.add_marker(pytest.mark.xdist_group(group))
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the longest groups first; the short ones fill the time that is left
+        items.sort(key=lambda item: ("cluster" not in item.fixturenames, "train" not in item.path.parts))
+
+
 @pytest.fixture(autouse=True)
 def console():
     """A run in the tests' own process speaks on its console; the next test's is as it was before."""
