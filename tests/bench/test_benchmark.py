@@ -11,7 +11,7 @@ from txl.bench import train_step as train_speed
 from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig
 from txl.launch import train_benchmark
-from txl.system.distributed import World
+from txl.system.world import World
 
 SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=2"]
 SMALL += ["evaluation.tgt_len=4", "evaluation.mem_len=8", "benchmark.segments=2"]

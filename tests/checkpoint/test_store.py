@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from txl.checkpoint import store as ckpt
-from txl.system.distributed import World
+from txl.system.world import World
 
 
 def saved(folder, steps=(1, 2, 3), keep=2, best=1):

@@ -19,7 +19,7 @@ from txl.data.corpus import open_corpus
 from txl.launch.evaluation_rank import run_rank as evaluate
 from txl.launch.prepare import prepare
 from txl.launch.rank import run_rank as train
-from txl.system.distributed import World
+from txl.system.world import World
 from txl.train.trainer import STOP_SIGNALS
 
 

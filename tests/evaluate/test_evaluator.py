@@ -27,7 +27,7 @@ from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate
 from txl.evaluate.typed_text import typed_tokens
 from txl.launch.evaluation_rank import run_rank
-from txl.system.distributed import World
+from txl.system.world import World
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 333)
 GEOMETRY = Geometry(7, 20, 0, 9, True)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from tests.support.tiny import PROJECT, TINY_RUN, command, environment, metrics, run, write_corpus
-from txl.system.distributed import columns_of
+from txl.system.world import columns_of
 
 
 @pytest.mark.parametrize("batch_size, world_size", [(8, 1), (8, 3), (16, 5), (2, 4)])

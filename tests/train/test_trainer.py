@@ -11,7 +11,7 @@ from tests.support.tiny import TINY_RUN, metrics, run, write_corpus
 from txl.data.corpus import open_corpus
 from txl.errors import ConfigError
 from txl.launch.prepare import prepare
-from txl.system.distributed import World
+from txl.system.world import World
 from txl.train.trainer import Trainer
 
 

@@ -23,7 +23,7 @@ from txl.launch.start import launch
 from txl.model.transformer import TransformerXL
 from txl.plan.batch_split import with_global_batch
 from txl.system import devices
-from txl.system.distributed import World
+from txl.system.world import World
 from txl.train import trainer
 from txl.train.memories import Memories
 from txl.train.train_state import seed_everything

@@ -19,7 +19,7 @@ from txl.model.transformer import TransformerXL
 from txl.plan.run_plan import make_plan
 from txl.system import devices
 from txl.system.devices import wants_compiler
-from txl.system.distributed import World
+from txl.system.world import World
 from txl.train.trainer import Trainer
 
 SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=3"]

@@ -23,10 +23,11 @@ from txl.model.attention import choose_backend
 from txl.model.linear import linear
 from txl.plan.run_plan import make_plan
 from txl.system.devices import bind_to_memory, keep_freed_memory, pick_device, set_threads
-from txl.system.distributed import World, close_process_group, init_process_group
+from txl.system.distributed import close_process_group, init_process_group
 from txl.system.precision import AUTOCAST, parameter_dtype
 from txl.system.timing import synchronize
 from txl.system.versions_and_devices import environment_record
+from txl.system.world import World
 from txl.train.trainer import Trainer
 
 PARTS = ("input", "forward", "backward", "optimizer")  # optimizer: clipping as well

@@ -22,7 +22,8 @@ import torch
 
 from txl.errors import ConfigError
 from txl.files import sha256_of_file, write_json
-from txl.system.distributed import World, barrier, gather_objects
+from txl.system.distributed import barrier, gather_objects
+from txl.system.world import World
 
 log = logging.getLogger(__name__)
 

@@ -1,8 +1,8 @@
-"""What a run is: every option as a typed field.
+"""What a run is: every option as a typed field. Each section of options has a file of its own.
 
-Fields have no defaults here when `conf/` gives them a value: one home per value. The rules between values are in
-rules.py; compose.py makes these types of Hydra's configuration. Each section has a file of its own. Nothing here
-imports torch or Hydra, so that a mistake answers at once.
+Fields have no defaults here if `conf/` gives them a value: one home per value. The rules between values are in
+rules.py; compose.py makes these types of Hydra's configuration. Nothing here imports torch or Hydra, so that a mistake
+is answered at once.
 """
 
 from __future__ import annotations

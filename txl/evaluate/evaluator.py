@@ -16,9 +16,9 @@ from txl.evaluate.load_model import choose_runtime, geometry_of, in_runtime, loa
 from txl.evaluate.loss import MISSED_TARGET, Progress, Result, evaluate, evaluation_stream
 from txl.evaluate.typed_text import typed_tokens
 from txl.files import write_json
-from txl.system.distributed import World, columns_of
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.system.timing import percentiles
+from txl.system.world import World, columns_of
 from txl.tracking.dllogger import DLLogger, evaluated
 from txl.tracking.tracker import score_of
 

@@ -13,9 +13,10 @@ from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus
 from txl.evaluate.exported_program import Program
-from txl.system.distributed import World, columns_of, sum_over_ranks
+from txl.system.distributed import sum_over_ranks
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
+from txl.system.world import World, columns_of
 
 MISSED_TARGET = 3  # exit code where a target that was asked for is missed
 

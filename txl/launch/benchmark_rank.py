@@ -9,8 +9,8 @@ from txl.config.schema import BenchmarkConfig
 from txl.launch.rank import guarded
 from txl.launch.run_folder import read_config
 from txl.launch.slurm_environment import slurm_variables
-from txl.system.distributed import World
 from txl.system.process_exit import leave, leave_once_noted
+from txl.system.world import World
 
 
 def join(config: BenchmarkConfig, folder: Path) -> int:

@@ -19,7 +19,7 @@ def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tup
         check_source(config)
         return None, False
     from txl.checkpoint import store  # imports torch, which a fresh run's mistakes need not wait for
-    from txl.system.distributed import World
+    from txl.system.world import World
 
     if resume == "auto":
         found = store.Checkpoints(run_dir / "checkpoints", World()).newest()

@@ -13,8 +13,9 @@ from txl.errors import ConfigError
 from txl.evaluate.evaluator import Evaluator
 from txl.evaluate.generate import write
 from txl.system.devices import keep_freed_memory, pick_device, set_threads
-from txl.system.distributed import World, close_process_group, init_process_group
+from txl.system.distributed import close_process_group, init_process_group
 from txl.system.process_exit import leave
+from txl.system.world import World
 
 
 def run_rank(config: EvaluateConfig, world: World) -> int:

@@ -97,7 +97,8 @@ def check_with_torch(config: RunConfig) -> list[str]:
     import torch
 
     from txl.system.devices import pick_device
-    from txl.system.distributed import World, close_process_group, init_process_group, sum_over_ranks
+    from txl.system.distributed import close_process_group, init_process_group, sum_over_ranks
+    from txl.system.world import World
 
     world = World.from_environment()
     try:

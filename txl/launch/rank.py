@@ -68,7 +68,7 @@ def started_here(run_dir: Path) -> int:
         signal.signal(number, lambda number, frame: leave(128 + number))
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed launcher leaves nobody behind
-    from txl.system.distributed import World
+    from txl.system.world import World
 
     world = World.from_environment()
 
@@ -84,7 +84,8 @@ def started_here(run_dir: Path) -> int:
 def join(config: RunConfig, ours: bool = False, fence: Callable[[], None] | None = None) -> int:
     """A rank that torchrun or SLURM started: rank 0 prepares the run folder for all."""
     from txl.system.devices import pick_device
-    from txl.system.distributed import World, barrier, broadcast_object, init_process_group
+    from txl.system.distributed import barrier, broadcast_object, init_process_group
+    from txl.system.world import World
 
     world = World.from_environment()
     with contextlib.ExitStack() as stack:

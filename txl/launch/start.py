@@ -51,7 +51,7 @@ def launch(config: RunConfig, submitted: list) -> int:
         if start.plan.world_size > 1:
             return run_training_ranks(config, start, lock)
         from txl.launch.rank import run_rank
-        from txl.system.distributed import World
+        from txl.system.world import World
 
         return run_rank(config, start, World())
 
@@ -119,7 +119,7 @@ def check_here(config: RunConfig) -> int:
 def evaluate(config: EvaluateConfig) -> int:
     """Evaluate or generate here, with one process per device; returns the exit code."""
     from txl.launch.evaluation_rank import run_rank
-    from txl.system.distributed import World
+    from txl.system.world import World
 
     devices = detect()[1] if config.hardware.gpus is None else config.hardware.gpus
     size = config.gpus or devices or 1

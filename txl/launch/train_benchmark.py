@@ -20,7 +20,7 @@ from txl.launch.slurm_script import sbatch_script
 from txl.launch.start import is_slurm_task, submit_one
 from txl.plan.batch_split import processes
 from txl.plan.run_plan import make_plan
-from txl.system.distributed import World
+from txl.system.world import World
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "bench" / "published_training.json"
 

@@ -1,44 +1,12 @@
-"""Several processes as one: who I am, which columns of the batch are mine, sums over all ranks."""
+"""Collectives: sums, gathers and broadcasts over all ranks."""
 
-import os
-from dataclasses import dataclass
 from datetime import timedelta
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-@dataclass(frozen=True)
-class World:
-    """This process among the others."""
-
-    rank: int = 0
-    world_size: int = 1
-    local_rank: int = 0
-    local_world_size: int = 1
-
-    @property
-    def is_main(self) -> bool:
-        return self.rank == 0
-
-    @staticmethod
-    def from_environment() -> "World":
-        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun and our launcher set them."""
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", rank))
-        return World(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
-
-
-def columns_of(rank: int, world_size: int, batch_size: int, first: int | None = None) -> range:
-    """The columns of a global batch that a rank holds: contiguous, and as even as possible.
-
-    `first`: so many for rank 0, and the others share the rest.
-    """
-    if first is not None and world_size > 1:
-        rest = columns_of(rank - 1, world_size - 1, batch_size - first)
-        return range(first + rest.start, first + rest.stop) if rank else range(first)
-    return range(batch_size * rank // world_size, batch_size * (rank + 1) // world_size)
+from txl.system.world import World
 
 
 def init_process_group(world: World, device: torch.device) -> None:

@@ -7,7 +7,7 @@ from txl.data.corpus import Corpus
 from txl.evaluate.loss import MISSED_TARGET, Result, loss_over
 from txl.evaluate.sampling import generate
 from txl.model.transformer import TransformerXL
-from txl.system.distributed import World
+from txl.system.world import World
 from txl.tracking.tracker import Tracker
 
 

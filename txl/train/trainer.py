@@ -29,8 +29,9 @@ from txl.optim.clipping import clip_gradients
 from txl.optim.schedule import lr_at, lr_of_update
 from txl.plan.run_plan import Plan
 from txl.system.devices import send, wants_compiler
-from txl.system.distributed import Agreement, World, average_rows, columns_of, sum_over_ranks
+from txl.system.distributed import Agreement, average_rows, sum_over_ranks
 from txl.system.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
+from txl.system.world import World, columns_of
 from txl.tracking.tracker import Tracker
 from txl.train.final_evaluation import Ending
 from txl.train.memories import Memories
