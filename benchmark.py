@@ -14,32 +14,7 @@ Measure a Transformer-XL on this machine; random weights of the model's shape un
 import sys
 
 from txl.cli.hydra_main import run
-from txl.config.schema import BenchmarkConfig, Suite
-
-submitted: list = []  # jobs that cluster.wait=true waits for, when all points of a sweep are submitted
-
-
-def start(config: BenchmarkConfig) -> int:
-    if config.suite is Suite.encoding:  # needs no torch, and to be small
-        from txl.bench import encoding as encoding_speed
-
-        return encoding_speed.run(config)
-    if config.suite is Suite.train:
-        from txl.launch import train_benchmark
-
-        return train_benchmark.run(config, submitted)
-    from txl.bench import inference as inference_speed
-
-    return inference_speed.run(config)
-
-
-def wait() -> int:
-    if not submitted:
-        return 0
-    from txl.launch.wait_for_jobs import wait as wait_for
-
-    return wait_for(submitted)
-
+from txl.config.schema import BenchmarkConfig
 
 if __name__ == "__main__":
-    sys.exit(run("benchmark", BenchmarkConfig, start, __doc__, wait))
+    sys.exit(run("benchmark", BenchmarkConfig, __doc__))

@@ -16,12 +16,5 @@ import sys
 from txl.cli.hydra_main import run
 from txl.config.schema import EvaluateConfig
 
-
-def start(config: EvaluateConfig) -> int:
-    from txl.launch.start import evaluate
-
-    return evaluate(config)
-
-
 if __name__ == "__main__":
-    sys.exit(run("evaluate", EvaluateConfig, start, __doc__))
+    sys.exit(run("evaluate", EvaluateConfig, __doc__))

@@ -14,31 +14,5 @@ import sys
 from txl.cli.hydra_main import run
 from txl.config.schema import RunConfig
 
-submitted: list = []  # jobs of all points that cluster.wait=true waits for
-
-
-def train(config: RunConfig) -> int:
-    if config.dry_run:
-        from txl.plan.run_plan import make_plan
-
-        print(make_plan(config))
-        if config.cluster.name == "slurm":
-            from txl.launch.slurm_script import sbatch_script
-
-            print("\n" + sbatch_script(config))
-        return 0
-    from txl.launch.start import launch
-
-    return launch(config, submitted)
-
-
-def wait() -> int:
-    if not submitted:
-        return 0
-    from txl.launch.wait_for_jobs import wait as wait_for
-
-    return wait_for(submitted)
-
-
 if __name__ == "__main__":
-    sys.exit(run("train", RunConfig, train, __doc__, wait))
+    sys.exit(run("train", RunConfig, __doc__))

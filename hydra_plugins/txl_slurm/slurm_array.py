@@ -25,7 +25,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         from txl.cli.hydra_main import checked
         from txl.config.schema import RunConfig
         from txl.errors import ConfigError
-        from txl.launch.start import submit_array
+        from txl.launch.start import Launcher
 
         points = []
         shared = set.intersection(*map(set, job_overrides))
@@ -37,7 +37,9 @@ class SlurmArrayLauncher(SlurmLauncher):
             if point.cluster.name != "slurm":
                 raise ConfigError(f"hydra/launcher=slurm_array needs cluster=slurm, not cluster={point.cluster.name}")
             points.append(point)
-        code = submit_array(points, self.params["array_parallelism"])
+        launcher = Launcher()
+        launcher.submit(points, self.params["array_parallelism"])
+        code = launcher.wait()
         if code:
             raise SystemExit(code)
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]

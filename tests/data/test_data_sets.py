@@ -16,10 +16,8 @@ from tests.support.tiny import TINY_RUN, metrics, run
 from txl.checkpoint import store as ckpt
 from txl.config.schema import EvaluateConfig
 from txl.data.corpus import open_corpus
-from txl.launch.evaluation_rank import run_rank as evaluate
 from txl.launch.prepare import prepare
-from txl.launch.rank import run_rank as train
-from txl.system.world import World
+from txl.launch.rank import rank_main
 from txl.train.trainer import STOP_SIGNALS
 
 
@@ -95,14 +93,14 @@ def as_a_process_of_its_own():
 def train_here(*overrides):
     """A run in this process; its exit code must be 0."""
     config = composed(*overrides)
-    with prepare(config) as (start, _):
-        assert train(config, start, World()) == 0
+    with prepare(config) as start:
+        assert rank_main(config, prepared=start) == 0
 
 
 def score(folder, *overrides):
     """What evaluate.py writes as JSON."""
     overrides = ["hardware=cpu", f"json={folder}/s.json", *overrides]
-    evaluate(composed(*overrides, name="evaluate", kind=EvaluateConfig), World())
+    rank_main(composed(*overrides, name="evaluate", kind=EvaluateConfig))
     return json.loads((folder / "s.json").read_text())
 
 

@@ -26,8 +26,7 @@ from txl.evaluate.exported_program import Program, Step
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate
 from txl.evaluate.typed_text import typed_tokens
-from txl.launch.evaluation_rank import run_rank
-from txl.system.world import World
+from txl.launch.rank import rank_main
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 333)
 GEOMETRY = Geometry(7, 20, 0, 9, True)
@@ -46,7 +45,7 @@ def score(trained, tmp_path, *overrides, expect=0):
     """The JSON that evaluate.py writes; run in this process."""
     file = tmp_path / "result.json"
     everything = ["hardware=cpu", f"checkpoint={trained}", f"json={file}", *overrides]
-    assert run_rank(composed(*everything, name="evaluate", kind=EvaluateConfig), World()) == expect
+    assert rank_main(composed(*everything, name="evaluate", kind=EvaluateConfig)) == expect
     return json.loads(file.read_text())
 
 

@@ -24,7 +24,7 @@ def text(tmp_path_factory):
 def train(run_dir, text, *overrides):
     """Train in this process as one rank; returns the exit code."""
     config = composed(*text, *TINY_RUN, f"run_dir={run_dir}", *overrides)
-    with prepare(config) as (start, _):
+    with prepare(config) as start:
         return Trainer(config, start.plan, open_corpus(config.data), World(), torch.device("cpu")).train()
 
 
@@ -103,7 +103,7 @@ def test_a_time_limit_ends_every_start_cleanly_and_loses_nothing(text, tmp_path,
     limited = ["train.time_limit_minutes=1e-6", "train.max_step=3", "scheduler=constant", "resume=auto"]
     config = composed(*text, *TINY_RUN, f"run_dir={tmp_path}", *limited)
     for step in (1, 2, 3):
-        with prepare(config) as (start, _):
+        with prepare(config) as start:
             trainer = Trainer(config, start.plan, open_corpus(config.data), World(), torch.device("cpu"))
             if start.checkpoint:
                 trainer.restore(tmp_path / "checkpoints" / "last")
@@ -132,7 +132,7 @@ def test_a_split_that_fills_no_segment_is_refused_before_there_is_a_run(override
 
 def test_a_perplexity_to_reach_needs_a_test_split(text, tmp_path):
     without = [override for override in text if not override.startswith("data.test=")]
-    with pytest.raises(ConfigError, match="train.target_perplexity=20 is of the test split"):
+    with pytest.raises(ConfigError, match="train.target_perplexity=20 needs a test split"):
         train(tmp_path / "run", without, "train.target_perplexity=20")
 
 

@@ -18,12 +18,11 @@ from txl.checkpoint.exchange import export_model
 from txl.config.model import Init
 from txl.config.schema import EvaluateConfig
 from txl.errors import ConfigError
-from txl.launch import evaluation_rank, rank
-from txl.launch.start import launch
+from txl.launch import rank
+from txl.launch.start import Launcher
 from txl.model.transformer import TransformerXL
 from txl.plan.batch_split import with_global_batch
 from txl.system import devices
-from txl.system.world import World
 from txl.train import trainer
 from txl.train.memories import Memories
 from txl.train.train_state import seed_everything
@@ -39,14 +38,14 @@ def train(tmp_path, monkeypatch):
     threads = torch.get_num_threads()
     handlers = {number: signal.getsignal(number) for number in trainer.STOP_SIGNALS}
     monkeypatch.setattr(devices, "set_threads", lambda *_: torch.set_num_threads(1))
-    monkeypatch.setattr(rank, "draw", lambda run_dir: None)
+    monkeypatch.setattr(rank, "draw_loss_curve", lambda run_dir: None)
     shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *FOUR_STEPS]
     names = iter("abcdefgh")
 
     def start(*overrides, expect=0):
         run_dir = tmp_path / next(names)
         config = composed(*shared, f"run_dir={run_dir}", *overrides)
-        assert launch(with_global_batch(config), submitted=[]) == expect
+        assert Launcher().start(with_global_batch(config)) == expect
         return run_dir
 
     yield start
@@ -170,7 +169,7 @@ def test_dllogger_file_has_the_originals_lines_and_no_step_twice(train):
 def evaluated(*overrides):
     """What `python evaluate.py` writes to result.json; run in this process."""
     config = composed("hardware=cpu", "json=result.json", *overrides, name="evaluate", kind=EvaluateConfig)
-    assert evaluation_rank.run_rank(config, World()) == 0
+    assert rank.rank_main(config) == 0
     return json.loads(Path("result.json").read_text())
 
 

@@ -22,8 +22,6 @@ from txl.files import write_json
 from txl.model.attention import choose_backend
 from txl.model.linear import linear
 from txl.plan.run_plan import make_plan
-from txl.system.devices import bind_to_memory, keep_freed_memory, pick_device, set_threads
-from txl.system.distributed import close_process_group, init_process_group
 from txl.system.precision import AUTOCAST, parameter_dtype
 from txl.system.timing import synchronize
 from txl.system.versions_and_devices import environment_record
@@ -96,13 +94,8 @@ class Silent:
 # --------------------------------------------------------------------------- one rank
 
 
-def run_rank(config: BenchmarkConfig, world: World) -> list[TrainRow]:
-    """Measure every precision with every micro batch in this world; rank 0 prints the rows as they come."""
-    device = pick_device(config.hardware, world.local_rank)
-    bind_to_memory(device, world.local_rank, world.local_world_size)
-    set_threads(device, world.local_world_size)
-    keep_freed_memory(device)
-    init_process_group(world, device)
+def measure_training(config: BenchmarkConfig, world: World, device: torch.device) -> list[TrainRow]:
+    """Measure every precision with every micro batch; rank 0 prints the rows as they come. Collective."""
     if world.is_main:
         print(f"{device}, {torch.get_num_threads()} threads, {config.model.name}, {train_geometry(config)}\n{HEADER}")
     rows = []
@@ -113,7 +106,6 @@ def run_rank(config: BenchmarkConfig, world: World) -> list[TrainRow]:
             rows.append(measure(point(config, precision, micro, world), world, device))
             if world.is_main:
                 print(rows[-1], flush=True)
-    close_process_group()
     return rows
 
 

@@ -2,7 +2,6 @@
 
 import os
 import re
-import signal
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,24 +18,26 @@ from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 from txl.files import CONF
 from txl.plan.batch_split import with_global_batch
-from txl.system.process_exit import leave
+from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave
 
-BAD_CONFIGURATION = 2  # exit codes
-
-
-INTERRUPTED = {128 + signal.SIGINT, 128 + signal.SIGTERM}
+STOPPED = {INTERRUPTED, TERMINATED}  # after these exit codes no further point of a sweep is tried
 
 
 PROSE = {"text", "prompt"}  # keys whose values are text typed by hand, with commas and brackets that mean nothing more
 
 
-def run(
-    name: str, kind: type[Config], task: Callable[[Config], int], about: str, last: Callable[[], int] = lambda: 0
-) -> int:
-    """Compose `conf/<name>.yaml` with the command line and call `task` with it, and then `last`; returns the exit code.
+def run(name: str, kind: type[Config], about: str) -> int:
+    """Compose `conf/<name>.yaml` with the command line, check the result, and start it; then wait for submitted jobs.
 
-    With `-m`, the worst exit code of all points: every point is tried, whatever became of the one before, until
-    somebody interrupts. `about` begins what `--help` prints.
+    With `-m`, every point is tried, whatever became of the one before, until somebody interrupts.
+
+    Args:
+        name: Of the file in conf/.
+        kind: What it is converted to.
+        about: The beginning of what `--help` prints.
+
+    Returns:
+        The exit code, with `-m` the worst one of all points.
     """
     if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own takes two seconds
         print(help_text(name, about))
@@ -54,6 +55,9 @@ def run(
     # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
     os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))
+    from txl.launch.start import Launcher
+
+    launcher = Launcher()
     register()
     if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = map(quoted, sys.argv[1:])
@@ -61,18 +65,18 @@ def run(
 
     def point(cfg: DictConfig) -> None:
         register()  # again: such a job starts here
-        codes.append(_guarded(lambda: task(checked(cfg, kind))))
-        if codes[-1] in INTERRUPTED:
+        codes.append(_guarded(lambda: launcher.start(checked(cfg, kind))))
+        if codes[-1] in STOPPED:
             raise KeyboardInterrupt  # the points that are left, too
 
     try:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
-        codes.append(last())
+        codes.append(launcher.wait())
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
         return complain(explain(error, kind))
     except KeyboardInterrupt:
-        if not INTERRUPTED & set(codes):
-            codes.append(complain("interrupted", 128 + signal.SIGINT))
+        if not STOPPED & set(codes):
+            codes.append(complain("interrupted", INTERRUPTED))
     if "RANK" in os.environ:
         leave(max(codes, default=0))
     return max(codes, default=0)

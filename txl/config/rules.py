@@ -17,7 +17,7 @@ from txl.config.model import AttentionBackend, Positions
 from txl.config.optimizer import OptimizerName
 from txl.config.precision import Arithmetic
 from txl.config.scheduler import SchedulerName
-from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Task, Then
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Suite, Task, Then
 from txl.config.training import VARLEN_SHORTEST
 from txl.errors import ConfigError
 
@@ -126,6 +126,9 @@ def check_benchmark(config: BenchmarkConfig) -> None:
     for key in ("segments", "steps", "megabytes"):
         value = getattr(config.benchmark, key)
         refuse_unless(value > 0, f"benchmark.{key}", value, "must be above 0")
+    made_up = config.suite is Suite.train
+    rule = "but a benchmark makes its tokens up; use data.vocab_size=50000"
+    refuse_unless(not made_up or config.data.vocab_size is not None, "data.vocab_size", config.data.vocab_size, rule)
     value = config.benchmark.warmup_steps
     refuse_unless(value >= 0, "benchmark.warmup_steps", value, "must be 0 or more")
     rule = "has no meaning for a benchmark, whose segments have one length; leave it out"

@@ -9,14 +9,26 @@ from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 
 
-def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tuple[str | None, bool]:
-    """Where to continue (None: at the beginning), and whether the run is finished already."""
-    resume, begun = config.resume, (run_dir / "config.yaml").exists() and not ours
+def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -> tuple[str | None, bool]:
+    """Where a run continues, and whether it is finished already.
+
+    Args:
+        config: The run, with `resume` as the user gave it.
+        run_dir: Its folder.
+        submitted: The folder was written for this start: that it exists does not mean that a run began there.
+
+    Returns:
+        The checkpoint folder, or None to start at the beginning; and whether the last step is reached.
+
+    Raises:
+        ConfigError: If the folder holds a run that must not be overwritten, or the checkpoint is not of this run.
+    """
+    resume, begun = config.resume, (run_dir / "config.yaml").exists() and not submitted
     taken = f"run_dir={run_dir} holds a run already; resume=auto continues it, another name or run_dir keeps both"
     if resume is None:
         if begun:
             raise ConfigError(taken)
-        check_source(config)
+        check_init_from(config)
         return None, False
     from txl.checkpoint import store  # imports torch, which a fresh run's mistakes need not wait for
     from txl.system.world import World
@@ -24,7 +36,7 @@ def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tup
     if resume == "auto":
         found = store.Checkpoints(run_dir / "checkpoints", World()).newest()
         if found is None:
-            check_source(config)
+            check_init_from(config)
             return None, False
     else:
         found = store.resolve(resume, "resume")
@@ -35,18 +47,18 @@ def find_checkpoint(config: RunConfig, run_dir: Path, ours: bool = False) -> tup
     return str(found), is_finished(config, run_dir, found)
 
 
-def check_source(config: RunConfig) -> None:
-    """The checkpoint that a run begins from; one that continues has no more need of it."""
+def check_init_from(config: RunConfig) -> None:
+    """Raises ConfigError if `init_from` names no checkpoint that fits. A run that continues does not need it."""
     if config.init_from is not None:
-        from txl.checkpoint import init_from as fine_tuning  # imports torch
+        from txl.checkpoint.init_from import check_source  # imports torch
 
-        fine_tuning.check_source(config)
+        check_source(config)
 
 
 def check_resume(config: RunConfig, checkpoint: Path) -> None:
-    """The same mathematics, else ConfigError."""
+    """Raises ConfigError unless the checkpoint's run computes the same mathematics."""
     if not (checkpoint / "state.json").exists():
-        raise ConfigError(f"resume={config.resume} holds weights alone, no state of a training that could go on")
+        raise ConfigError(f"resume={config.resume} holds weights alone, no training state to continue from")
     differences = resume_differences(json.loads((checkpoint / "run.json").read_text()), to_dict(config))
     if differences:
         raise ConfigError(
@@ -56,11 +68,12 @@ def check_resume(config: RunConfig, checkpoint: Path) -> None:
 
 
 def is_finished(config: RunConfig, run_dir: Path, checkpoint: Path) -> bool:
+    """Whether the checkpoint is at the run's last step, and the run has written its summary."""
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     return step >= config.train.max_step and (run_dir / "summary.json").exists()
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """By name, without reading it: an answer without torch. The ranks verify what they load."""
+    """The newest checkpoint by name. It is not read, so that no torch is needed; ranks verify what they load."""
     found = [path.parent for path in run_dir.glob("checkpoints/step_*/manifest.json")]
     return max(found, key=lambda path: int(path.name.removeprefix("step_")), default=None)

@@ -10,30 +10,41 @@ from pathlib import Path
 from typing import IO
 
 from txl.files import PROJECT
-from txl.launch.run_folder import first_to_fail
+from txl.launch.run_folder import first_failed_rank
+from txl.system.process_exit import INTERRUPTED, PREEMPTED, TERMINATED
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
+# Exit codes with which all ranks end together: 0, a missed target, a signal after saving.
+STOPPED = (0, 3, INTERRUPTED, PREEMPTED, TERMINATED)
+LAUNCHER_PID = "TXL_LAUNCHER_PID"  # tells ranks which process started them
 
 
-STOPPED = (0, 3, 130, 140, 143)  # a missed target; a signal, after saving: all ranks end like this together
+def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int:
+    """Start `python -m txl.launch.rank FOLDER` once per rank, pass signals on, and end all ranks when one fails.
 
+    Args:
+        folder: What the ranks read: config.yaml, and what was prepared. Their logs go there, too.
+        size: How many ranks to start.
+        lock: The run folder's lock, which the ranks hold as well, so that it lasts as long as any of them.
 
-def run_local_ranks(module: str, arguments: list[str], size: int, run_dir: Path, lock: IO | None = None) -> int:
-    """Start `python -m MODULE ARGUMENTS` once per rank, pass signals on, and end them all when one fails."""
+    Returns:
+        The highest exit code of the ranks, or 1 if one failed.
+    """
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    # No word from each rank about find_unused_parameters (trainer.py); errors are said all the same.
+    # Without this every rank prints a note about find_unused_parameters (trainer.py). Errors are still shown.
     shared["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
+    shared[LAUNCHER_PID] = str(os.getpid())
     shared["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
     ranks = []
     for rank in range(size):
-        (run_dir / "logs" / f"rank_{rank}.error").unlink(missing_ok=True)
-        # Rank 0 speaks for all; what the others print goes to their logs.
-        output = None if rank == 0 else open(run_dir / "logs" / f"rank_{rank}.log", "a")  # noqa: SIM115
+        (folder / "logs" / f"rank_{rank}.error").unlink(missing_ok=True)
+        # Rank 0 has the console; what the others print goes to their logs.
+        output = None if rank == 0 else open(folder / "logs" / f"rank_{rank}.log", "a")  # noqa: SIM115
         ranks.append(
             subprocess.Popen(
-                [sys.executable, "-m", module, *arguments],
+                [sys.executable, "-m", "txl.launch.rank", str(folder)],
                 env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
                 stdout=output,
                 stderr=output,
@@ -53,16 +64,22 @@ def run_local_ranks(module: str, arguments: list[str], size: int, run_dir: Path,
 
     before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
-        return watch(ranks, run_dir, asked)
+        return wait_for_ranks(ranks, folder, asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
-def watch(ranks: list[subprocess.Popen], run_dir: Path, asked: list[int]) -> int:
-    """Wait for all ranks; a failed one takes the others with it, and its traceback is the last thing printed.
+def wait_for_ranks(ranks: list[subprocess.Popen], folder: Path, asked: list[int]) -> int:
+    """Wait for all ranks. If one fails, the others are killed, and its traceback is the last thing printed.
 
-    `asked`: signals that were passed on. They may meet some ranks before they listen; the others fail then.
+    Args:
+        ranks: The processes, by rank.
+        folder: Where their logs are.
+        asked: Signals that were passed on. Ranks that do not handle them yet are killed by them.
+
+    Returns:
+        The exit code of the run.
     """
     while True:
         codes = [process.poll() for process in ranks]
@@ -73,14 +90,16 @@ def watch(ranks: list[subprocess.Popen], run_dir: Path, asked: list[int]) -> int
             for process in ranks:
                 process.wait()
             if asked and (asked.count(signal.SIGINT) > 1 or {128 + asked[0], -asked[0]} & set(codes)):
-                print("stopped before it could save: resume=auto goes on from the checkpoint before", file=sys.stderr)
+                print("stopped before it could save: resume=auto continues from the checkpoint before", file=sys.stderr)
                 return 128 + asked[0]
-            killed = [rank for rank in failed if codes[rank] < 0]  # without a word; what the others say follows from it
-            rank = killed[0] if killed else first_to_fail(run_dir)
+            killed = [
+                rank for rank in failed if codes[rank] < 0
+            ]  # it wrote no traceback; those of the others follow from it
+            rank = killed[0] if killed else first_failed_rank(folder)
             rank = failed[0] if rank is None else rank
-            error = run_dir / "logs" / f"rank_{rank}.error"
+            error = folder / "logs" / f"rank_{rank}.error"
             detail = error.read_text() if error.exists() else f"it was killed (exit code {codes[rank]})"
-            log = run_dir / "logs" / f"rank_{rank}.log"
+            log = folder / "logs" / f"rank_{rank}.log"
             print(f"rank {rank} failed, the others were stopped; {log}\n{detail}", file=sys.stderr)
             return 1
         if None not in codes:
@@ -89,6 +108,7 @@ def watch(ranks: list[subprocess.Popen], run_dir: Path, asked: list[int]) -> int
 
 
 def free_port() -> int:
+    """A TCP port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

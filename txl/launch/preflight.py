@@ -18,9 +18,8 @@ from txl.config.schema import RunConfig
 from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
 from txl.files import PROJECT, write_json
-from txl.launch.slurm_environment import slurm_variables
-from txl.plan.run_plan import make_plan
-from txl.system.process_exit import leave
+from txl.plan.batch_split import processes
+from txl.system.world import World
 
 PATIENCE = 300.0  # seconds until all ranks must have reported
 
@@ -31,17 +30,24 @@ MOST_SKEW = 5.0  # seconds between two nodes' clocks
 FAILED = 1  # exit code
 
 
-def preflight(config: RunConfig, run_dir: Path) -> int:
-    """Check from this rank; rank 0 gathers, prints and decides the exit code."""
-    if "SLURM_PROCID" in os.environ:
-        os.environ.update(slurm_variables(os.environ))
-    rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+def preflight(config: RunConfig, world: World, run_dir: Path) -> int:
+    """Check from this rank; rank 0 gathers the reports, prints and decides.
+
+    Args:
+        config: The training to check for.
+        world: This rank among the others.
+        run_dir: Shared folder for the reports and for preflight.json.
+
+    Returns:
+        The exit code: 1 on rank 0 if there are problems.
+    """
+    rank, size = world.rank, world.world_size
     attempt = "-".join(os.environ.get(key, "0") for key in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT", "MASTER_PORT"))
     folder = run_dir / "preflight" / attempt
     folder.mkdir(parents=True, exist_ok=True)
     problems = []
     try:
-        make_plan(config)  # the same world as the plan's, or a ConfigError
+        processes(config)  # raises if the launcher started another number than configured
         find_files(config.data)
         find_vocabulary(config.data)
     except ConfigError as error:
@@ -51,7 +57,7 @@ def preflight(config: RunConfig, run_dir: Path) -> int:
     report["config"] = config_hash(config)
     if config.preflight_torch:
         began = time.time()
-        problems += check_with_torch(config)
+        problems += check_with_torch(config, world)
         report["torch_seconds"] = round(time.time() - began, 1)
     write_json(folder / f"rank_{rank}.json", report)
     if rank != 0:
@@ -64,9 +70,7 @@ def preflight(config: RunConfig, run_dir: Path) -> int:
     write_json(run_dir / "preflight.json", {"problems": problems, "ranks": reports}, indent=1)
     shutil.rmtree(folder)
     print(f"preflight: {len(problems)} problem(s), {len(reports)} of {size} ranks", flush=True)
-    if problems:
-        leave(FAILED)
-    return 0
+    return FAILED if problems else 0
 
 
 def seen() -> dict:
@@ -92,15 +96,13 @@ def clock_difference(file: Path) -> float:
     return round(difference, 3)
 
 
-def check_with_torch(config: RunConfig) -> list[str]:
+def check_with_torch(config: RunConfig, world: World) -> list[str]:
     """A device that computes, and a sum over all ranks."""
     import torch
 
     from txl.system.devices import pick_device
     from txl.system.distributed import close_process_group, init_process_group, sum_over_ranks
-    from txl.system.world import World
 
-    world = World.from_environment()
     try:
         device = pick_device(config.hardware, world.local_rank)
         init_process_group(world, device)
@@ -133,7 +135,7 @@ def judge(config: RunConfig, reports: list[dict], size: int) -> list[str]:
     clocks = [report["clock"] for report in reports]
     if clocks and max(clocks) - min(clocks) > MOST_SKEW:
         problems.append(f"the nodes' clocks differ by {max(clocks) - min(clocks):.1f} s; synchronise them")
-    wanted = config.hardware.gpus and make_plan(config).gpus_per_node
+    wanted = config.hardware.gpus and processes(config)[1]
     for report in reports:
         if wanted and report["gpus"] < wanted:
             problems.append(f"rank {report['rank']} on {report['node']} was given {report['gpus']} GPUs, not {wanted}")
@@ -151,10 +153,3 @@ def table(reports: list[dict]) -> str:
         clock = max((report["clock"] for report in here), key=abs)
         lines.append(f"{node:<10} {len(here):>6} {here[0]['gpus']:>5} {here[0]['cores']:>6} {clock:+.3f}s")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    from txl.launch.run_folder import read_config
-
-    folder = Path(sys.argv[1])
-    leave(preflight(read_config(folder), folder))

@@ -1,64 +1,106 @@
-"""The run folder before the start: its lock, the checkpoint to go on from, the configuration, a copy of the code."""
+"""Everything that is decided before ranks start: plan, corpus, checkpoint to continue from, run folder, lock.
+
+`prepare` decides it once. Ranks on this machine read it back from the run folder (`Prepared.read`), ranks under
+torchrun and SLURM get it from rank 0.
+"""
 
 import contextlib
 import json
 import logging
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import IO
 
-from txl.config.schema import RunConfig, Then
+from txl.config.schema import BenchmarkConfig, RunConfig, Then
 from txl.data.batches import check_size
 from txl.data.corpus import Corpus, open_corpus
 from txl.data.sentence_batches import training_stream
 from txl.errors import ConfigError
-from txl.launch.choose_checkpoint import check_source, find_checkpoint
+from txl.files import write_json
+from txl.launch.choose_checkpoint import check_init_from, find_checkpoint
 from txl.launch.run_folder import write_run_folder
 from txl.launch.run_lock import held_lock
-from txl.plan.run_plan import Plan, make_plan
+from txl.plan.run_plan import Plan, make_plan, run_folder
 
 log = logging.getLogger(__name__)
 
+START = "start.json"  # in the run folder: the checkpoint that its ranks continue from
+
 
 @dataclass(frozen=True)
-class Start:
-    """What `prepare` decided: which plan to run, and from which checkpoint."""
+class Prepared:
+    """What `prepare` decided. Everything after it reads this and decides nothing again."""
 
     plan: Plan
-    checkpoint: str | None
-    finished: bool = False
+    checkpoint: str | None = None  # where to continue; None: at the beginning
+    finished: bool = False  # the run has reached its last step already: nothing is left to do
+    lock: IO[str] | None = None  # of the run folder; None with debug=true
+    corpus: Corpus | None = None  # opened in this process; None in what another process prepared
+
+    def write(self, folder: Path) -> None:
+        """Write what ranks need beside config.yaml and plan.json."""
+        write_json(folder / START, {"checkpoint": self.checkpoint})
+
+    @staticmethod
+    def read(folder: Path) -> "Prepared":
+        """What our launcher prepared for its ranks."""
+        plan = Plan(**json.loads((folder / "plan.json").read_text()))
+        return Prepared(plan, json.loads((folder / START).read_text())["checkpoint"])
+
+    def for_other_processes(self) -> "Prepared":
+        """The same without what belongs to this process: its lock and its open files."""
+        return replace(self, lock=None, corpus=None)
 
 
 @contextlib.contextmanager
-def prepare(config: RunConfig, ours: bool = False):
-    """Check everything that can be checked, then make the run folder and hold its lock: yields (Start, lock).
+def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
+    """Check everything that can be checked, then make the run folder and hold its lock.
 
-    With debug=true there is no folder, and no lock.
+    With debug=true there is no run folder and no lock.
 
-    `ours`: the folder was written for this start already, by whoever submitted it or by an attempt before this one.
+    Args:
+        config: A training that was composed and checked.
+        submitted: The run folder was written for this start already: by whoever submitted the job, or by an earlier
+            attempt of the same job.
+
+    Yields:
+        What was decided; the lock is released at the end.
+
+    Raises:
+        ConfigError: If data, checkpoint or run folder do not fit the configuration.
     """
+    run_dir = Path(run_folder(config))
     if config.init_from is not None:  # before a large text is encoded
-        run_dir = Path(make_plan(config).run_dir)
-        check_source(config) if config.debug else find_checkpoint(config, run_dir, ours)
+        check_init_from(config) if config.debug else find_checkpoint(config, run_dir, submitted)
     corpus = open_corpus(config.data)
     plan = make_plan(config, len(corpus.vocab))
     check_splits(config, corpus)
     if config.debug:
-        yield Start(plan, None), None
+        yield Prepared(plan, corpus=corpus)
         return
-    run_dir = Path(plan.run_dir)
     run_dir.mkdir(parents=True, exist_ok=True)
-    with held_lock(run_dir, insist=not ours) as lock:
-        checkpoint, finished = find_checkpoint(config, run_dir, ours)
+    with held_lock(run_dir, insist=not submitted) as lock:
+        checkpoint, finished = find_checkpoint(config, run_dir, submitted)
         if checkpoint:
             check_same_text(config, corpus, checkpoint)
         if checkpoint and not finished:
-            announce(checkpoint, plan.world_size)
-        if not finished and not ours:
+            log_continuation(checkpoint, plan.world_size)
+        if not finished and not submitted:
             write_run_folder(config, plan, run_dir)
-        yield Start(plan, checkpoint, finished), lock
+        yield Prepared(plan, checkpoint, finished, lock, corpus)
+
+
+def plan_without_data(config: RunConfig) -> Plan:
+    """The plan as far as it is known before any text is read: for dry runs, preflights and benchmarks."""
+    return make_plan(config, config.data.vocab_size if isinstance(config, BenchmarkConfig) else None)
+
+
+# --------------------------------------------------------------------------- checks
 
 
 def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:
+    """Raises ConfigError if the checkpoint was trained on another text or vocabulary."""
     saved = json.loads((Path(checkpoint) / "state.json").read_text())
     for what, now in (("vocabulary", corpus.vocab.fingerprint), ("data", corpus.fingerprint)):
         if saved[what] != now:
@@ -69,7 +111,7 @@ def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:
 
 
 def check_splits(config: RunConfig, corpus: Corpus) -> None:
-    """Does every split that the run will read, hours later perhaps, fill a segment?"""
+    """Raises ConfigError if a split that the run reads, perhaps hours later, does not fill one segment."""
     read = [("train", "train.")]
     if config.valid.enabled:
         read += [("valid", "valid."), ("test", "valid.")]
@@ -82,14 +124,15 @@ def check_splits(config: RunConfig, corpus: Corpus) -> None:
     training_stream(corpus, config.train, config.seed)
     if config.train.target_perplexity is not None and "test" not in corpus.splits:
         raise ConfigError(
-            f"train.target_perplexity={config.train.target_perplexity:g} is of the test split, and data={corpus.name} "
+            f"train.target_perplexity={config.train.target_perplexity:g} needs a test split, and data={corpus.name} "
             "has none; give data.test, or leave it out"
         )
 
 
-def announce(checkpoint: str, world_size: int) -> None:
+def log_continuation(checkpoint: str, world_size: int) -> None:
+    """Say where the run continues, and whether the number of processes changed."""
     log.info("going on from %s", checkpoint)
     before = json.loads((Path(checkpoint) / "manifest.json").read_text())["world_size"]
     if before != world_size:
-        said = "%d processes instead of %d: memories are dealt anew, but dropout draws other numbers"
-        log.warning(said, world_size, before)
+        message = "%d processes instead of %d: memories are dealt out again, but dropout draws other numbers"
+        log.warning(message, world_size, before)

@@ -1,59 +1,144 @@
-"""What one rank does, whoever started it: our own launcher, torchrun, or SLURM.
+"""What one rank does, whoever started it: our own launcher, torchrun, srun or submitit.
 
-Our launcher prepares the run folder and then starts `python -m txl.rank RUN_DIR`. Under torchrun and SLURM nobody was
-there before the ranks, so rank 0 prepares for all.
+    python -m txl.launch.rank FOLDER        a rank that our launcher started; it reads FOLDER
+
+`rank_main` is the one entry for training, evaluation, benchmark and preflight. What was decided before ranks start is
+read from the folder that our launcher prepared. Under torchrun and SLURM no process ran before the ranks: there rank 0
+prepares, and the others get the result from it.
 """
 
 import contextlib
 import ctypes
-import json
+import functools
 import os
 import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from txl.config.schema import RunConfig
-from txl.data.corpus import open_corpus
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
-from txl.launch.prepare import Start, prepare
-from txl.launch.run_folder import read_config
-from txl.plan.run_plan import make_plan
+from txl.launch.local_processes import LAUNCHER_PID
+from txl.launch.prepare import Prepared, prepare
+from txl.launch.run_folder import job_folder, read_config
 from txl.system.process_exit import leave
+from txl.system.world import World
 
-BAD_CONFIGURATION = 2  # exit codes
+if TYPE_CHECKING:
+    import torch
 
 
-def run_rank(config: RunConfig, start: Start, world, fence: Callable[[], None] | None = None) -> int:
-    """Train on this rank; returns its exit code."""
-    from txl.checkpoint import init_from as fine_tuning
+def rank_main(
+    config: RunConfig | EvaluateConfig,
+    folder: Path | None = None,
+    prepared: Prepared | None = None,
+    submitted: bool = False,
+    before_save: Callable[[], None] | None = None,
+) -> int:
+    """Be one rank of a training, an evaluation, a benchmark or a preflight.
+
+    Args:
+        config: What to run.
+        folder: Where this rank's error file and a benchmark's or preflight's result go; None: the job's own folder.
+        prepared: A training as our launcher prepared it; None: rank 0 prepares it here.
+        submitted: The run folder was written by whoever submitted the job (see `prepare`).
+        before_save: Called on rank 0 before it saves a checkpoint.
+
+    Returns:
+        The exit code of this process.
+
+    Raises:
+        ConfigError: If rank 0 could not prepare the run. Later failures of a rank among others end its process.
+    """
+    world = World.from_environment()
+    if isinstance(config, EvaluateConfig):
+        return reporting_failure(functools.partial(_evaluate, config, world), folder, world)
+    if config.preflight:
+        from txl.launch.preflight import preflight
+
+        return preflight(config, world, folder or job_folder(config))
+    if isinstance(config, BenchmarkConfig):
+        result = folder or job_folder(config)
+        return reporting_failure(functools.partial(_measure, config, world, result), result, world)
+    with contextlib.ExitStack() as stack:
+        if prepared is None:
+            prepared = _prepare_together(config, world, submitted, stack)
+        if prepared.finished:
+            if world.is_main:
+                print(f"{prepared.plan.run_dir} is finished: nothing to do (raise train.max_step to go on)")
+            return 0
+        train = functools.partial(_train, config, prepared, world, before_save)
+        return reporting_failure(train, folder or Path(prepared.plan.run_dir), world)
+
+
+def set_up_process(config: RunConfig | EvaluateConfig, world: World) -> "torch.device":
+    """Pick this rank's device, set its cores, threads and allocator, and meet the other ranks."""
+    from txl.config.rules import check_cpu_arithmetic
     from txl.system.devices import bind_to_memory, keep_freed_memory, pick_device, set_threads
-    from txl.system.distributed import close_process_group, init_process_group
-    from txl.train.trainer import Trainer
+    from txl.system.distributed import init_process_group
 
     device = pick_device(config.hardware, world.local_rank)
+    if device.type == "cpu" and isinstance(config, EvaluateConfig):  # a training's plan has checked it
+        check_cpu_arithmetic(config.precision.name, "this machine")
     bind_to_memory(device, world.local_rank, world.local_world_size)
     set_threads(device, world.local_world_size)
     keep_freed_memory(device)
-    init_process_group(world, device)  # nothing to do where the ranks have met already
-    trainer = Trainer(config, start.plan, open_corpus(config.data), world, device)
-    trainer.fence = fence
-    if start.checkpoint:
-        trainer.restore(Path(start.checkpoint))
+    init_process_group(world, device)  # does nothing if the ranks have met already
+    return device
+
+
+def reporting_failure(work: Callable[[], int], folder: Path | None, world: World) -> int:
+    """Do the work of a rank among others. If it fails, write logs/rank_N.error and end the process at once.
+
+    A graceful end would wait for the collectives of the other ranks. A single process raises as usual.
+    """
+    if "RANK" not in os.environ:
+        return work()
+    error_file = folder / "logs" / f"rank_{world.rank}.error" if folder else None
+    if error_file:
+        error_file.parent.mkdir(parents=True, exist_ok=True)
+        error_file.unlink(missing_ok=True)
+    try:
+        return work()
+    except BaseException as error:
+        text = f"error: {error}\n" if isinstance(error, ConfigError) else traceback.format_exc()
+        with contextlib.suppress(OSError):  # no room on the disk: it is printed in any case
+            if error_file:
+                error_file.write_text(text)
+        print(text, file=sys.stderr, flush=True)
+        os._exit(1)
+
+
+# --------------------------------------------------------------------------- the four kinds of work
+
+
+def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Callable[[], None] | None) -> int:
+    from txl.checkpoint import init_from
+    from txl.data.corpus import open_corpus
+    from txl.system.distributed import close_process_group
+    from txl.train.trainer import Trainer
+
+    device = set_up_process(config, world)
+    corpus = prepared.corpus or open_corpus(config.data)
+    trainer = Trainer(config, prepared.plan, corpus, world, device)
+    trainer.fence = before_save
+    if prepared.checkpoint:
+        trainer.restore(Path(prepared.checkpoint))
     elif config.init_from is not None:
-        carried = fine_tuning.begin(trainer.model, trainer.corpus.vocab, config)
+        carried = init_from.begin(trainer.model, corpus.vocab, config)
         if world.is_main:
             print(carried, flush=True)
     code = trainer.train()
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
-        draw(Path(start.plan.run_dir))
+        draw_loss_curve(Path(prepared.plan.run_dir))
     close_process_group()
     return code
 
 
-def draw(run_dir: Path) -> None:
-    """The finished run's loss curve. A picture that cannot be drawn is no reason to call the run failed."""
+def draw_loss_curve(run_dir: Path) -> None:
+    """Draw the finished run's loss curve. A picture that cannot be drawn does not make the run fail."""
     from txl.report.loss_curve import plot_loss_curve
 
     try:
@@ -62,67 +147,71 @@ def draw(run_dir: Path) -> None:
         print(f"note: no loss curve was drawn: {error}", file=sys.stderr, flush=True)
 
 
-def started_here(run_dir: Path) -> int:
-    """A rank that our launcher started on this machine."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # until the trainer listens there is nothing to save
-        signal.signal(number, lambda number, frame: leave(128 + number))
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: a killed launcher leaves nobody behind
-    from txl.system.world import World
+def _evaluate(config: EvaluateConfig, world: World) -> int:
+    from txl.config.schema import Task
+    from txl.evaluate.evaluator import Evaluator
+    from txl.evaluate.generate import write
+    from txl.system.distributed import close_process_group
 
-    world = World.from_environment()
-
-    def rank() -> int:
-        config = read_config(run_dir)
-        plan = make_plan(config, len(open_corpus(config.data).vocab))
-        checkpoint = json.loads((run_dir / "start.json").read_text())["checkpoint"]
-        return run_rank(config, Start(plan, checkpoint), world)
-
-    return guarded(rank, run_dir, world.rank)
+    device = set_up_process(config, world)
+    code = write(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()
+    close_process_group()
+    return code
 
 
-def join(config: RunConfig, ours: bool = False, fence: Callable[[], None] | None = None) -> int:
-    """A rank that torchrun or SLURM started: rank 0 prepares the run folder for all."""
+def _measure(config: BenchmarkConfig, world: World, folder: Path) -> int:
+    from txl.bench.train_step import RESULT, measure_training, write_table
+    from txl.system.distributed import close_process_group
+
+    device = set_up_process(config, world)
+    rows = measure_training(config, world, device)
+    close_process_group()
+    if world.is_main:
+        write_table(folder / RESULT, [vars(row) for row in rows])
+    return 0
+
+
+# --------------------------------------------------------------------------- how ranks begin
+
+
+def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: contextlib.ExitStack) -> Prepared:
+    """Rank 0 prepares and holds the lock until `stack` ends; every rank returns what it decided."""
     from txl.system.devices import pick_device
     from txl.system.distributed import barrier, broadcast_object, init_process_group
-    from txl.system.world import World
 
-    world = World.from_environment()
-    with contextlib.ExitStack() as stack:
-        start = problem = None
-        if world.is_main:
-            try:
-                start, _ = stack.enter_context(prepare(config, ours))
-                print(start.plan, flush=True)
-            except ConfigError as error:
-                problem = str(error)
-        device = pick_device(config.hardware, world.local_rank)
-        init_process_group(world, device)
-        start, problem = broadcast_object((start, problem))
-        if problem:
-            raise ConfigError(problem)
-        if start.finished:
-            if world.is_main:
-                print(f"{start.plan.run_dir} is finished: nothing to do (raise train.max_step to go on)")
-            return 0
-        barrier()
-        run_dir = Path(start.plan.run_dir)
-        return guarded(lambda: run_rank(config, start, world, fence), run_dir, world.rank)
+    prepared, problem = None, None
+    if world.is_main:
+        try:
+            prepared = stack.enter_context(prepare(config, submitted))
+            print(prepared.plan, flush=True)
+        except ConfigError as error:
+            problem = str(error)
+    init_process_group(world, pick_device(config.hardware, world.local_rank))
+    decided, problem = broadcast_object((prepared and prepared.for_other_processes(), problem))
+    if problem:
+        raise ConfigError(problem)
+    barrier()
+    return prepared or decided
 
 
-def guarded(rank: Callable[[], int], run_dir: Path, number: int) -> int:
-    """A rank that fails says why and ends at once: a graceful end would wait for the others' collectives."""
-    error_file = run_dir / "logs" / f"rank_{number}.error"
-    error_file.unlink(missing_ok=True)
-    try:
-        return rank()
-    except BaseException as error:
-        text = f"error: {error}\n" if isinstance(error, ConfigError) else traceback.format_exc()
-        with contextlib.suppress(OSError):  # no such folder (debug=true), or no room: it is printed in any case
-            error_file.write_text(text)
-        print(text, file=sys.stderr, flush=True)
+def end_with_the_launcher() -> None:
+    """End this rank when the launcher that started it is gone, also if that happened before this call."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    launcher = os.environ.get(LAUNCHER_PID)
+    if launcher is not None and os.getppid() != int(launcher):
         os._exit(1)
 
 
+def main(folder: Path) -> int:
+    """A rank that our launcher started on this machine; returns its exit code."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # until the trainer handles them there is nothing to save
+        signal.signal(number, lambda number, frame: leave(128 + number))
+    end_with_the_launcher()
+    config = read_config(folder)
+    is_training = not isinstance(config, EvaluateConfig | BenchmarkConfig) and not config.preflight
+    return rank_main(config, folder, Prepared.read(folder) if is_training else None)
+
+
 if __name__ == "__main__":
-    leave(started_here(Path(sys.argv[1])))
+    leave(main(Path(sys.argv[1])))

@@ -1,48 +1,64 @@
-"""The files of a run folder: configuration, plan, a copy of the code."""
+"""The files of a run folder: configuration, plan, a copy of the code; where runs and jobs have their folders."""
 
 import shutil
 from pathlib import Path
 
 import yaml
 
-from txl.config.compose import from_dict, to_dict
-from txl.config.schema import BenchmarkConfig, RunConfig
+from txl.config.compose import Config, from_dict, to_dict
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.files import PROJECT, write_json
-from txl.plan.run_plan import Plan
+from txl.plan.batch_split import processes
+from txl.plan.run_plan import Plan, run_folder
 
 
-def first_to_fail(run_dir: Path) -> int | None:
-    """The rank that wrote its traceback first: the others failed because it was gone."""
-    errors = sorted(run_dir.glob("logs/rank_*.error"), key=lambda path: path.stat().st_mtime_ns)
-    return int(errors[0].stem.removeprefix("rank_")) if errors else None
-
-
-def write_run_folder(config: RunConfig, plan: Plan, run_dir: Path, code: bool = True) -> None:
-    """config.yaml, plan.json and a copy of the code that runs."""
-    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
-    (run_dir / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
-    write_json(run_dir / "plan.json", plan.to_dict(), indent=1)
-    if code:
-        copy_code(run_dir / "code")
-
-
-def read_config(run_dir: Path) -> RunConfig:
-    """The configuration that `write_run_folder` left there: of a training, or of a benchmark."""
-    values = yaml.safe_load((run_dir / "config.yaml").read_text())
-    return from_dict(values, BenchmarkConfig if "suite" in values else RunConfig)
-
-
-def folder_of(config: RunConfig, plan: Plan) -> Path:
-    """Where a job writes: checks and benchmarks are no trainings, and have folders beside theirs."""
+def job_folder(config: RunConfig) -> Path:
+    """Where a job writes. Preflights and benchmarks are no trainings: they have folders beside their run's."""
+    folder = run_folder(config)
     if isinstance(config, BenchmarkConfig):
-        return Path(f"{plan.run_dir}-benchmark-{plan.nodes}x{plan.gpus_per_node}")
-    return Path(plan.run_dir + ("-preflight" if config.preflight else ""))
+        nodes, per_node = processes(config)
+        return Path(f"{folder}-benchmark-{nodes}x{per_node}")
+    return Path(folder + ("-preflight" if config.preflight else ""))
+
+
+def write_config(config: RunConfig | EvaluateConfig, folder: Path) -> None:
+    """Write config.yaml, and make the folder of the logs."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+
+
+def write_run_folder(config: RunConfig, plan: Plan, folder: Path, code: bool = True) -> None:
+    """Write config.yaml, plan.json and, unless `code` is false, a copy of the code that runs.
+
+    Args:
+        config: What will run.
+        plan: What was planned for it.
+        folder: The run folder; made if it is missing.
+        code: Whether to copy the code.
+    """
+    write_config(config, folder)
+    write_json(folder / "plan.json", plan.to_dict(), indent=1)
+    if code:
+        copy_code(folder / "code")
+
+
+def read_config(folder: Path) -> Config:
+    """The configuration that `write_config` wrote: of a training, a benchmark or an evaluation."""
+    values = yaml.safe_load((folder / "config.yaml").read_text())
+    kind = BenchmarkConfig if "suite" in values else EvaluateConfig if "task" in values else RunConfig
+    return from_dict(values, kind)
 
 
 def copy_code(folder: Path) -> None:
-    """What the ranks of a job import: editing the checkout later changes no queued job."""
+    """Copy what the ranks of a job import: editing the checkout later changes no queued job."""
     for part in ("txl", "conf"):
         ignore = shutil.ignore_patterns("__pycache__", "site")
         shutil.copytree(PROJECT / part, folder / part, ignore=ignore, dirs_exist_ok=True)
     for script in PROJECT.glob("*.py"):
         shutil.copy2(script, folder)
+
+
+def first_failed_rank(run_dir: Path) -> int | None:
+    """The rank that wrote its traceback first. The other ranks failed because this one was gone."""
+    errors = sorted(run_dir.glob("logs/rank_*.error"), key=lambda path: path.stat().st_mtime_ns)
+    return int(errors[0].stem.removeprefix("rank_")) if errors else None

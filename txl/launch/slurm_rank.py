@@ -1,4 +1,4 @@
-"""A rank that SLURM started: requeue, termination, and its claim on the run folder."""
+"""A rank that SLURM started: preemption and requeue, termination, and its claim on the run folder."""
 
 import contextlib
 import json
@@ -8,40 +8,42 @@ import subprocess
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
-from txl.config.schema import RunConfig
+from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.errors import ConfigError
-from txl.launch.rank import BAD_CONFIGURATION, join
-from txl.launch.slurm_environment import slurm_variables
-from txl.plan.run_plan import make_plan
-from txl.system.process_exit import leave, leave_once_noted
+from txl.launch.choose_checkpoint import newest_checkpoint
+from txl.launch.rank import rank_main
+from txl.launch.slurm_environment import adopt_slurm_environment
+from txl.plan.run_plan import run_folder
+from txl.system.process_exit import BAD_CONFIGURATION, PREEMPTED, TERMINATED, leave, leave_once_noted
 
-PREEMPTED = 128 + signal.SIGUSR2
-
-
-TERMINATED = 128 + signal.SIGTERM
+WAIT_FOR_SLURM = 600  # seconds that a terminated rank waits for SLURM to end it
 
 
-LAST_BREATH = 600  # seconds that a terminated rank waits for SLURM to end it
+def slurm_rank_main(config: RunConfig, submitted: bool = False) -> int:
+    """Be one task of a SLURM step: rank_main, and what SLURM needs around it.
 
+    Ends the process itself unless all is well: Hydra's and submitit's code above would report success.
 
-# --------------------------------------------------------------------------- under SLURM
+    Args:
+        config: What to run.
+        submitted: The run folder was written by whoever submitted the job.
 
-
-def started_by_slurm(config: RunConfig, ours: bool = False) -> int:
-    """A task of a SLURM step. Ends the process itself unless all is well: what is left of Hydra and submitit above
-    would report success."""
-    requeue = signal.getsignal(signal.SIGUSR2)  # submitit's, where it started us
-    os.environ.update(slurm_variables(os.environ))
-    rank = int(os.environ["RANK"])
-    attempt = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    if attempt:
-        config.resume, ours = resume_after_requeue(config), True
+    Returns:
+        0; any other exit code ends the process here.
+    """
+    requeue = signal.getsignal(signal.SIGUSR2)  # submitit's handler, if submitit started this process
+    adopt_slurm_environment()
+    is_main, attempt = os.environ["RANK"] == "0", int(os.environ.get("SLURM_RESTART_COUNT", 0))
+    is_training = not config.preflight and not isinstance(config, BenchmarkConfig)
+    if attempt and is_training:
+        config, submitted = replace(config, resume=resume_after_requeue(config)), True
     try:
-        claims = rank == 0 and not config.debug
-        fence = Attempt(Path(make_plan(config).run_dir), attempt) if claims else None
-        code = join(config, ours, fence)
+        claims = is_main and is_training and not config.debug
+        claim = Attempt(Path(run_folder(config)), attempt) if claims else None
+        code = rank_main(config, submitted=submitted, before_save=claim)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(BAD_CONFIGURATION)
@@ -50,11 +52,11 @@ def started_by_slurm(config: RunConfig, ours: bool = False) -> int:
         sys.stderr.flush()
         os._exit(1)
     if code == PREEMPTED and callable(requeue):
-        if rank == 0:
+        if is_main:
             requeue(signal.SIGUSR2, None)  # scontrol requeue: the same job, the same folder; does not return
         leave(0)
     if code == TERMINATED:
-        wait_for_the_end(rank)
+        wait_for_slurm(is_main)
     if code:
         leave(code)
     leave_once_noted()
@@ -62,29 +64,30 @@ def started_by_slurm(config: RunConfig, ours: bool = False) -> int:
 
 
 def resume_after_requeue(config: RunConfig) -> str:
-    """The run's own newest checkpoint; before there is one, what the first attempt began from."""
-    from txl.launch.choose_checkpoint import newest_checkpoint
-
-    if config.resume not in (None, "auto") and newest_checkpoint(Path(make_plan(config).run_dir)) is None:
+    """`resume` of a requeued attempt: the run's own newest checkpoint, or what the first attempt began from."""
+    if config.resume not in (None, "auto") and newest_checkpoint(Path(run_folder(config))) is None:
         return config.resume
     return "auto"
 
 
-def wait_for_the_end(rank: int) -> None:
-    """After SIGTERM: a cancelled job ends now; a preempted one that ended by itself would not be requeued."""
-    if rank == 0:
+def wait_for_slurm(is_main: bool) -> None:
+    """After SIGTERM. A cancelled job ends now; a preempted job that ended by itself would not be requeued."""
+    if is_main:
         show = ["scontrol", "-o", "show", "job", os.environ["SLURM_JOB_ID"]]
         with contextlib.suppress(OSError, subprocess.SubprocessError):
             shown = subprocess.run(show, capture_output=True, text=True, timeout=20).stdout
             if "JobState=CANCELLED" in shown:
                 leave(TERMINATED)
-    print("terminated by SLURM: saved, waiting for its next word", flush=True)
-    time.sleep(LAST_BREATH)
+    print("SLURM terminates this job: a checkpoint is saved, waiting until SLURM ends the process", flush=True)
+    time.sleep(WAIT_FOR_SLURM)
 
 
 class Attempt:
-    """Rank 0's claim on the run folder. A lost node may go on with an attempt that SLURM has restarted elsewhere:
-    called before each checkpoint, this ends the process that is no longer the newest."""
+    """Rank 0's claim on the run folder, called before each checkpoint.
+
+    A lost node may continue an attempt of the job that SLURM has restarted elsewhere. Then this ends the process, which
+    is no longer the newest attempt.
+    """
 
     def __init__(self, run_dir: Path, number: int):
         self.file = run_dir / "slurm" / "attempts.jsonl"

@@ -9,7 +9,7 @@ from pathlib import Path
 from txl.config.schema import RunConfig
 from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
-from txl.plan.run_plan import Plan, make_plan
+from txl.plan.run_plan import Plan
 
 OUR_OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
@@ -109,9 +109,8 @@ def sbatch_flag(flag: str) -> tuple[str, str | bool]:
     return name, value if has_value else True
 
 
-def sbatch_script(config: RunConfig) -> str:
+def sbatch_script(config: RunConfig, plan: Plan) -> str:
     """For dry_run=true: what would be submitted."""
-    plan = make_plan(config)
     run_dir = Path(os.path.abspath(plan.run_dir))
     executor = make_executor(run_dir / "slurm", run_dir / "code", config, plan, None)
     return executor._make_submission_file_text(executor._submitit_command_str, "0")

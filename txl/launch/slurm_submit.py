@@ -19,14 +19,13 @@ from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
 from txl.files import write_json
-from txl.launch.choose_checkpoint import check_resume, check_source, find_checkpoint, is_finished, newest_checkpoint
+from txl.launch.choose_checkpoint import check_init_from, check_resume, find_checkpoint, is_finished, newest_checkpoint
 from txl.launch.job_state import ENDED, Submitted, state_of
-from txl.launch.prepare import check_splits
-from txl.launch.run_folder import copy_code, folder_of, read_config, write_run_folder
+from txl.launch.prepare import check_splits, plan_without_data
+from txl.launch.run_folder import copy_code, job_folder, read_config, write_run_folder
 from txl.launch.run_lock import in_use
 from txl.launch.slurm_script import EARLY_SIGNAL, make_executor, outside_of_any_job, parameters
-from txl.plan.run_plan import Plan, known_vocab_size, make_plan
-from txl.system.process_exit import leave_once_noted
+from txl.plan.run_plan import Plan
 
 ENCODED_HERE = 8 << 20  # bytes of text
 
@@ -40,20 +39,9 @@ class Job:
     def __call__(self) -> int:
         if os.environ.pop(EARLY_SIGNAL, None):
             os.kill(os.getpid(), signal.SIGUSR2)
-        config = read_config(Path(self.run_dir))
-        if config.preflight:
-            from txl.launch.preflight import preflight
+        from txl.launch.slurm_rank import slurm_rank_main
 
-            code = preflight(config, Path(self.run_dir))
-            leave_once_noted()
-            return code
-        if isinstance(config, BenchmarkConfig):
-            from txl.launch.benchmark_rank import join
-
-            return join(config, Path(self.run_dir))
-        from txl.launch.slurm_rank import started_by_slurm
-
-        return started_by_slurm(config, ours=True)
+        return slurm_rank_main(read_config(Path(self.run_dir)), submitted=True)
 
     def checkpoint(self):
         """Called by submitit when a signal announces the end: the same again."""
@@ -75,11 +63,12 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
         raise ConfigError("cluster=slurm needs sbatch, which is not here; submit on a login node, or use cluster=local")
     todo, left = [], []
     for config in configs:
-        made_up = isinstance(config, BenchmarkConfig)
-        plan = make_plan(config, config.data.vocab_size if made_up else check_data(config))
+        if not isinstance(config, BenchmarkConfig):
+            check_data(config)
+        plan = plan_without_data(config)
         if parallel is None:
             print(plan, flush=True)
-        run_dir = Path(os.path.abspath(folder_of(config, plan)))
+        run_dir = Path(os.path.abspath(job_folder(config)))
         if queued := still_queued(config, run_dir):
             left.append(queued)
         elif has_work(config, run_dir):
@@ -101,16 +90,14 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
     return jobs, left
 
 
-def check_data(config: RunConfig) -> int | None:
-    """What of the data can be checked at once, here; returns the vocabulary's size if it is known."""
+def check_data(config: RunConfig) -> None:
+    """Check what can be checked at once on the login node: a small text is encoded, a large one only looked for."""
     files = find_files(config.data)
     find_vocabulary(config.data)
     size = sum(path.stat().st_size for paths in files.values() for path in paths)
     if encoded_vocab_size(config.data) is None and size > ENCODED_HERE:
-        return known_vocab_size(config.data)  # a login node is no place for it: rank 0 will encode it
-    corpus = open_corpus(config.data)
-    check_splits(config, corpus)
-    return len(corpus.vocab)
+        return  # rank 0 will encode it, not the login node
+    check_splits(config, open_corpus(config.data))
 
 
 def still_queued(config: RunConfig, run_dir: Path) -> Submitted | None:
@@ -139,7 +126,7 @@ def has_work(config: RunConfig, run_dir: Path) -> bool:
                 print(f"{run_dir} is finished: nothing to do (raise train.max_step to go on)")
                 return False
             return True
-        check_source(config)
+        check_init_from(config)
     else:
         find_checkpoint(config, run_dir)
     return True

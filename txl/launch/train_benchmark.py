@@ -1,26 +1,20 @@
-"""benchmark.py suite=train: who measures, here or as a SLURM job, and the table beside what was published."""
+"""benchmark.py suite=train on this machine: the table over numbers of processes, beside what was published."""
 
 import json
-import os
 import re
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from txl.bench.train_step import RESULT, run_rank, write_table
+from txl.bench.train_step import RESULT, write_table
 from txl.config.schema import BenchmarkConfig
-from txl.errors import ConfigError
-from txl.launch.benchmark_rank import join
 from txl.launch.local_processes import run_local_ranks
-from txl.launch.run_folder import folder_of, write_run_folder
-from txl.launch.slurm_script import sbatch_script
-from txl.launch.start import is_slurm_task, submit_one
+from txl.launch.prepare import plan_without_data
+from txl.launch.rank import rank_main
+from txl.launch.run_folder import write_run_folder
 from txl.plan.batch_split import processes
-from txl.plan.run_plan import make_plan
-from txl.system.world import World
 
 PUBLISHED = Path(__file__).resolve().parent.parent / "bench" / "published_training.json"
 
@@ -29,28 +23,15 @@ PUBLISHED = Path(__file__).resolve().parent.parent / "bench" / "published_traini
 NEAREST = [("V100.*16GB", "DGX-1"), ("V100", "DGX-2H"), ("A100|H100|H200", "DGX A100")]
 
 
-def run(config: BenchmarkConfig, submitted: list) -> int:
-    """Measure, print the table, write the JSON where that was asked for; returns the exit code.
-
-    On a SLURM machine this submits a job, like a training, and the table is in its folder (benchmark.json); jobs to
-    wait for are added to `submitted`.
-    """
-    vocab_size = config.data.vocab_size
-    if vocab_size is None:
-        raise ConfigError("data.vocab_size=null but a benchmark makes its tokens up; use data.vocab_size=50000")
-    plan = make_plan(config, vocab_size)
-    if config.dry_run:
-        print(plan)
-        if config.cluster.name == "slurm":
-            print("\n" + sbatch_script(config))
-        return 0
-    if "RANK" in os.environ or is_slurm_task(config):
-        return join(config, folder_of(config, plan))
-    if config.cluster.name == "slurm":
-        return submit_one(config, submitted)
+def benchmark_training(config: BenchmarkConfig) -> int:
+    """Measure here, print the table, write the JSON if `benchmark.json` asks for it; returns the exit code."""
     rows = []
     for count in config.benchmark.processes or [processes(config)[1]]:
-        rows += measured(replace(config, gpus=count), count, vocab_size)
+        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+            code = run_ranks(replace(config, gpus=count), Path(folder))
+            if code:
+                return code
+            rows += json.loads((Path(folder) / RESULT).read_text())["rows"]
     for row in rows:
         row |= {"efficiency": efficiency(row, rows), "published": published(row)}
     print_comparison(rows)
@@ -59,16 +40,13 @@ def run(config: BenchmarkConfig, submitted: list) -> int:
     return 0
 
 
-def measured(config: BenchmarkConfig, count: int, vocab_size: int) -> list[dict]:
-    """The rows of so many processes on this machine."""
-    if count == 1:
-        return [vars(row) for row in run_rank(config, World())]
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-        write_run_folder(config, make_plan(config, vocab_size), Path(folder), code=False)
-        code = run_local_ranks("txl.launch.benchmark_rank", [folder], count, Path(folder))
-        if code:
-            sys.exit(code)
-        return json.loads((Path(folder) / RESULT).read_text())["rows"]
+def run_ranks(config: BenchmarkConfig, folder: Path) -> int:
+    """Run all ranks of one measurement; a single one in this process. They write FOLDER/benchmark.json."""
+    plan = plan_without_data(config)
+    if plan.world_size == 1:
+        return rank_main(config, folder)
+    write_run_folder(config, plan, folder, code=False)
+    return run_local_ranks(folder, plan.world_size)
 
 
 def efficiency(row: dict, rows: list[dict]) -> float | None:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from txl.launch.job_state import ENDED, Submitted, accounting_says, ask, controller_says
-from txl.launch.run_folder import first_to_fail
+from txl.launch.run_folder import first_failed_rank
 from txl.system.hardware import core_set
 
 POLL_SECONDS = 1.0
@@ -81,7 +81,7 @@ def blame(one: Submitted) -> str:
     """The rank that failed first, its log, and what it said."""
     text = one.log.read_text(errors="replace")
     ends = ends_of_ranks(text[text.rfind("Starting with JobEnvironment") :])
-    rank = first_to_fail(one.run_dir)
+    rank = first_failed_rank(one.run_dir)
     if ends and (rank is None or not (one.run_dir / "logs" / f"rank_{next(iter(ends))}.error").exists()):
         rank = next(iter(ends))  # killed without a word
     if rank is None:

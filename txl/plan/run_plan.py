@@ -65,6 +65,11 @@ class Plan:
         return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
 
 
+def run_folder(config: RunConfig) -> str:
+    """`run_dir`, or <runs>/<name>/<hash of the configuration>-s<seed>."""
+    return config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}")
+
+
 def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     """Raises ConfigError where nodes, gpus and batch do not fit. `vocab_size` None: as far as it is known."""
     assert config.train.local_batch_size is None, "with_global_batch comes first"
@@ -90,7 +95,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
         memory = round(sum(terms.values()) / GB, 2)
     tokens = train.batch_size * train.tgt_len
     return Plan(
-        run_dir=config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}"),
+        run_dir=run_folder(config),
         debug=config.debug,
         recipe="multi_node" if is_multi_node(config.recipe, config.nodes) else "single_node",
         nodes=nodes,
