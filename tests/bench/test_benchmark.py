@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from tests.support.composing import composed
-from tests.support.tiny import run
+from tests.support.configurations import composed
+from tests.support.entry_points import run
 from txl.bench import inference as inference_speed
 from txl.bench import train_step as train_speed
 from txl.config.precision import Arithmetic

@@ -8,9 +8,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
+from tests.support.entry_points import run
 from tests.support.golden import MODELS, golden, reference_file
-from tests.support.tiny import TINY_RUN, metrics, model_config, run
+from tests.support.models import model_config
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint import init_from as fine_tuning
 from txl.checkpoint import store as ckpt
 from txl.checkpoint.exchange import import_model

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.composing import CONF, composed
+from tests.support.configurations import CONF, composed
 from tests.support.source_code import names_read_in
 from txl.config.compose import from_dict, to_dict
 from txl.config.did_you_mean import dotted_keys

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from txl.config.compose import from_dict, to_dict
 from txl.config.config_hash import config_hash
 from txl.config.resume_changes import resume_differences

@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from tests.support.composing import CONF, composed
+from tests.support.configurations import CONF, composed
 from txl.config.did_you_mean import dotted_keys
 from txl.config.schema import EvaluateConfig, RunConfig
 

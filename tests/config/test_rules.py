@@ -2,7 +2,7 @@
 
 import pytest
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from txl.config.schema import EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 

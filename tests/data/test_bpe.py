@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from tests.support.made_data import write_bpe
 from txl.data import bpe
 from txl.data.bpe import byte_of, read_bpe

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from tests.support.bitwise import assert_bitwise_equal
-from tests.support.composing import composed
+from tests.support.configurations import composed
+from tests.support.entry_points import run
 from tests.support.made_data import write_bpe, write_lm1b, write_one_file, write_splits
-from tests.support.tiny import TINY_RUN, metrics, run
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint import store as ckpt
 from txl.config.schema import EvaluateConfig
 from txl.data.corpus import open_corpus

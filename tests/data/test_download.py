@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from tests.support.made_data import write_lm1b
 from txl.config.data import DataConfig, Metric, VocabKind
 from txl.data import download

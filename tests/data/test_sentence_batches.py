@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from tests.support.made_data import LM1B, write_lm1b
 from txl.data.corpus import open_corpus
 from txl.data.sentence_batches import SentenceStream, shuffled, training_stream

@@ -11,9 +11,11 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
+from tests.support.entry_points import run
+from tests.support.made_data import write_corpus
 from tests.support.models import build
-from tests.support.tiny import TINY_RUN, run, write_corpus
+from tests.support.tiny_runs import TINY_RUN
 from txl.checkpoint import store as ckpt
 from txl.checkpoint.weights import load_weights
 from txl.cli.hydra_main import quoted

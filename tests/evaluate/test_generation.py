@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
+from tests.support.entry_points import run
+from tests.support.made_data import write_corpus
 from tests.support.models import build
-from tests.support.tiny import TINY_RUN, run, write_corpus
+from tests.support.tiny_runs import TINY_RUN
 from txl.config.geometry import Geometry
 from txl.data.vocabulary import ByteVocabulary, WordVocabulary
 from txl.evaluate.kv_cache import CachedTransformerXL

@@ -12,8 +12,7 @@ from torch.profiler import ProfilerActivity
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from tests.support.models import V, build
-from tests.support.tiny import model_config
+from tests.support.models import V, build, model_config
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend, Positions
 from txl.config.schema import Runtime

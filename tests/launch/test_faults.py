@@ -24,7 +24,7 @@ from tests.support.slurm_site import (
     wait_for_step,
     wait_until,
 )
-from tests.support.tiny import metrics
+from tests.support.tiny_runs import metrics
 from tests.support.wandb_files import wandb_records
 from txl.checkpoint import store as ckpt
 

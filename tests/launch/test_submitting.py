@@ -11,9 +11,11 @@ import time
 
 import pytest
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
+from tests.support.entry_points import PROJECT, command, environment
+from tests.support.made_data import write_corpus
 from tests.support.slurm_site import HOLD, TWO_BY_TWO, job_of, submitted, wait_for_step
-from tests.support.tiny import PROJECT, TINY_RUN, command, environment, metrics, write_corpus
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.launch.preflight import judge
 from txl.launch.slurm_environment import first_host, slurm_variables
 from txl.launch.slurm_script import outermost, outside_of_any_job

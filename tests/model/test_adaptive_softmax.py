@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.support.tiny import model_config
+from tests.support.models import model_config
 from txl.model import adaptive_softmax as adaptive
 from txl.model.transformer import TransformerXL
 

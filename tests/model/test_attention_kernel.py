@@ -8,7 +8,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.support.tiny import PROJECT, environment
+from tests.support.entry_points import PROJECT, environment
 from txl.model.attention import attention_with_bias, relative_shift
 
 with pytest.MonkeyPatch.context() as patch:

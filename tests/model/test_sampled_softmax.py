@@ -6,8 +6,8 @@ from functools import partial
 import pytest
 import torch
 
+from tests.support.models import model_config
 from tests.support.optimizers import optimizer_config
-from tests.support.tiny import model_config
 from txl.model.sampled_softmax import (
     SampledWords,
     WordSampler,

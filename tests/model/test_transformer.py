@@ -5,7 +5,7 @@ import itertools
 import pytest
 import torch
 
-from tests.support.tiny import model_config
+from tests.support.models import model_config
 from txl.config.geometry import Geometry
 from txl.config.model import Positions
 from txl.model.transformer import TransformerXL

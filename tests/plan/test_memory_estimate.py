@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from txl.config.geometry import train_geometry
 from txl.config.schema import RunConfig
 from txl.model import adaptive_softmax as adaptive

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from tests.support.composing import composed
+from tests.support.configurations import composed
 from tests.support.made_data import write_lm1b
 from txl.config.model import Positions
 from txl.data.corpus import open_corpus
@@ -50,7 +50,7 @@ MODELS = {
 
 @pytest.mark.parametrize("case", MODELS)
 def test_parameters_are_counted_without_building_the_model(case):
-    from tests.support.tiny import model_config
+    from tests.support.models import model_config
     from txl.model.transformer import TransformerXL
 
     model, train = model_config(**MODELS[case]), composed("train.tgt_len=8", "train.mem_len=8", "valid.tgt_len=8").train

@@ -13,6 +13,18 @@ def sentences(count: int, rng: random.Random) -> list[str]:
     return [" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) for _ in range(count)]
 
 
+def write_corpus(folder: Path, train_lines: int = 200, seed: int = 0) -> list[str]:
+    """train/valid/test.txt of made-up sentences; returns the overrides that name them."""
+    rng = random.Random(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    overrides = ["data=text", "data.vocab=char", f"data.cache={folder}/cache"]
+    for split, lines in (("train", train_lines), ("valid", 40), ("test", 40)):
+        text = "".join(" ".join(rng.choices(WORDS, k=rng.randint(3, 9))) + "\n" for _ in range(lines))
+        (folder / f"{split}.txt").write_text(text)
+        overrides.append(f"data.{split}={folder}/{split}.txt")
+    return overrides
+
+
 def write_splits(folder: Path, name: str) -> None:
     """train, valid and test files called `name` with {} for the split."""
     rng = random.Random(0)

@@ -12,8 +12,10 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.entry_points import PROJECT, command
+from tests.support.made_data import write_corpus
 from tests.support.slurm_cluster import PATH
-from tests.support.tiny import PROJECT, TINY_RUN, command, metrics, write_corpus
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.launch.job_state import Submitted
 
 HOLD = 'cluster.sbatch=["--hold"]'

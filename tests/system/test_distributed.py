@@ -6,7 +6,9 @@ import time
 
 import pytest
 
-from tests.support.tiny import PROJECT, TINY_RUN, command, environment, metrics, run, write_corpus
+from tests.support.entry_points import PROJECT, command, environment, run
+from tests.support.made_data import write_corpus
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.system.world import columns_of
 
 

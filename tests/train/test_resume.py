@@ -9,7 +9,9 @@ import time
 import pytest
 
 from tests.support.bitwise import assert_bitwise_equal
-from tests.support.tiny import TINY_RUN, command, environment, metrics, run, write_corpus
+from tests.support.entry_points import command, environment, run
+from tests.support.made_data import write_corpus
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint import store as ckpt
 
 STEPS = 60

@@ -9,8 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.composing import composed
-from tests.support.tiny import model_config
+from tests.support.configurations import composed
+from tests.support.models import model_config
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend
 from txl.launch import rank

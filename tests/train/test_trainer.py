@@ -6,8 +6,10 @@ import math
 import pytest
 import torch
 
-from tests.support.composing import composed
-from tests.support.tiny import TINY_RUN, metrics, run, write_corpus
+from tests.support.configurations import composed
+from tests.support.entry_points import run
+from tests.support.made_data import write_corpus
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.data.corpus import open_corpus
 from txl.errors import ConfigError
 from txl.launch.prepare import prepare

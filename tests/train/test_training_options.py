@@ -11,8 +11,11 @@ import pytest
 import torch
 import yaml
 
-from tests.support.composing import composed
-from tests.support.tiny import TINY_RUN, metrics, model_config, run, write_corpus
+from tests.support.configurations import composed
+from tests.support.entry_points import run
+from tests.support.made_data import write_corpus
+from tests.support.models import model_config
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint import store as ckpt
 from txl.checkpoint.exchange import export_model
 from txl.config.model import Init

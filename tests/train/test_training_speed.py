@@ -6,8 +6,8 @@ import logging
 import pytest
 import torch
 
-from tests.support.composing import composed
-from tests.support.tiny import model_config
+from tests.support.configurations import composed
+from tests.support.models import model_config
 from txl.bench.train_step import MadeUpCorpus, Silent
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend

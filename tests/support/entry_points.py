@@ -1,0 +1,26 @@
+"""train.py, evaluate.py and benchmark.py as processes, started as a user starts them."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def command(script: str, *overrides: str) -> list[str]:
+    return [sys.executable, str(PROJECT / script), *map(str, overrides)]
+
+
+def environment(**extra: str) -> dict[str, str]:
+    """One thread per process: the machine is shared by several at once."""
+    return os.environ | {"OMP_NUM_THREADS": "1"} | extra
+
+
+def run(script: str, *overrides: str, cwd: Path, expect: int = 0, timeout: float = 120) -> subprocess.CompletedProcess:
+    """Run an entry point as a user would; fails with its output when the exit code is another."""
+    done = subprocess.run(
+        command(script, *overrides), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=timeout
+    )
+    assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done
