@@ -22,7 +22,7 @@ from txl.launch.slurm_script import outermost, outside_of_any_job
 from txl.launch.status import points
 from txl.launch.wait_for_jobs import ends_of_ranks
 from txl.system.devices import numa_nodes
-from txl.system.hardware import core_set
+from txl.system.hardware import parse_core_list
 
 # --------------------------------------------------------------------------- one job
 
@@ -356,4 +356,4 @@ def test_a_rank_keeps_to_one_memory_node_where_the_machine_has_several(tmp_path)
 
 
 def test_core_lists_are_read():
-    assert core_set("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11} and core_set("") == set()
+    assert parse_core_list("0-3,8,10-11\n") == {0, 1, 2, 3, 8, 10, 11} and parse_core_list("") == set()

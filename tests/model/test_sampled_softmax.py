@@ -18,7 +18,7 @@ from txl.model.sampled_softmax import (
 from txl.model.transformer import TransformerXL
 from txl.optim.build import build_optimizer
 from txl.optim.clipping import clip_gradients
-from txl.system.distributed import average_rows
+from txl.system.distributed import average_sparse_gradient
 
 V = 60
 
@@ -142,7 +142,7 @@ def train(model, sampler, tables, optimizer, steps, words=10) -> None:
             h = model.embedding(input[half : half + 1])
             sampled_loss(model, h, target[half : half + 1], 1.0, sampler.draw(step))[0].backward()
         for table in tables:
-            table.grad = average_rows(table.grad)
+            table.grad = average_sparse_gradient(table.grad)
         clip_gradients(optimizer, list(model.parameters()), 0.25)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
@@ -182,7 +182,7 @@ def test_when_every_row_is_drawn_the_update_is_the_dense_one(name):
             sample = WordSampler(V, V, 0).draw(step)
             (sampled_loss(model, h, target, 1.0, sample) if count else model.total_loss(h, target))[0].backward()
             for table in tables:
-                table.grad = average_rows(table.grad)
+                table.grad = average_sparse_gradient(table.grad)
             norm = clip_gradients(optimizer, list(model.parameters()), 0.25)
             optimizer.step()
             optimizer.zero_grad()

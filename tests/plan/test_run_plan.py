@@ -153,12 +153,12 @@ def test_segments_of_drawn_length_need_room_for_the_longest():
 
 
 def test_auto_takes_what_the_machine_has(monkeypatch):
-    monkeypatch.setattr(batch_split, "detect", lambda: ("NVIDIA H200", 4))
+    monkeypatch.setattr(batch_split, "detect_gpus", lambda: ("NVIDIA H200", 4))
     assert make_plan(composed()).gpus_per_node == 4
     assert make_plan(composed("gpus=2", "precision=fp16")).gpus_per_node == 2
     with pytest.raises(ConfigError, match="gpus=8 but this machine has 4; use gpus=4"):
         make_plan(composed("gpus=8"))
-    monkeypatch.setattr(batch_split, "detect", lambda: ("cpu", 0))
+    monkeypatch.setattr(batch_split, "detect_gpus", lambda: ("cpu", 0))
     assert make_plan(composed()).gpus_per_node == 1
     assert make_plan(composed("gpus=2")).gpus_per_node == 2
     with pytest.raises(ConfigError, match="precision=fp16 needs a GPU, and this machine has none; use precision=bf16"):

@@ -44,8 +44,8 @@ def config(gpus, name="auto"):
 
 def test_gpus_are_found_without_torch(machine):
     machine(EIGHT)
-    assert hardware.detect() == ("NVIDIA A100-SXM4-40GB", 8)
-    assert hardware.gpus()[7] == ("NVIDIA A100-SXM4-40GB", 40.0, "550.54")
+    assert hardware.detect_gpus() == ("NVIDIA A100-SXM4-40GB", 8)
+    assert hardware.visible_gpus()[7] == ("NVIDIA A100-SXM4-40GB", 40.0, "550.54")
 
 
 @pytest.mark.parametrize(
@@ -55,27 +55,27 @@ def test_gpus_are_found_without_torch(machine):
 def test_only_visible_gpus_count(machine, monkeypatch, selection, count):
     machine(EIGHT)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", selection)
-    assert hardware.detect()[1] == count
+    assert hardware.detect_gpus()[1] == count
 
 
 @pytest.mark.parametrize("output, code", [("", 0), ("No devices were found\n", 6), ("Failed to initialize NVML\n", 9)])
 def test_a_driver_without_devices_is_a_cpu_machine(machine, output, code):
     machine(output, code)
-    assert hardware.detect() == ("cpu", 0)
+    assert hardware.detect_gpus() == ("cpu", 0)
 
 
 def test_memory_that_is_not_told_is_unknown(machine):
     machine("GPU-1, NVIDIA GB10, [N/A], 580.1\n")
-    assert hardware.gpus() == [("NVIDIA GB10", None, "580.1")]
+    assert hardware.visible_gpus() == [("NVIDIA GB10", None, "580.1")]
 
 
 def test_cores_are_those_of_the_container(tmp_path, monkeypatch):
-    assert hardware._quota(tmp_path) is None
+    assert hardware.container_cpu_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("max 100000\n")
-    assert hardware._quota(tmp_path) is None
+    assert hardware.container_cpu_quota(tmp_path) is None
     (tmp_path / "cpu.max").write_text("250000 100000\n")
-    assert hardware._quota(tmp_path) == 2.5
-    monkeypatch.setattr(hardware, "_quota", lambda: 0.5)
+    assert hardware.container_cpu_quota(tmp_path) == 2.5
+    monkeypatch.setattr(hardware, "container_cpu_quota", lambda: 0.5)
     assert hardware.cpu_count() == 1
 
 
@@ -83,9 +83,9 @@ def test_cores_of_an_old_container(tmp_path):
     (tmp_path / "cpu").mkdir()
     (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000\n")
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1\n")
-    assert hardware._quota(tmp_path) is None
+    assert hardware.container_cpu_quota(tmp_path) is None
     (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000\n")
-    assert hardware._quota(tmp_path) == 4.0
+    assert hardware.container_cpu_quota(tmp_path) == 4.0
 
 
 # --------------------------------------------------------------------------- devices and threads
@@ -113,9 +113,9 @@ def test_more_ranks_than_gpus_are_an_error(monkeypatch):
 
 
 def test_ranks_share_the_cores():
-    assert threads_per_rank(cores=16, ranks=4, most=16) == 4
-    assert threads_per_rank(cores=2, ranks=4, most=2) == 1
-    assert threads_per_rank(cores=64, ranks=1, most=32) == 32
+    assert threads_per_rank(cores=16, ranks=4, torch_threads=16) == 4
+    assert threads_per_rank(cores=2, ranks=4, torch_threads=2) == 1
+    assert threads_per_rank(cores=64, ranks=1, torch_threads=32) == 32
 
 
 def test_threads_are_set_for_cpu_ranks_unless_the_environment_says_so(monkeypatch):

@@ -17,7 +17,7 @@ from tests.support.wandb_files import wandb_records
 from txl.config.geometry import Geometry
 from txl.config.tracking import TrackingConfig, WandbConfig, WandbMode
 from txl.system import console
-from txl.system.console import bar_line, printable, seconds_left, shows_progress
+from txl.system.console import is_terminal, printable, progress_line, seconds_left
 from txl.tracking.metrics_file import cut_back
 from txl.tracking.tracker import Tracker
 from txl.tracking.wandb_sink import run_id
@@ -314,7 +314,7 @@ def test_a_pipe_gets_plain_lines(tmp_path):
 def test_a_dumb_terminal_gets_plain_lines(tmp_path):
     text, code = run_in_terminal(arguments(tmp_path), environment(TERM="dumb"))
     assert code == 0 and "\x1b" not in text and "ETA" not in text
-    assert not shows_progress(None)
+    assert not is_terminal(None)
 
 
 def test_the_run_goes_on_when_nobody_reads_its_output(tmp_path):
@@ -349,11 +349,11 @@ def test_text_of_a_model_cannot_drive_the_terminal():
 
 
 def test_the_bar_fits_the_terminal_and_tells_the_time_left():
-    line = bar_line(300, 600, 3.1234, 12345.6, seconds_left(100, 300, 1240.0), 80)
+    line = progress_line(300, 600, 3.1234, 12345.6, seconds_left(100, 300, 1240.0), 80)
     assert line.endswith("─ 300/600  loss 3.123  12,346 tok/s  ETA 1:02:00") and len(line) == 79
     assert line.count("━") == 16 == line.count("─")
-    assert bar_line(0, 600, None, None, seconds_left(0, 600, 1.0), 20) == "─" * 13 + " 0/600"
-    assert bar_line(1, 600, 3.0, 1.0, 2.0, 30) == "1/600  loss 3.000  1 tok/s  ETA 0:00:02"  # too narrow for a bar
+    assert progress_line(0, 600, None, None, seconds_left(0, 600, 1.0), 20) == "─" * 13 + " 0/600"
+    assert progress_line(1, 600, 3.0, 1.0, 2.0, 30) == "1/600  loss 3.000  1 tok/s  ETA 0:00:02"  # too narrow for a bar
 
 
 def test_the_bar_is_drawn_a_few_times_a_second_only(monkeypatch, capsys):

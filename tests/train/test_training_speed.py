@@ -18,7 +18,7 @@ from txl.model.attention import choose_backend
 from txl.model.transformer import TransformerXL
 from txl.plan.run_plan import make_plan
 from txl.system import devices
-from txl.system.devices import wants_compiler
+from txl.system.devices import should_compile
 from txl.system.world import World
 from txl.train.trainer import Trainer
 
@@ -101,18 +101,18 @@ def test_compiled_layers_give_the_same_losses_and_gradients():
 
 def test_compiling_is_for_gpus_unless_asked_for_and_says_when_it_cannot(monkeypatch, caplog):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
-    assert not wants_compiler("auto", cpu)
-    assert not wants_compiler(False, gpu)
+    assert not should_compile("auto", cpu)
+    assert not should_compile(False, gpu)
     assert not caplog.records
     monkeypatch.setattr(devices.shutil, "which", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        assert not wants_compiler(True, cpu)
+        assert not should_compile(True, cpu)
     assert "compile=true: no g++ or clang was found" in caplog.text
     monkeypatch.setattr(devices.shutil, "which", lambda name: f"/usr/bin/{name}")
-    assert wants_compiler(True, cpu)
+    assert should_compile(True, cpu)
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     with caplog.at_level(logging.WARNING):
-        assert not wants_compiler("auto", gpu)
+        assert not should_compile("auto", gpu)
     assert "triton is not installed" in caplog.text
 
 

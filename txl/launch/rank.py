@@ -76,13 +76,13 @@ def rank_main(
 def set_up_process(config: RunConfig | EvaluateConfig, world: World) -> "torch.device":
     """Pick this rank's device, set its cores, threads and allocator, and meet the other ranks."""
     from txl.config.rules import check_cpu_arithmetic
-    from txl.system.devices import bind_to_memory, keep_freed_memory, pick_device, set_threads
+    from txl.system.devices import bind_to_numa_node, keep_freed_memory, pick_device, set_threads
     from txl.system.distributed import init_process_group
 
     device = pick_device(config.hardware, world.local_rank)
     if device.type == "cpu" and isinstance(config, EvaluateConfig):  # a training's plan has checked it
         check_cpu_arithmetic(config.precision.name, "this machine")
-    bind_to_memory(device, world.local_rank, world.local_world_size)
+    bind_to_numa_node(device, world.local_rank, world.local_world_size)
     set_threads(device, world.local_world_size)
     keep_freed_memory(device)
     init_process_group(world, device)  # does nothing if the ranks have met already

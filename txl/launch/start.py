@@ -15,7 +15,7 @@ from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
 from txl.system.console import log_to_console
-from txl.system.hardware import detect
+from txl.system.hardware import detect_gpus
 
 
 class Launcher:
@@ -122,7 +122,7 @@ def check_here(config: RunConfig) -> int:
 
 def start_evaluation(config: EvaluateConfig) -> int:
     """Evaluate or generate here, with one process per device; returns the exit code."""
-    devices = detect()[1] if config.hardware.gpus is None else config.hardware.gpus
+    devices = detect_gpus()[1] if config.hardware.gpus is None else config.hardware.gpus
     size = config.gpus or devices or 1
     if "RANK" in os.environ or size == 1 or config.task is Task.generate:
         from txl.launch.rank import rank_main

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from txl.launch.job_state import ENDED, Submitted, accounting_says, ask, controller_says
 from txl.launch.run_folder import first_failed_rank
-from txl.system.hardware import core_set
+from txl.system.hardware import parse_core_list
 
 POLL_SECONDS = 1.0
 
@@ -95,7 +95,7 @@ def ends_of_ranks(text: str) -> dict[int, str]:
     """Rank -> ` on n2: Killed`, in the order in which srun reports: `srun: error: n2: tasks 2-3: Killed`."""
     ends: dict[int, str] = {}
     for node, ranks, what in re.findall(r"srun: error: (\S+): tasks? ([\d,-]+): (.*)", text):
-        for rank in sorted(core_set(ranks)):
+        for rank in sorted(parse_core_list(ranks)):
             ends.setdefault(rank, f" on {node}: {what}")
     return ends
 

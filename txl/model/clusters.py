@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from txl.system.devices import send
+from txl.system.devices import copy_to_device
 
 
 class TokensByCluster(NamedTuple):
@@ -21,7 +21,7 @@ class TokensByCluster(NamedTuple):
 
     def to(self, device: torch.device) -> "TokensByCluster":
         """The same with its tensors on `device`."""
-        return TokensByCluster(send(self.cluster, device), send(self.order, device), self.sizes)
+        return TokensByCluster(copy_to_device(self.cluster, device), copy_to_device(self.order, device), self.sizes)
 
 
 class VocabularyClusters:

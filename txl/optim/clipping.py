@@ -11,7 +11,7 @@ def clip_gradients(optimizer: torch.optim.Optimizer | DenseAndSparse, params: li
     """Scale the gradients of `params` so that their joint norm is at most `max_norm`; 0 leaves them as they are.
 
     If the optimizer can multiply by the factor while it reads the gradients, the factor is handed to it instead.
-    Sparse gradients must be coalesced (distributed.average_rows).
+    Sparse gradients must be coalesced (distributed.average_sparse_gradient).
 
     Returns the norm before, as a tensor on the device.
     """

@@ -6,7 +6,7 @@ from dataclasses import replace
 from txl.config.rules import check_cpu_arithmetic
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
-from txl.system.hardware import detect
+from txl.system.hardware import detect_gpus
 
 
 def with_global_batch(config: RunConfig) -> RunConfig:
@@ -36,7 +36,7 @@ def processes(config: RunConfig) -> tuple[int, int]:
                 raise ConfigError(f"{key}={value} but the launcher started {started}; set {key}={started}")
         return config.nodes, local
     if config.hardware.gpus is None:
-        there = detect()[1]
+        there = detect_gpus()[1]
         if there == 0:
             check_cpu_arithmetic(config.precision.name, "this machine")
         elif config.gpus and config.gpus > there:

@@ -1,1 +1,1 @@
-"""The machine and this process on it: devices, processes, precision, clocks, the console."""
+"""The machine and this process: devices, ranks, precision, clocks, the console."""

@@ -1,59 +1,55 @@
-"""Set up this process: its device, its cores and threads, its allocator; copies to the device."""
+"""Set up this process: its device, cores, threads and allocator. Copies from the host to the device."""
 
 import contextlib
 import ctypes
-import importlib.metadata
 import importlib.util
 import logging
 import os
 import shutil
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from txl.config.machine import HardwareConfig
 from txl.errors import ConfigError
+from txl.system.hardware import cpu_count, detect_gpus, parse_core_list
 
 if TYPE_CHECKING:
     import torch
 
-
-from txl.system.hardware import core_set, cpu_count, detect
-
 log = logging.getLogger(__name__)
-
 
 M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 
 
-# --------------------------------------------------------------------------- what is used
-
-
 def pick_device(hardware: HardwareConfig, local_rank: int) -> "torch.device":
-    """The device of this rank. ConfigError where the configuration asks for GPUs that torch cannot use."""
-    wanted = detect()[1] if hardware.gpus is None else hardware.gpus
+    """The device of this rank: a GPU, or the CPU if hardware.gpus is 0 or this machine has no GPU.
+
+    Raises ConfigError if the configuration asks for GPUs that torch cannot use.
+    """
+    wanted = detect_gpus()[1] if hardware.gpus is None else hardware.gpus
     import torch
 
     if wanted == 0:
         return torch.device("cpu")
-    there = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if there == 0:
+    available = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if available == 0:
         built = "was built without CUDA" if torch.version.cuda is None else "finds no usable CUDA device"
         raise ConfigError(
             f"hardware={hardware.name} needs GPUs, but torch {torch.__version__} {built}; "
             "install a CUDA build of torch or use hardware=cpu"
         )
-    if local_rank >= there:
-        raise ConfigError(f"gpus={local_rank + 1} or more: this machine shows {there}; use gpus={there}")
+    if local_rank >= available:
+        raise ConfigError(f"gpus={local_rank + 1} or more: this machine shows {available}; use gpus={available}")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
 
 
-def bind_to_memory(device: "torch.device", local_rank: int, local_world_size: int) -> None:
-    """Keep this rank on the cores beside its GPU's memory bus, or on its share of the NUMA nodes.
+def bind_to_numa_node(device: "torch.device", local_rank: int, local_world_size: int) -> None:
+    """Keep this rank on the cores of its GPU's NUMA node, or, on a CPU, on its share of the NUMA nodes.
 
-    Nothing where the machine has one NUMA node, does not tell, or SLURM has bound this task to one already.
+    Does nothing if fewer than two NUMA nodes are known, or if SLURM has bound this task to one node already.
     """
     if not hasattr(os, "sched_setaffinity"):
         return
@@ -61,66 +57,67 @@ def bind_to_memory(device: "torch.device", local_rank: int, local_world_size: in
     nodes = [cores & allowed for cores in numa_nodes().values() if cores & allowed]
     if len(nodes) < 2:
         return
-    beside = cores_beside_gpu(local_rank) & allowed if device.type == "cuda" else set()
-    os.sched_setaffinity(0, beside or nodes[local_rank * len(nodes) // local_world_size])
+    near = cores_near_gpu(local_rank) & allowed if device.type == "cuda" else set()
+    os.sched_setaffinity(0, near or nodes[local_rank * len(nodes) // local_world_size])
 
 
 def numa_nodes(root: Path = Path("/sys/devices/system/node")) -> dict[int, set[int]]:
-    """Cores of each NUMA node."""
-    found = {}
+    """The cores of each NUMA node, by the node's number."""
+    found: dict[int, set[int]] = {}
     for path in root.glob("node[0-9]*/cpulist"):
         with contextlib.suppress(OSError, ValueError):
-            found[int(path.parent.name.removeprefix("node"))] = core_set(path.read_text())
+            found[int(path.parent.name.removeprefix("node"))] = parse_core_list(path.read_text())
     return dict(sorted(found.items()))
 
 
-def cores_beside_gpu(index: int) -> set[int]:
-    """Cores on the same memory bus as this process' GPU; empty where the machine does not tell."""
+def cores_near_gpu(index: int) -> set[int]:
+    """The cores on the NUMA node of a GPU, or an empty set if the system does not tell."""
     import torch
 
     with contextlib.suppress(OSError, ValueError, AttributeError, RuntimeError):
-        gpu = torch.cuda.get_device_properties(index)
+        gpu: Any = torch.cuda.get_device_properties(index)  # torch's stubs do not know its pci fields
         bus = f"{gpu.pci_domain_id:04x}:{gpu.pci_bus_id:02x}:{gpu.pci_device_id:02x}.0"
-        return core_set(Path(f"/sys/bus/pci/devices/{bus}/local_cpulist").read_text())
+        return parse_core_list(Path(f"/sys/bus/pci/devices/{bus}/local_cpulist").read_text())
     return set()
 
 
 def set_threads(device: "torch.device", local_world_size: int) -> None:
-    """Share the cores among this machine's ranks; OMP_NUM_THREADS, where it is set, is left to decide."""
+    """Divide the cores among the ranks of this machine, unless OMP_NUM_THREADS is set or the device is a GPU."""
     import torch
 
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(threads_per_rank(cpu_count(), local_world_size, torch.get_num_threads()))
 
 
-def threads_per_rank(cores: int, ranks: int, most: int) -> int:
-    """At most `most`: torch's own choice, which leaves hyper-threads alone."""
-    return max(1, min(cores // ranks, most))
+def threads_per_rank(cores: int, ranks: int, torch_threads: int) -> int:
+    """An equal share of the cores, and at most `torch_threads`, torch's own choice: it does not count hyper-threads."""
+    return max(1, min(cores // ranks, torch_threads))
 
 
 def keep_freed_memory(device: "torch.device") -> None:
-    """Let glibc reuse large blocks instead of giving them back: on a CPU, every step would fault in its pages anew.
+    """On a CPU, let glibc keep large freed blocks instead of returning them to the system after every step.
 
-    That took a third of a training step of the base model (docs/speed-log.md). The process keeps its peak memory.
+    Page faults of returned memory took a third of a training step of the base model (docs/speed-log.md). In exchange
+    the process keeps its peak memory.
     """
     if device.type == "cpu" and sys.platform == "linux":
-        with contextlib.suppress(OSError, AttributeError):  # another C library
+        with contextlib.suppress(OSError, AttributeError):  # the C library is not glibc
             mallopt = ctypes.CDLL(None).mallopt
             mallopt(M_MMAP_MAX, 0)
             mallopt(M_TRIM_THRESHOLD, -1)
             mallopt(M_TOP_PAD, 64 << 20)
 
 
-def wants_compiler(compile: bool | str, device: "torch.device") -> bool:
-    """Whether layers go through torch.compile. auto: on a GPU; on a CPU it gains less than it takes to compile.
+def should_compile(compile: bool | str, device: "torch.device") -> bool:
+    """Whether layers go through torch.compile. `auto` means on a GPU: on a CPU it gains less than compiling takes.
 
-    A machine that has no compiler computes the same without, and says so.
+    If no compiler is installed, the answer is no, with a warning: the numbers are the same, only slower.
     """
     if compile is False or (compile == "auto" and device.type != "cuda"):
         return False
     chosen, usual = ("CXX", "g++") if device.type == "cpu" else ("CC", "gcc")
-    there = any(shutil.which(name) for name in (os.environ.get(chosen, usual), usual, "clang"))
-    missing = None if there else f"no {usual} or clang was found"
+    found = any(shutil.which(name) for name in (os.environ.get(chosen, usual), usual, "clang"))
+    missing = None if found else f"no {usual} or clang was found"
     if device.type == "cuda" and importlib.util.find_spec("triton") is None:
         missing = "triton is not installed"
     if missing:
@@ -128,6 +125,6 @@ def wants_compiler(compile: bool | str, device: "torch.device") -> bool:
     return missing is None
 
 
-def send(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
-    """From the host to a device; to a GPU from pinned memory, whose copy the host need not wait for."""
+def copy_to_device(tensor: "torch.Tensor", device: "torch.device") -> "torch.Tensor":
+    """Copy from the host to a device; to a GPU through pinned memory, so that the host does not wait for the copy."""
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)

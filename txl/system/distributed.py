@@ -1,6 +1,7 @@
 """Collectives: sums, gathers and broadcasts over all ranks."""
 
 from datetime import timedelta
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -8,32 +9,37 @@ from torch import Tensor
 
 from txl.system.world import World
 
+T = TypeVar("T")
+
 
 def init_process_group(world: World, device: torch.device) -> None:
-    """gloo on the CPU; nccl (and gloo for control) on GPUs. Nothing for a single process, or a second time."""
+    """Connect the ranks: gloo on CPUs; nccl for tensors and gloo for control on GPUs.
+
+    Does nothing for a single process, or if the ranks are connected already.
+    """
     if world.world_size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=30))
 
 
 def close_process_group() -> None:
-    """Leave together: a rank that is gone takes its half of a connection with it, and the others abort."""
+    """Wait for all ranks, then disconnect. Collective: a rank that left earlier would make the others abort."""
     if dist.is_initialized():
         barrier()
         dist.destroy_process_group()
 
 
 def sum_over_ranks(tensor: Tensor) -> Tensor:
-    """The sum over all ranks, in place."""
+    """Add up a tensor over all ranks, in place, and return it. Collective."""
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
 
 
-def average_rows(grad: Tensor) -> Tensor:
-    """A sparse gradient -> the average over all ranks, coalesced, as DistributedDataParallel does for dense ones.
+def average_sparse_gradient(grad: Tensor) -> Tensor:
+    """A sparse gradient, averaged over all ranks and coalesced, as DistributedDataParallel does for dense ones.
 
-    Every rank adds up in the same order, so that all have the same bits.
+    Every rank adds up in the same order, so that all have the same bits. Collective.
     """
     grad = grad.coalesce()
     if not dist.is_initialized():
@@ -41,12 +47,12 @@ def average_rows(grad: Tensor) -> Tensor:
     rows, values = grad.indices()[0], grad.values()
     counts = [torch.zeros((), dtype=torch.int64) for _ in range(dist.get_world_size())]
     dist.all_gather(counts, torch.tensor(len(rows)))
-    rows, values = (gather_padded(part, torch.stack(counts).tolist()) for part in (rows, values))
+    rows, values = (_gather_padded(part, torch.stack(counts).tolist()) for part in (rows, values))
     return torch.sparse_coo_tensor(rows[None], values / len(counts), grad.shape).coalesce()
 
 
-def gather_padded(mine: Tensor, counts: list[int]) -> Tensor:
-    """[n, ...] of every rank -> [sum of n, ...] by rank. `counts`: the n of every rank."""
+def _gather_padded(mine: Tensor, counts: list[int]) -> Tensor:
+    """[n, ...] of every rank -> [sum of n, ...] in the order of ranks. `counts`: the n of every rank."""
     padded = mine.new_zeros(max(counts), *mine.shape[1:])
     padded[: len(mine)] = mine
     parts = [torch.empty_like(padded) for _ in counts]
@@ -54,17 +60,17 @@ def gather_padded(mine: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
-def gather_objects(value: object) -> list:
-    """Every rank's value, on every rank, by rank."""
+def gather_objects(value: T) -> list[T]:
+    """The values of all ranks, in the order of ranks, on every rank. Collective."""
     if not dist.is_initialized():
         return [value]
-    values = [None] * dist.get_world_size()
+    values: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(values, value)
     return values
 
 
-def broadcast_object(value: object) -> object:
-    """Rank 0's value."""
+def broadcast_object(value: T) -> T:
+    """Rank 0's value, on every rank. Collective."""
     if not dist.is_initialized():
         return value
     box = [value]
@@ -73,43 +79,45 @@ def broadcast_object(value: object) -> object:
 
 
 def barrier() -> None:
+    """Wait until all ranks are here. Collective."""
     if dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))  # over gloo, also where GPUs train: no device is involved
+        dist.all_reduce(torch.zeros(1))  # a tensor on the CPU, so gloo does it: no GPU is involved
 
 
-class Agreement:
-    """Do all ranks stop at the same step? An asynchronous maximum over gloo, read one step later.
+class AsyncMaximum:
+    """The largest integer that any rank has given: a maximum over gloo, read one step after it was started.
 
-    A signal reaches some ranks earlier than others. Each step starts a reduction of the flag raised so far and
-    reads the one that the step before started, so no step waits for the network.
+    A signal reaches some ranks earlier than others, but all must act on it after the same step. Each call of
+    `exchange` starts a reduction and reads the one that the call before it started, so no step waits for the network.
     """
 
-    def __init__(self):
-        self._flag: Tensor | None = None
-        self._work = None
+    def __init__(self) -> None:
+        self._value = torch.zeros(1, dtype=torch.int64)
+        self._work: dist.Work | None = None
 
-    def exchange(self, wish: int) -> int:
-        """Give this rank's wish (0: go on); returns the largest wish of all ranks, as of the last call."""
+    def exchange(self, value: int) -> int:
+        """Give this rank's value (0: nothing); returns the largest value given at the last call. Collective."""
         if not dist.is_initialized():
-            return wish
-        agreed = 0
-        if self._work is not None:
-            self._work.wait()
-            agreed = int(self._flag.item())
-        self._flag = torch.tensor([wish])
-        self._work = dist.all_reduce(self._flag, op=dist.ReduceOp.MAX, async_op=True)
-        return agreed
+            return value
+        largest = self.wait()
+        self._value = torch.tensor([value])
+        self._work = dist.all_reduce(self._value, op=dist.ReduceOp.MAX, async_op=True)
+        return largest
 
-    def settle(self) -> None:
-        """Wait for what is under way; all ranks call it after the same exchange."""
-        if self._work is not None:
-            self._work.wait()
-            self._work = None
+    def wait(self) -> int:
+        """Wait for the reduction under way; returns its result, or 0 if there is none.
 
-    def at_once(self, wish: int) -> int:
-        """The largest wish of all ranks, for which this one waits."""
-        answer = self.exchange(wish)
-        if self._work is not None:
-            self.settle()
-            answer = int(self._flag.item())
-        return answer
+        At the end every rank must call it after the same exchange.
+        """
+        if self._work is None:
+            return 0
+        self._work.wait()
+        self._work = None
+        return int(self._value.item())
+
+    def exchange_now(self, value: int) -> int:
+        """Give this rank's value; returns the largest value of all ranks. Waits for the network. Collective."""
+        if not dist.is_initialized():
+            return value
+        self.exchange(value)
+        return self.wait()

@@ -1,7 +1,4 @@
-"""The machine: its accelerators, cores and memory.
-
-Nothing here needs torch until a device is picked: the plan of a run must answer at once.
-"""
+"""What the machine has: GPUs, cores, memory. Imports no torch, because a plan or a mistake must answer at once."""
 
 import contextlib
 import functools
@@ -14,27 +11,29 @@ from typing import NamedTuple
 
 
 class Gpu(NamedTuple):
+    """A GPU as nvidia-smi describes it."""
+
     name: str
-    memory_gb: float | None
+    memory_gb: float | None  # GiB; None if the driver does not tell
     driver: str | None
 
 
-# --------------------------------------------------------------------------- what is there
+# --------------------------------------------------------------------------- GPUs
 
 
-def detect() -> tuple[str, int]:
-    """(name of the first visible GPU, number of visible GPUs); ("cpu", 0) where there is none."""
-    found = gpus()
+def detect_gpus() -> tuple[str, int]:
+    """(name of the first visible GPU, number of visible GPUs), or ("cpu", 0) if there is none."""
+    found = visible_gpus()
     return (found[0].name, len(found)) if found else ("cpu", 0)
 
 
-def gpus() -> list[Gpu]:
-    """The GPUs that a process started now would see: nvidia-smi's, as CUDA_VISIBLE_DEVICES selects them."""
-    return visible(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+def visible_gpus() -> list[Gpu]:
+    """The GPUs that a process started now would see: those of nvidia-smi that CUDA_VISIBLE_DEVICES selects."""
+    return _select_gpus(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
-def visible(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gpu]:
-    """The selected ones of (uuid, GPU) pairs: by number or start of a uuid; the first unknown entry ends the list."""
+def _select_gpus(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gpu]:
+    """The selected GPUs of (uuid, GPU) pairs: by number or start of a uuid. The first unknown entry ends the list."""
     if selection is None:
         return [gpu for _, gpu in found]
     chosen = []
@@ -53,7 +52,7 @@ def visible(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gpu]:
 @functools.cache
 def _nvidia_smi() -> list[tuple[str, Gpu]]:
     query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,driver_version", "--format=csv,noheader,nounits"]
-    lines = _output(query, timeout=20).splitlines()
+    lines = command_output(query, timeout=20).splitlines()
     found = []
     for uuid, name, memory, driver in (re.split(r",\s*", line) for line in lines if line.count(",") == 3):
         gigabytes = round(float(memory) / 1024, 1) if re.fullmatch(r"[\d.]+", memory) else None
@@ -61,26 +60,29 @@ def _nvidia_smi() -> list[tuple[str, Gpu]]:
     return found
 
 
+# --------------------------------------------------------------------------- cores and memory
+
+
 def cpu_count() -> int:
-    """Cores that this process may use: its affinity, and the quota of its container."""
+    """Cores that this process may use: those of its affinity, at most the CPU quota of its container."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota()
+    quota = container_cpu_quota()
     return max(1, min(cores, int(quota))) if quota else cores
 
 
-def _quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """CPUs that a container was given (cgroup v2, then v1); None: no limit."""
+def container_cpu_quota(root: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """CPUs that the container may use (cgroup v2, then v1), or None if there is no limit."""
     with contextlib.suppress(OSError, ValueError):
         quota, period = (root / "cpu.max").read_text().split()
         return None if quota == "max" else int(quota) / int(period)
     with contextlib.suppress(OSError, ValueError):
-        quota = int((root / "cpu/cpu.cfs_quota_us").read_text())
-        return quota / int((root / "cpu/cpu.cfs_period_us").read_text()) if quota > 0 else None
+        microseconds = int((root / "cpu/cpu.cfs_quota_us").read_text())
+        return microseconds / int((root / "cpu/cpu.cfs_period_us").read_text()) if microseconds > 0 else None
     return None
 
 
-def core_set(text: str) -> set[int]:
-    """`0-3,8` -> {0, 1, 2, 3, 8}"""
+def parse_core_list(text: str) -> set[int]:
+    """The numbers in a list of ranges: `0-3,8` -> {0, 1, 2, 3, 8}."""
     cores: set[int] = set()
     for part in filter(None, text.strip().split(",")):
         first, _, last = part.partition("-")
@@ -89,6 +91,7 @@ def core_set(text: str) -> set[int]:
 
 
 def cpu_model() -> str:
+    """The processor's name."""
     with contextlib.suppress(OSError):
         match = re.search(r"^model name\s*: (.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
         if match:
@@ -96,15 +99,15 @@ def cpu_model() -> str:
     return platform.processor() or platform.machine()
 
 
-def memory_gb() -> float | None:
-    """Main memory in GiB."""
+def main_memory_gb() -> float | None:
+    """Main memory in GiB, or None if the system does not tell."""
     with contextlib.suppress(OSError, ValueError):
         return round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1)
     return None
 
 
-def _output(command: list[str], timeout: float = 5) -> str:
-    """Standard output of a command; nothing where it is missing, fails or hangs."""
+def command_output(command: list[str], timeout: float = 5) -> str:
+    """Standard output of a command, or "" if the command is missing, fails or takes longer than `timeout` seconds."""
     try:
         return subprocess.run(command, capture_output=True, text=True, timeout=timeout, check=True).stdout
     except (OSError, subprocess.SubprocessError):

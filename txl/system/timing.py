@@ -1,14 +1,15 @@
-"""Percentiles of latencies, and waiting for a GPU before a clock is read. Imports no torch."""
+"""Clocks: percentiles of latencies, and waiting for a GPU before a clock is read. Imports no torch."""
 
 import math
 import sys
+import time
 from collections.abc import Sequence
 
 PERCENTILES = (50, 90, 95, 99)
 
 
 def percentiles(latencies: Sequence[float], percents: Sequence[float] = PERCENTILES) -> dict[str, float]:
-    """{"mean", "p50", "p90", "p95", "p99"} in the unit given; between two values as numpy interpolates.
+    """{"mean", "p50", "p90", "p95", "p99"} in the unit given, with numpy's linear interpolation between two values.
 
     Raises ValueError for an empty sequence.
     """
@@ -17,15 +18,21 @@ def percentiles(latencies: Sequence[float], percents: Sequence[float] = PERCENTI
     ordered = sorted(latencies)
     found = {"mean": math.fsum(ordered) / len(ordered)}
     for percent in percents:
-        below, rest = divmod((len(ordered) - 1) * percent, 100)
-        below = int(below)
+        index, rest = divmod((len(ordered) - 1) * percent, 100)
+        below = int(index)
         above = min(below + 1, len(ordered) - 1)
         found[f"p{percent:g}"] = ordered[below] + (ordered[above] - ordered[below]) * rest / 100
     return found
 
 
 def synchronize() -> None:
-    """Wait until the GPU, if this process uses one, has done what it was given: only then does a clock tell."""
+    """Wait until the GPU of this process, if it uses one, has finished all work that was queued."""
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_available() and torch.cuda.is_initialized():
         torch.cuda.synchronize()
+
+
+def synchronized_clock() -> float:
+    """Seconds of a monotonic clock, read after the GPU has finished all queued work."""
+    synchronize()
+    return time.perf_counter()

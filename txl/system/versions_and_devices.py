@@ -1,4 +1,4 @@
-"""The record of versions, devices and settings that is written to environment.json."""
+"""The record of software versions, devices and settings that a run writes to environment.json."""
 
 import contextlib
 import importlib.metadata
@@ -7,12 +7,10 @@ import os
 import platform
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    pass
 from txl.files import PROJECT
-from txl.system.hardware import _output, cpu_count, cpu_model, gpus, memory_gb
+from txl.system.hardware import command_output, cpu_count, cpu_model, main_memory_gb, visible_gpus
 
 PACKAGES = [  # fmt: skip
     "txl",
@@ -32,7 +30,7 @@ PACKAGES = [  # fmt: skip
 ]
 
 
-# What may explain a run. Never the whole environment: it holds passwords and keys.
+# Environment variables that may explain a number. The whole environment is never recorded: it holds passwords and keys.
 VARIABLES = [  # fmt: skip
     "CUDA_VISIBLE_DEVICES",
     "CUDA_DEVICE_ORDER",
@@ -73,19 +71,16 @@ VARIABLES = [  # fmt: skip
 ]
 
 
-# --------------------------------------------------------------------------- the record
-
-
-def environment_record() -> dict:
-    """Everything about the machine and the software that may explain a number; plain values, no secrets."""
-    found = gpus()
+def environment_record() -> dict[str, Any]:
+    """Everything about the machine and the software that may explain a number: plain values, no secrets."""
+    found = visible_gpus()
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
         "hostname": platform.node(),
         "cpu": cpu_model(),
         "cores": cpu_count(),
-        "memory_gb": memory_gb(),
+        "memory_gb": main_memory_gb(),
         "gpus": [gpu.name for gpu in found],
         "gpu_memory_gb": [gpu.memory_gb for gpu in found],
         "driver": found[0].driver if found else None,
@@ -96,8 +91,8 @@ def environment_record() -> dict:
     }
 
 
-def torch_record() -> dict:
-    """How torch was built and is set up; empty where this process has not imported it."""
+def torch_record() -> dict[str, Any]:
+    """How torch was built and is set up, or {} if this process has not imported it."""
     torch = sys.modules.get("torch")
     if torch is None:
         return {}
@@ -112,6 +107,7 @@ def torch_record() -> dict:
 
 
 def package_versions() -> dict[str, str]:
+    """Versions of the installed packages among PACKAGES."""
     versions = {}
     for name in PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
@@ -119,10 +115,10 @@ def package_versions() -> dict[str, str]:
     return versions
 
 
-def git_state(folder: Path) -> dict | None:
-    """Commit of a checkout, and whether files differ from it; None outside of one."""
-    commit = _output(["git", "-C", str(folder), "rev-parse", "HEAD"]).strip()
+def git_state(folder: Path) -> dict[str, Any] | None:
+    """Commit of a checkout and whether tracked files differ from it ("dirty"), or None if it is no checkout."""
+    commit = command_output(["git", "-C", str(folder), "rev-parse", "HEAD"]).strip()
     if not commit:
         return None
-    changed = _output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
+    changed = command_output(["git", "-C", str(folder), "status", "--porcelain", "--untracked-files=no"])
     return {"commit": commit, "dirty": bool(changed.strip())}

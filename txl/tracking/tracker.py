@@ -14,7 +14,7 @@ from pathlib import Path
 from txl.config.geometry import Geometry
 from txl.config.tracking import TrackingConfig, WandbMode
 from txl.files import flatten, json_values, write_json
-from txl.system.console import ProgressBar, log_to_console, printable, shows_progress
+from txl.system.console import ProgressBar, is_terminal, log_to_console, printable
 from txl.system.versions_and_devices import environment_record
 from txl.tracking import dllogger
 from txl.tracking.metrics_file import cut_back
@@ -52,7 +52,7 @@ class Tracker:
         self._last = {"loss": None, "tokens_per_second": None}
         if is_main:
             self._console = log_to_console()
-            if shows_progress(sys.stdout):
+            if is_terminal(sys.stdout):
                 self._console.bar = self._bar = ProgressBar(max_step, resume_step or 0)
         self._handlers = self._file_handlers(rank)
         if not is_main or run_dir is None:

@@ -28,8 +28,8 @@ from txl.optim.build import build_optimizer
 from txl.optim.clipping import clip_gradients
 from txl.optim.schedule import lr_at, lr_of_update
 from txl.plan.run_plan import Plan
-from txl.system.devices import send, wants_compiler
-from txl.system.distributed import Agreement, average_rows, sum_over_ranks
+from txl.system.devices import copy_to_device, should_compile
+from txl.system.distributed import AsyncMaximum, average_sparse_gradient, sum_over_ranks
 from txl.system.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
 from txl.system.world import World, columns_of
 from txl.tracking.tracker import Tracker
@@ -90,7 +90,7 @@ class Trainer:
         self.checkpoints = store.Checkpoints(
             self.run_dir / "checkpoints", world, config.checkpoint.keep, config.checkpoint.save_all
         )
-        self.agreement, self.stop_signal = Agreement(), 0
+        self.agreement, self.stop_signal = AsyncMaximum(), 0
         self.tracker: Tracker | None = None
         self.fence: Callable[[], None] | None = None  # called on rank 0 before it saves: is the run still ours?
         self.mark: Callable[[str], None] = lambda part: None  # called when a part of a step is over (train_speed.py)
@@ -103,7 +103,7 @@ class Trainer:
         vocab_size, cutoffs = len(self.corpus.vocab), self.config.data.cutoffs
         backend = choose_backend(self.config.attention, self.device, self.precision)
         built = TransformerXL(model, vocab_size, cutoffs, longest, backend, self.config.recompute)
-        if wants_compiler(self.config.compile, self.device):
+        if should_compile(self.config.compile, self.device):
             built.compile_layers()
         return built.to(self.device, parameter_dtype(self.precision))
 
@@ -112,7 +112,9 @@ class Trainer:
             return objective
         devices = [self.device] if self.device.type == "cuda" else None
         ours = [name for name, p in objective.named_parameters() if any(p is table for table in self.sparse_tables)]
-        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(objective, ours)  # average_rows has them
+        DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(
+            objective, ours
+        )  # average_sparse_gradient has them
         # find_unused_parameters keeps the buckets as they are built, so that a resumed run adds up in the same order
         # (and a tail cluster without a token has no gradient). That it finds none at times is no news.
         warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
@@ -150,7 +152,7 @@ class Trainer:
             if granted == SAVE_DUE and state.step - self.saved_step < 2:
                 granted = 0  # an echo: the wish was repeated before it was granted
             stop = granted if granted > SAVE_DUE else 0
-        self.agreement.settle()
+        self.agreement.wait()
         state.train_seconds += time.perf_counter() - self.started
         if state.step < config.train.max_step:
             return self._interrupted(stop)
@@ -163,8 +165,8 @@ class Trainer:
         """
         config, state, plan = self.config, self.state, self.plan
         batch = self.stream.next()
-        input = send(batch.input, self.device).split(plan.micro_batch_size)
-        target = send(batch.target, self.device).split(plan.micro_batch_size)
+        input = copy_to_device(batch.input, self.device).split(plan.micro_batch_size)
+        target = copy_to_device(batch.target, self.device).split(plan.micro_batch_size)
         on_host = batch.target.split(plan.micro_batch_size)
         tokens = config.train.batch_size * batch.target.shape[1]  # of all ranks
         sample = self.sampler.draw(state.step).to(self.device) if self.sampler else None
@@ -184,7 +186,7 @@ class Trainer:
             self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
             self.mark("backward")
         for table in self.sparse_tables:
-            table.grad = average_rows(table.grad)
+            table.grad = average_sparse_gradient(table.grad)
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_gradients(self.optimizer, self.clipped, config.train.clip)
         self.lr = self._learning_rate(lr_of_update)
@@ -372,7 +374,7 @@ class Trainer:
             self.validate()
         # All is saved: from here on submitit may requeue the job at once, and it will come back to this point.
         signal.signal(signal.SIGUSR2, self.handlers[signal.SIGUSR2])
-        if stop := self.agreement.at_once(self.stop_signal):
+        if stop := self.agreement.exchange_now(self.stop_signal):
             return self._interrupted(stop)  # it came with the last step, or during the validation
         if config.valid.enabled and not config.debug:
             best = self.checkpoints.folder / "best"
