@@ -3,6 +3,8 @@
 import pytest
 
 from tests.support.configurations import composed
+from txl.config.model import Positions
+from txl.config.optimizer import OptimizerName
 from txl.config.schema import EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 
@@ -40,6 +42,7 @@ REFUSED = {
     "model.div_val=16": "model.div_val=16 leaves cluster 3 of data.cutoffs no width: model.d_model=512",
     "model.d_embed=8 model.div_val=4": "model.d_embed=8 is too small",
     "model.tie_projs=[]": "model.tie_projs=[] needs an entry",
+    "model.positions=absolute_per_layer": "evaluation.clamp_len=400 has no meaning for model.positions=absolute_per_",
     # data
     "data.cutoffs=[5,5]": "data.cutoffs=[5,5] must rise from above 0",
     "data.cutoffs=[0,5]": "data.cutoffs=[0,5] must rise from above 0",
@@ -107,12 +110,18 @@ def test_impossible_configurations_are_refused_in_one_line(overrides, monkeypatc
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize("name", [*OptimizerName, *Positions])
+def test_every_optimizer_and_positional_scheme_states_its_facts(name):
+    assert name.facts is not None
+
+
 ACCEPTED = [
     "train.max_step=500 scheduler.max_step=40000",  # the beginning of a longer curve
     "scheduler=constant scheduler.warmup_step=50000",  # a run may end within its warm-up
     "scheduler=inv_sqrt train.max_step=10",
     "train.mem_len=0 train.ext_len=64 valid.tgt_len=256",
     "model.positions=shaw model.d_model=511",
+    "model.positions=absolute_per_layer evaluation.clamp_len=-1",
     "model.adaptive=false data.cutoffs=[5,3000]",
     "nodes=2 hardware=cpu dry_run=true",
     "optimizer=sgd optimizer.momentum=0.9",

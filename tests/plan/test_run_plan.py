@@ -12,7 +12,7 @@ from txl.errors import ConfigError
 from txl.plan import batch_split
 from txl.plan.batch_split import with_global_batch
 from txl.plan.memory_estimate import memory_terms
-from txl.plan.parameter_count import layer_parameters, other_parameters
+from txl.plan.parameter_count import layer_matrix_parameters, layer_parameters, other_parameters
 from txl.plan.run_plan import make_plan
 
 
@@ -58,6 +58,7 @@ def test_parameters_are_counted_without_building_the_model(case):
     counted = layer_parameters(model) + other_parameters(model, train, [10, 20], 50)
     assert counted == sum(p.numel() for p in built.parameters())
     assert layer_parameters(model) == sum(p.numel() for p in built.layers.parameters())
+    assert layer_matrix_parameters(model) == sum(p.numel() for p in built.layers.parameters() if p.ndim == 2)
 
 
 def test_the_micro_batch_is_the_whole_share_where_nothing_is_published():

@@ -1,7 +1,11 @@
-"""The options of `model=`: architecture and initialisation, and what computes attention."""
+"""The options of `model=`: architecture and initialisation, and what computes attention.
+
+To add a positional scheme: its name and its facts here, its implementation in a module of txl/model/.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 
@@ -9,12 +13,17 @@ from omegaconf import MISSING
 
 
 class Positions(Enum):
-    """How a model knows where a token stands (attention.py)."""
+    """The choices of `model.positions`: how a model knows where a token stands."""
 
     relative = "relative"  # Transformer-XL, section 3.3
     shaw = "shaw"  # learned keys and biases per distance (Shaw et al. 2018)
     absolute = "absolute"  # sinusoids added to the embedding (Vaswani et al. 2017)
     absolute_per_layer = "absolute_per_layer"  # learned, added at every layer (Al-Rfou et al. 2018)
+
+    @property
+    def facts(self) -> PositionFacts:
+        """What is known of this scheme without its implementation."""
+        return POSITION_FACTS[self]
 
 
 class Init(Enum):
@@ -57,3 +66,41 @@ class ModelConfig:
     emb_init: Init = MISSING
     emb_init_range: float = MISSING
     proj_init_std: float = MISSING
+
+
+@dataclass(frozen=True)
+class PositionFacts:
+    """What the rules, the plan and the runtimes ask about a positional scheme."""
+
+    # Parameters outside of the layers, of a model that sees so many tokens at once (training.longest_context).
+    parameters: Callable[[ModelConfig, int], int]
+    projects_distances: bool = False  # every layer has a matrix that projects encoded distances (W_r)
+    even_width: str | None = None  # field of ModelConfig that sines and cosines share half and half
+    caches_keys: bool = True  # a layer's keys and values stay right when more tokens follow
+    clamp_refusal: str | None = None  # why clamp_len has no meaning for it; None: it has
+
+
+def _relative_parameters(model: ModelConfig, longest: int) -> int:
+    """The two biases of the attention score, u and w."""
+    return 2 * model.n_head * model.d_head * (model.n_layer if model.untie_r else 1)
+
+
+def _shaw_parameters(model: ModelConfig, longest: int) -> int:
+    """For every layer: a key and a bias of each head per distance, and the bias u."""
+    width = model.n_head * model.d_head
+    return model.n_layer * (longest * (width + model.n_head) + width)
+
+
+def _table_parameters(model: ModelConfig, longest: int) -> int:
+    """For every layer: a vector per position."""
+    return model.n_layer * longest * model.d_model
+
+
+POSITION_FACTS = {
+    Positions.relative: PositionFacts(_relative_parameters, projects_distances=True, even_width="d_model"),
+    Positions.shaw: PositionFacts(_shaw_parameters),
+    Positions.absolute: PositionFacts(lambda *_: 0, even_width="d_model", caches_keys=False),
+    Positions.absolute_per_layer: PositionFacts(
+        _table_parameters, caches_keys=False, clamp_refusal="positions beyond its table share the table's first row"
+    ),
+}

@@ -1,7 +1,11 @@
-"""The options of `optimizer=`."""
+"""The options of `optimizer=`, and what the rules and the plan must know of each optimizer without importing torch.
+
+To add an optimizer: its name and its facts here, its implementation in a module of txl/optim/.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -9,17 +13,44 @@ from omegaconf import MISSING
 
 
 class OptimizerName(Enum):
+    """The choices of `optimizer=`."""
+
     lamb = "lamb"
     adam = "adam"
     sgd = "sgd"
     adagrad = "adagrad"
 
+    @property
+    def facts(self) -> OptimizerFacts:
+        """What is known of this optimizer without its implementation."""
+        return OPTIMIZER_FACTS[self]
+
 
 @dataclass
 class OptimizerConfig:
+    """Options of all optimizers. Those with a default belong to some of them: `OptimizerFacts.options` names whose."""
+
     name: OptimizerName = MISSING
     lr: float = MISSING
     weight_decay: float = MISSING
-    betas: list[float] = field(default_factory=list)  # lamb, adam
-    eps: float | None = None  # lamb, adam, adagrad
-    momentum: float | None = None  # sgd
+    betas: list[float] = field(default_factory=list)  # decay of the first and the second moment
+    eps: float | None = None  # added to the divisor
+    momentum: float | None = None  # decay of the gradients' average
+
+
+@dataclass(frozen=True)
+class OptimizerFacts:
+    """What the rules and the plan ask about an optimizer."""
+
+    options: tuple[str, ...]  # fields of OptimizerConfig that it needs; the rules refuse the other ones
+    # Numbers that it keeps for a parameter: of a matrix in a layer (True), or of anything else (False).
+    states: Callable[[OptimizerConfig, bool], int]
+    sparse_refusal: str | None = None  # why it cannot update single rows of a table; None: it can
+
+
+OPTIMIZER_FACTS = {
+    OptimizerName.lamb: OptimizerFacts(("betas", "eps"), lambda *_: 2, "measures whole tables"),
+    OptimizerName.adam: OptimizerFacts(("betas", "eps"), lambda *_: 2),
+    OptimizerName.sgd: OptimizerFacts(("momentum",), lambda config, _: int(bool(config.momentum))),
+    OptimizerName.adagrad: OptimizerFacts(("eps",), lambda *_: 1),
+}

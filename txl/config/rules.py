@@ -10,11 +10,13 @@ import re
 from operator import attrgetter
 from typing import Any
 
+from omegaconf import MISSING
+
 from txl.config.compose import Config, to_dict
 from txl.config.data import VocabKind
 from txl.config.machine import ClusterConfig
-from txl.config.model import AttentionBackend, Positions
-from txl.config.optimizer import OptimizerName
+from txl.config.model import AttentionBackend, ModelConfig
+from txl.config.optimizer import OptimizerConfig, OptimizerName
 from txl.config.precision import Arithmetic
 from txl.config.scheduler import SchedulerName
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Suite, Task, Then
@@ -62,6 +64,11 @@ def refuse_unless(ok: bool, key: str, value: Any, rule: str) -> None:
     """`rule` goes on where `key=value` ends, and names the remedy."""
     if not ok:
         raise ConfigError(f"{key}={shown(value)} {rule}")
+
+
+def any_of(words: list[str]) -> str:
+    """["a", "b", "c"] -> `a, b or c`"""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))
 
 
 def shown(value: Any) -> str:
@@ -169,9 +176,11 @@ def check_architecture(config: Any) -> None:
 
 def check_model(config: RunConfig) -> None:
     model, cutoffs = config.model, config.data.cutoffs
-    sinusoids = model.positions in (Positions.relative, Positions.absolute)
-    rule = f"must be even for the sinusoids of model.positions={model.positions.name}; use {model.d_model + 1}"
-    refuse_unless(model.d_model % 2 == 0 or not sinusoids, "model.d_model", model.d_model, rule)
+    even = model.positions.facts.even_width
+    if even is not None:
+        width = getattr(model, even)
+        rule = f"must be even for the sinusoids of model.positions={model.positions.name}; use {width + 1}"
+        refuse_unless(width % 2 == 0, f"model.{even}", width, rule)
     refuse_unless(len(model.tie_projs) > 0, "model.tie_projs", model.tie_projs, "needs an entry; use [false]")
     width, key = model.d_embed or model.d_model, "model.d_embed" if model.d_embed else "model.d_model"
     if not model.adaptive:
@@ -240,8 +249,8 @@ def check_files(config: RunConfig) -> None:
 
 def check_lengths(config: RunConfig) -> None:
     train, valid, evaluation = config.train, config.valid, config.evaluation
-    check_clamp("train.clamp_len", train.clamp_len)
-    check_clamp("evaluation.clamp_len", evaluation.clamp_len)
+    check_clamp("train.clamp_len", train.clamp_len, config.model)
+    check_clamp("evaluation.clamp_len", evaluation.clamp_len, config.model)
     for name, section in (("train", train), ("evaluation", evaluation)):
         rule = f"needs a memory; set {name}.mem_len above 0, or leave it out"
         refuse_unless(section.mem_len > 0 or not section.same_length, f"{name}.same_length", True, rule)
@@ -277,26 +286,30 @@ def check_without_validation(config: RunConfig) -> None:
     refuse_unless(target is None, "valid.enabled", False, rule)
 
 
-def check_clamp(key: str, value: int | None) -> None:
+def check_clamp(key: str, value: int | None, model: ModelConfig | None = None) -> None:
     refuse_unless(value is None or value == -1 or value > 0, key, value, "must be above 0, or -1 for no clamping")
+    reason = model.positions.facts.clamp_refusal if model else None
+    if model and reason:
+        rule = f"has no meaning for model.positions={model.positions.name}: {reason}; use {key}=-1"
+        refuse_unless(value in (None, -1), key, value, rule)
 
 
 def check_optimizer(config: RunConfig) -> None:
     optimizer, name = config.optimizer, config.optimizer.name
-    moments = name in (OptimizerName.lamb, OptimizerName.adam)
-    if moments:
+    needed = name.facts.options
+    if "betas" in needed:
         valid = len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas)
         rule = "must be two numbers, each at least 0 and below 1, such as [0.9,0.999]"
         refuse_unless(valid, "optimizer.betas", optimizer.betas, rule)
-    owners = {
-        "betas": (bool(optimizer.betas), moments),
-        "eps": (optimizer.eps is not None, moments or name is OptimizerName.adagrad),
-        "momentum": (optimizer.momentum is not None, name is OptimizerName.sgd),
-    }
-    for key, (given, used) in owners.items():
-        value = getattr(optimizer, key)
-        refuse_unless(used or not given, f"optimizer.{key}", value, f"has no meaning for optimizer={name.name}")
-        refuse_unless(given or not used, f"optimizer.{key}", value, f"is needed by optimizer={name.name}; give it")
+    for key, plain in vars(OptimizerConfig()).items():
+        if plain == MISSING:  # an option of every optimizer
+            continue
+        value, used = getattr(optimizer, key), key in needed
+        rule = f"has no meaning for optimizer={name.name}; leave it out"
+        refuse_unless(used or value == plain, f"optimizer.{key}", value, rule)
+        refuse_unless(
+            not used or value != plain, f"optimizer.{key}", value, f"is needed by optimizer={name.name}; give it"
+        )
 
 
 def check_sampled_softmax(config: RunConfig) -> None:
@@ -306,8 +319,10 @@ def check_sampled_softmax(config: RunConfig) -> None:
     whole = not config.model.adaptive or not config.data.cutoffs
     rule = f"needs one softmax, and data.cutoffs={shown(config.data.cutoffs)} divide it; use model.adaptive=false"
     refuse_unless(whole, key, count, rule)
-    rule = "steps drawn rows only, but optimizer=lamb measures whole tables; use optimizer=adam, sgd or adagrad"
-    refuse_unless(config.optimizer.name is not OptimizerName.lamb, key, count, rule)
+    reason = config.optimizer.name.facts.sparse_refusal
+    able = [name.name for name in OptimizerName if name.facts.sparse_refusal is None]
+    rule = f"steps drawn rows only, but optimizer={config.optimizer.name.name} {reason}; use optimizer={any_of(able)}"
+    refuse_unless(reason is None, key, count, rule)
     rule = f"excludes optimizer.weight_decay={decay:g}: rows would decay only when they are drawn; use 0"
     refuse_unless(decay == 0, key, count, rule)
 

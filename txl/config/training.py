@@ -72,5 +72,5 @@ def longest_context(train: Mapping[str, Any]) -> int:
 
     train: lengths by name, of a TrainConfig, or of a checkpoint that may be older than `varlen`.
     """
-    longest = train["tgt_len"] + VARLEN_EXCESS * bool(train.get("varlen"))
-    return longest + train["ext_len"] + train["mem_len"]
+    longest: int = train["tgt_len"] + VARLEN_EXCESS * bool(train.get("varlen"))
+    return longest + int(train["ext_len"]) + int(train["mem_len"])

@@ -3,11 +3,10 @@
 from itertools import pairwise
 
 from txl.config.model import AttentionBackend
-from txl.config.optimizer import OptimizerName
 from txl.config.precision import Arithmetic
 from txl.config.schema import RunConfig
 from txl.config.training import longest_context
-from txl.plan.parameter_count import layer_parameters
+from txl.plan.parameter_count import layer_matrix_parameters, layer_parameters
 
 # --------------------------------------------------------------------------- memory
 
@@ -15,6 +14,12 @@ TAIL_SHARE = 0.15  # at most, of all tokens, in one tail cluster of an adaptive 
 
 
 LOGITS_AT_ONCE = 2**25  # adaptive.py's, which would import torch
+
+
+def optimizer_states(config: RunConfig, parameters: int) -> int:
+    """How many numbers the optimizer keeps for all `parameters` of the model."""
+    states, matrices = config.optimizer.name.facts.states, layer_matrix_parameters(config.model)
+    return matrices * states(config.optimizer, True) + (parameters - matrices) * states(config.optimizer, False)
 
 
 def memory_terms(
@@ -30,7 +35,7 @@ def memory_terms(
         weights      4 P, and 2 P of them cast where arithmetic is half
         gradients    4 P, twice with several processes (the buckets that are reduced); with accumulation twice for
                      all but the layers, because the softmax's are there before the backward pass
-        optimizer    8 P (LAMB, Adam) or 4 P (Adagrad, SGD with momentum)
+        optimizer    4 bytes for each number that the optimizer keeps: 8 P (LAMB, Adam), 4 P (Adagrad) ...
         activations  b L [ a (2 K W + T (3 W + 3 D)) + 8 T D         inputs of products; of the LayerNorms
                            + a mem_len D, where it is half           memories, cast
                            + N T K (a + dropatt (a + 1))             probabilities; triton: N T (K a + 4)
@@ -50,7 +55,6 @@ def memory_terms(
     W = model.n_head * model.d_head
     fused = config.attention is AttentionBackend.triton
     dropped, attention_dropped = (a + 1) * (model.dropout > 0), (a + 1) * (model.dropatt > 0)
-    states = {OptimizerName.lamb: 2, OptimizerName.adam: 2, OptimizerName.adagrad: 1}
     per_layer = (
         a * (2 * K * W + T * (3 * W + 3 * D))
         + 2 * full * T * D
@@ -72,7 +76,7 @@ def memory_terms(
     return {
         "weights": parameters * (full + (2 if half else 0)),
         "gradients": (parameters + twice) * full,
-        "optimizer": parameters * full * states.get(config.optimizer.name, bool(config.optimizer.momentum)),
+        "optimizer": full * optimizer_states(config, parameters),
         "activations": micro * layers,
         "logits": full * logits,
         "mems": local * L * max(train.mem_len, T) * D * full if train.mem_len and (on_cpu or not train.swap_mem) else 0,
