@@ -16,10 +16,10 @@ from tests.support.entry_points import PROJECT, command, environment
 from tests.support.made_data import write_corpus
 from tests.support.slurm_site import HOLD, TWO_BY_TWO, job_of, submitted, wait_for_step
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.launch.preflight import judge
+from txl.launch.preflight import find_problems
 from txl.launch.slurm_environment import first_host, slurm_variables
-from txl.launch.slurm_script import outermost, outside_of_any_job
-from txl.launch.status import points
+from txl.launch.slurm_script import outermost, without_job_environment
+from txl.launch.status import name_points
 from txl.launch.wait_for_jobs import ends_of_ranks
 from txl.system.devices import numa_nodes
 from txl.system.hardware import parse_core_list
@@ -309,7 +309,7 @@ def test_submitting_from_inside_a_job_hands_nothing_of_it_on(monkeypatch):
     for key in ("SLURM_JOB_ID", "SLURM_CPU_BIND", "SLURM_NTASKS", "SBATCH_CPU_BIND", "SUBMITIT_EXECUTOR", "RANK"):
         monkeypatch.setenv(key, "7")
     monkeypatch.setenv("SLURM_CONF", "/etc/slurm.conf")
-    with outside_of_any_job():
+    with without_job_environment():
         left = {key for key in os.environ if key.startswith(("SLURM_", "SBATCH_", "SUBMITIT_")) or key == "RANK"}
         assert left == {"SLURM_CONF"}
     assert os.environ["SLURM_CPU_BIND"] == "7"
@@ -322,7 +322,7 @@ def test_a_failed_rank_is_found_among_those_that_srun_ended():
 
 def test_points_are_named_by_what_they_differ_in():
     runs = [{"seed": s, "optimizer.lr": lr, "run_dir": f"r{s}"} for s, lr in ((1, 0.1), (2, 0.1), (2, 0.2))]
-    assert points(runs)[0] == "optimizer.lr=0.1 seed=1"
+    assert name_points(runs)[0] == "optimizer.lr=0.1 seed=1"
 
 
 def report(rank: int) -> dict:
@@ -344,7 +344,7 @@ def report(rank: int) -> dict:
 )
 def test_preflight_names_what_is_wrong(changes, said):
     config = composed("hardware=dgx2", "gpus=2", "nodes=2", "train.batch_size=64")
-    problems = judge(config, [report(0), report(1), report(2), report(3) | changes], 4)
+    problems = find_problems(config, [report(0), report(1), report(2), report(3) | changes], 4)
     assert (problems == []) if said is None else len(problems) == 1 and said in problems[0], problems
 
 

@@ -16,7 +16,7 @@ from tests.support.entry_points import PROJECT, command
 from tests.support.made_data import write_corpus
 from tests.support.slurm_cluster import PATH
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.launch.job_state import Submitted
+from txl.launch.job_state import SubmittedJob
 
 HOLD = 'cluster.sbatch=["--hold"]'
 TWO_BY_TWO = ["cluster=slurm", "cluster.minutes=5", "nodes=2", "gpus=2"]
@@ -114,7 +114,7 @@ class Site:
     @staticmethod
     def log_of(run_dir: Path, rank: int) -> str:
         """Of a rank's console, relative to the run folder."""
-        return f"slurm/{Submitted.of(run_dir).job}_{rank}_log.out"
+        return f"slurm/{SubmittedJob.of(run_dir).job}_{rank}_log.out"
 
 
 @dataclass
@@ -169,8 +169,8 @@ def job_of(output: str) -> str:
 
 def submitted(run_dir: Path, seconds: float = 60) -> str:
     """The job of a run folder, once it has one."""
-    wait_until(lambda: Submitted.of(run_dir), f"a job of {run_dir}", seconds)
-    return Submitted.of(run_dir).job
+    wait_until(lambda: SubmittedJob.of(run_dir), f"a job of {run_dir}", seconds)
+    return SubmittedJob.of(run_dir).job
 
 
 def wait_until(condition, what: str, seconds: float = 90) -> None:

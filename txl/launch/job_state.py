@@ -1,4 +1,4 @@
-"""What SLURM says about a job."""
+"""What SLURM says about a job: its controller (scontrol), and its accounting (sacct) if the site has one."""
 
 import contextlib
 import json
@@ -10,43 +10,42 @@ ENDED = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLI
 
 
 @dataclass(frozen=True)
-class Submitted:
-    """One run folder's job."""
+class SubmittedJob:
+    """The job of one run folder."""
 
     run_dir: Path
-    job: str
+    job: str  # SLURM's id; of an array's element `17_2`
     log: Path  # of rank 0
 
     @staticmethod
-    def of(run_dir: Path) -> "Submitted | None":
+    def of(run_dir: Path) -> "SubmittedJob | None":
+        """The job that was submitted last for a run folder, or None."""
         with contextlib.suppress(OSError, ValueError, KeyError):
             values = json.loads((run_dir / "slurm" / "job.json").read_text())
-            return Submitted(run_dir, values["job"], Path(values["log"]))
+            return SubmittedJob(run_dir, values["job"], Path(values["log"]))
         return None
 
 
-# --------------------------------------------------------------------------- asking
+def job_state(job: str) -> str | None:
+    """RUNNING, PENDING, FAILED, ...; None if SLURM does not remember the job."""
+    return describe_job(job).get("JobState")
 
 
-def ask(*command: str) -> str | None:
-    """Standard output; None where the program is missing, fails or hangs."""
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip() if done.returncode == 0 else None
+def describe_job(job: str) -> dict[str, str]:
+    """JobState, ExitCode, NodeList, ... of a job; empty if SLURM does not remember it."""
+    return ask_controller(job) or ask_accounting(job)
 
 
-def controller_says(job: str) -> dict[str, str]:
-    """JobState, ExitCode, Restarts, NodeList, ... while the controller remembers the job (five minutes, often)."""
-    line = (ask("scontrol", "-o", "show", "job", job) or "").partition("\n")[0]
+def ask_controller(job: str) -> dict[str, str]:
+    """What scontrol shows of a job. The controller forgets a job a few minutes after its end."""
+    line = (command_output("scontrol", "-o", "show", "job", job) or "").partition("\n")[0]
     return dict(part.split("=", 1) for part in line.split() if "=" in part)
 
 
-def accounting_says(job: str) -> dict[str, str]:
-    """State, ExitCode, NodeList where the site has accounting."""
-    lines = (ask("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", job) or "").splitlines()
-    for line in reversed(lines):
+def ask_accounting(job: str) -> dict[str, str]:
+    """JobState, ExitCode and NodeList from sacct; empty if the site has no accounting."""
+    shown = command_output("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", job) or ""
+    for line in reversed(shown.splitlines()):
         fields = line.split("|")
         if fields[0] == job and len(fields) > 1:
             keys = ("JobID", "JobState", "ExitCode", "NodeList")
@@ -54,6 +53,10 @@ def accounting_says(job: str) -> dict[str, str]:
     return {}
 
 
-def state_of(job: str) -> str | None:
-    """RUNNING, PENDING, FAILED, ...; None where nobody knows the job any more."""
-    return (controller_says(job) or accounting_says(job)).get("JobState")
+def command_output(*command: str) -> str | None:
+    """Standard output of a command; None if it is missing, fails or takes longer than 30 s."""
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

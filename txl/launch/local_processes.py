@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import FrameType
 from typing import IO
 
 from txl.files import PROJECT
@@ -55,7 +56,7 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
 
     asked: list[int] = []
 
-    def forward(number, frame):
+    def forward(number: int, frame: FrameType | None) -> None:
         again = number == signal.SIGINT in asked  # a second Ctrl-C: now
         asked.append(number)
         for process in ranks:
@@ -70,7 +71,7 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
             signal.signal(number, handler)
 
 
-def wait_for_ranks(ranks: list[subprocess.Popen], folder: Path, asked: list[int]) -> int:
+def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], folder: Path, asked: list[int]) -> int:
     """Wait for all ranks. If one fails, the others are killed, and its traceback is the last thing printed.
 
     Args:
@@ -92,9 +93,8 @@ def wait_for_ranks(ranks: list[subprocess.Popen], folder: Path, asked: list[int]
             if asked and (asked.count(signal.SIGINT) > 1 or {128 + asked[0], -asked[0]} & set(codes)):
                 print("stopped before it could save: resume=auto continues from the checkpoint before", file=sys.stderr)
                 return 128 + asked[0]
-            killed = [
-                rank for rank in failed if codes[rank] < 0
-            ]  # it wrote no traceback; those of the others follow from it
+            # A killed rank wrote no traceback; those of the other ranks follow from its end.
+            killed = [rank for rank in failed if (codes[rank] or 0) < 0]
             rank = killed[0] if killed else first_failed_rank(folder)
             rank = failed[0] if rank is None else rank
             error = folder / "logs" / f"rank_{rank}.error"
@@ -103,7 +103,7 @@ def wait_for_ranks(ranks: list[subprocess.Popen], folder: Path, asked: list[int]
             print(f"rank {rank} failed, the others were stopped; {log}\n{detail}", file=sys.stderr)
             return 1
         if None not in codes:
-            return max(codes)
+            return max(code or 0 for code in codes)
         time.sleep(0.1)
 
 
@@ -111,4 +111,5 @@ def free_port() -> int:
     """A TCP port that is free on this machine now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+        port: int = probe.getsockname()[1]
+        return port

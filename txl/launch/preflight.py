@@ -1,4 +1,4 @@
-"""Start every rank of a job, check what training will need, and stop: a minute before 128 GPUs are burnt.
+"""Start every rank of a job, check what training will need, and stop: a minute that may save a night on 128 GPUs.
 
 Without torch (`preflight_torch=false`): that all ranks came up where the plan has them, that the run folder is shared,
 that the nodes' clocks agree, the GPUs and cores that each rank sees, and that the data can be read. With it: this
@@ -12,6 +12,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 from txl.config.config_hash import config_hash
 from txl.config.schema import RunConfig
@@ -21,10 +22,10 @@ from txl.files import PROJECT, write_json
 from txl.plan.batch_split import processes
 from txl.system.world import World
 
-PATIENCE = 300.0  # seconds until all ranks must have reported
+REPORT_SECONDS = 300.0  # seconds until all ranks must have reported
 
 
-MOST_SKEW = 5.0  # seconds between two nodes' clocks
+MAX_CLOCK_DIFFERENCE = 5.0  # seconds between two nodes' clocks
 
 
 FAILED = 1  # exit code
@@ -52,7 +53,7 @@ def preflight(config: RunConfig, world: World, run_dir: Path) -> int:
         find_vocabulary(config.data)
     except ConfigError as error:
         problems.append(str(error))
-    report = {"rank": rank, "problems": problems} | seen()
+    report = {"rank": rank, "problems": problems} | describe_rank()
     report["clock"] = clock_difference(folder / f".clock_{rank}")
     report["config"] = config_hash(config)
     if config.preflight_torch:
@@ -62,9 +63,9 @@ def preflight(config: RunConfig, world: World, run_dir: Path) -> int:
     write_json(folder / f"rank_{rank}.json", report)
     if rank != 0:
         return 0
-    reports = gather(folder, size)
-    problems = judge(config, reports, size)
-    print(table(reports), flush=True)
+    reports = gather_reports(folder, size)
+    problems = find_problems(config, reports, size)
+    print(node_table(reports), flush=True)
     for problem in problems:
         print(f"error: {problem}", file=sys.stderr, flush=True)
     write_json(run_dir / "preflight.json", {"problems": problems, "ranks": reports}, indent=1)
@@ -73,8 +74,8 @@ def preflight(config: RunConfig, world: World, run_dir: Path) -> int:
     return FAILED if problems else 0
 
 
-def seen() -> dict:
-    """What this rank finds around itself."""
+def describe_rank() -> dict[str, Any]:
+    """Node, GPUs, cores, code and Python as this rank sees them."""
     gpus = [entry for entry in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if entry]
     return {
         "node": os.environ.get("SLURMD_NODENAME", platform.node()),
@@ -115,16 +116,16 @@ def check_with_torch(config: RunConfig, world: World) -> list[str]:
     return [] if total == expected else [f"rank {world.rank}: the sum over all ranks is {total}, not {expected}"]
 
 
-def gather(folder: Path, size: int) -> list[dict]:
-    """Every rank's report, as far as they arrive."""
-    deadline = time.monotonic() + PATIENCE
+def gather_reports(folder: Path, size: int) -> list[dict[str, Any]]:
+    """The reports of all ranks, or of those that arrive within REPORT_SECONDS."""
+    deadline = time.monotonic() + REPORT_SECONDS
     while len(found := list(folder.glob("rank_*.json"))) < size and time.monotonic() < deadline:
         time.sleep(0.1)
     return sorted((json.loads(path.read_text()) for path in found), key=lambda report: report["rank"])
 
 
-def judge(config: RunConfig, reports: list[dict], size: int) -> list[str]:
-    """What is wrong, one line each."""
+def find_problems(config: RunConfig, reports: list[dict[str, Any]], size: int) -> list[str]:
+    """What is wrong, in one line each."""
     problems = [problem for report in reports for problem in report["problems"]]
     missing = sorted(set(range(size)) - {report["rank"] for report in reports})
     if missing:
@@ -133,7 +134,7 @@ def judge(config: RunConfig, reports: list[dict], size: int) -> list[str]:
     if len(set(places)) < len(places):
         problems.append("two ranks have the same place on the same node: started with --ntasks-per-node?")
     clocks = [report["clock"] for report in reports]
-    if clocks and max(clocks) - min(clocks) > MOST_SKEW:
+    if clocks and max(clocks) - min(clocks) > MAX_CLOCK_DIFFERENCE:
         problems.append(f"the nodes' clocks differ by {max(clocks) - min(clocks):.1f} s; synchronise them")
     wanted = config.hardware.gpus and processes(config)[1]
     for report in reports:
@@ -145,8 +146,8 @@ def judge(config: RunConfig, reports: list[dict], size: int) -> list[str]:
     return problems
 
 
-def table(reports: list[dict]) -> str:
-    """One line per node."""
+def node_table(reports: list[dict[str, Any]]) -> str:
+    """One line per node: ranks, GPUs, cores, clock."""
     lines = ["node        ranks  gpus  cores  clock"]
     for node in sorted({report["node"] for report in reports}):
         here = [report for report in reports if report["node"] == node]

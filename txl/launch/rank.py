@@ -179,7 +179,8 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
     from txl.system.devices import pick_device
     from txl.system.distributed import barrier, broadcast_object, init_process_group
 
-    prepared, problem = None, None
+    prepared: Prepared | None = None
+    problem: str | None = None
     if world.is_main:
         try:
             prepared = stack.enter_context(prepare(config, submitted))
@@ -187,11 +188,11 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
         except ConfigError as error:
             problem = str(error)
     init_process_group(world, pick_device(config.hardware, world.local_rank))
-    decided, problem = broadcast_object((prepared and prepared.for_other_processes(), problem))
-    if problem:
-        raise ConfigError(problem)
+    decided: tuple[Prepared, str | None] = broadcast_object((prepared and prepared.for_other_processes(), problem))
+    if decided[1] is not None:
+        raise ConfigError(decided[1])
     barrier()
-    return prepared or decided
+    return prepared or decided[0]
 
 
 def end_with_the_launcher() -> None:

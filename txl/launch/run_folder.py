@@ -5,7 +5,7 @@ from pathlib import Path
 
 import yaml
 
-from txl.config.compose import Config, from_dict, to_dict
+from txl.config.compose import from_dict, to_dict
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.files import PROJECT, write_json
 from txl.plan.batch_split import processes
@@ -42,11 +42,12 @@ def write_run_folder(config: RunConfig, plan: Plan, folder: Path, code: bool = T
         copy_code(folder / "code")
 
 
-def read_config(folder: Path) -> Config:
+def read_config(folder: Path) -> RunConfig | EvaluateConfig:
     """The configuration that `write_config` wrote: of a training, a benchmark or an evaluation."""
     values = yaml.safe_load((folder / "config.yaml").read_text())
-    kind = BenchmarkConfig if "suite" in values else EvaluateConfig if "task" in values else RunConfig
-    return from_dict(values, kind)
+    if "task" in values:
+        return from_dict(values, EvaluateConfig)
+    return from_dict(values, BenchmarkConfig if "suite" in values else RunConfig)
 
 
 def copy_code(folder: Path) -> None:

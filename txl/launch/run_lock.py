@@ -3,27 +3,35 @@
 import contextlib
 import os
 import socket
+from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from txl.errors import ConfigError
 from txl.files import lock_file
 
+LOCK = ".lock"
+
 
 @contextlib.contextmanager
-def held_lock(run_dir: Path, insist: bool = True):
-    """Nobody else may write in a run folder in use. The lock ends with the last process that holds it.
+def held_lock(run_dir: Path, insist: bool = True) -> Iterator[IO[str]]:
+    """Hold the lock of a run folder. It ends with the last process that has the file open.
 
-    `insist=False`: a lost node may hold it still; go on without (rank.Attempt keeps such a process from writing).
+    Args:
+        run_dir: An existing run folder.
+        insist: False lets a requeued job continue although a lost node may still hold the lock; `slurm_rank.Attempt`
+            keeps the older process from saving.
+
+    Raises:
+        ConfigError: If another process holds the lock.
     """
-    with open(run_dir / ".lock", "a+") as lock:
+    with open(run_dir / LOCK, "a+") as lock:
         if not lock_file(lock):
             if not insist:
                 yield lock
                 return
-            lock.seek(0)
             raise ConfigError(
-                f"run_dir={run_dir} is in use by {lock.read() or 'another process'}; "
-                "wait for it, stop it, or choose another run_dir"
+                f"run_dir={run_dir} is in use by {lock_owner(run_dir)}; wait for it, stop it, or choose another run_dir"
             )
         lock.truncate(0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
@@ -31,9 +39,13 @@ def held_lock(run_dir: Path, insist: bool = True):
         yield lock
 
 
-def in_use(run_dir: Path) -> bool:
+def is_locked(run_dir: Path) -> bool:
     """Whether a process holds the folder's lock."""
-    if not (run_dir / ".lock").exists():
-        return False
-    with open(run_dir / ".lock", "a+") as lock:
+    with contextlib.suppress(FileNotFoundError), open(run_dir / LOCK) as lock:
         return not lock_file(lock)
+    return False
+
+
+def lock_owner(run_dir: Path) -> str:
+    """`process 17 on host`, as the process that holds the lock wrote it."""
+    return (run_dir / LOCK).read_text() or "another process"

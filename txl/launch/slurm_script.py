@@ -1,61 +1,75 @@
-"""What sbatch and srun are told."""
+"""The batch script of a job: what sbatch and srun are told, and how a task starts."""
+
+from __future__ import annotations
 
 import contextlib
 import os
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from txl.config.schema import RunConfig
 from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
 from txl.plan.run_plan import Plan
 
-OUR_OWN = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+if TYPE_CHECKING:
+    import submitit
 
+RANK_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 SITE_WIDE = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_TIME_FORMAT")
 
-
-# A task's first words. A signal that comes before submitit listens would kill the job. While Python starts it is
-# ignored (a time limit is never that near, and who preempts will ask again); then it is kept for `Job`.
-DEAF = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh"]
-
-
-START = """import os, signal, sys
+# How a task starts. USR2 before submitit handles it would kill the job. While Python starts, the signal is ignored: a
+# time limit is never that near, and a preemption is announced again. After that it is noted for `Job`.
+IGNORE_USR2 = ["sh", "-c", "trap '' USR2; exec \"$@\"", "sh"]
+START_TASK = """import os, signal, sys
 signal.signal(signal.SIGUSR2, lambda *_: os.environ.update({early}="1"))
 sys.path[0] = {code!r}
 from submitit.core.submission import submitit_main
 submitit_main()"""
-
-
 EARLY_SIGNAL = "TXL_EARLY_SIGNAL"
 
 
-def make_executor(folder: Path, code: Path, config: RunConfig, plan: Plan, parallel: int | None):
-    """submitit's SLURM executor, whose tasks import the copied code and nothing from the working directory."""
+def make_executor(
+    folder: Path, code: Path, config: RunConfig, plan: Plan, parallel: int | None
+) -> submitit.SlurmExecutor:
+    """submitit's SLURM executor, with tasks that import the copied code and nothing from the working directory.
+
+    Args:
+        folder: For submitit's files and the logs.
+        code: The copy of the code.
+        config: The run; `cluster` says what to ask SLURM for.
+        plan: Nodes and processes of the run.
+        parallel: Jobs of an array that run at once; None: no array.
+
+    Returns:
+        The executor; its `submit_array` submits.
+    """
     import submitit
 
     class Executor(submitit.SlurmExecutor):
         @classmethod
         def affinity(cls) -> int:
-            return 1  # the script can be written anywhere
+            return 1  # the script can also be written on a machine without SLURM
 
         @property
         def _submitit_command_str(self) -> str:
-            start = START.format(code=str(code), early=EARLY_SIGNAL)
-            task = [*DEAF, config.cluster.python or sys.executable, "-u", "-c", start]
+            start = START_TASK.format(code=str(code), early=EARLY_SIGNAL)
+            task = [*IGNORE_USR2, config.cluster.python or sys.executable, "-u", "-c", start]
             return shlex.join([*task, str(self.folder)])
 
-    executor = Executor(folder, max_num_timeout=config.cluster.max_timeouts)
-    executor.update_parameters(**parameters(config, plan), **({"array_parallelism": parallel} if parallel else {}))
+    executor = Executor(folder, max_num_timeout=config.cluster.max_timeouts or 0)
+    executor.update_parameters(**job_parameters(config, plan), **({"array_parallelism": parallel} if parallel else {}))
     return executor
 
 
-def parameters(config: RunConfig, plan: Plan) -> dict:
-    """What sbatch and srun are told."""
+def job_parameters(config: RunConfig, plan: Plan) -> dict[str, Any]:
+    """What sbatch and srun are told, as submitit's parameters."""
     cluster = config.cluster
-    optional = {
+    optional: dict[str, Any] = {
         key: getattr(cluster, key)
         for key in ("partition", "account", "qos", "constraint", "cpus_per_task")
         if getattr(cluster, key) is not None
@@ -70,8 +84,8 @@ def parameters(config: RunConfig, plan: Plan) -> dict:
     if cluster.cpus_per_task:
         srun.append(f"--cpus-per-task={cluster.cpus_per_task}")  # which srun no longer takes from sbatch
     if cluster.container:
-        mounts = [f"{folder}:{folder}" for folder in outermost(folders_of(config, plan))]
-        mounts = ",".join([*mounts, *cluster.container_mounts])
+        own = [f"{folder}:{folder}" for folder in outermost(folders_used(config, plan))]
+        mounts = ",".join([*own, *cluster.container_mounts])
         srun += [f"--container-image={cluster.container}", f"--container-mounts={mounts}"]
         srun.append(f"--container-workdir={os.getcwd()}")
     return optional | {
@@ -88,8 +102,8 @@ def parameters(config: RunConfig, plan: Plan) -> dict:
     }
 
 
-def folders_of(config: RunConfig, plan: Plan) -> set[Path]:
-    """What a job reads and writes: a container must have it."""
+def folders_used(config: RunConfig, plan: Plan) -> set[Path]:
+    """The folders that a job reads or writes, which a container must mount."""
     paths = [Path.cwd(), Path(plan.run_dir).parent, Path(config.data.cache)]
     with contextlib.suppress(ConfigError):  # for dry_run=true, which needs no data
         named = find_files(config.data) | find_vocabulary(config.data)
@@ -99,7 +113,7 @@ def folders_of(config: RunConfig, plan: Plan) -> set[Path]:
 
 
 def outermost(folders: set[Path]) -> list[Path]:
-    """Without those that lie in another one."""
+    """The folders without those that lie inside another one."""
     return sorted(folder for folder in folders if not folders & set(folder.parents))
 
 
@@ -113,16 +127,17 @@ def sbatch_script(config: RunConfig, plan: Plan) -> str:
     """For dry_run=true: what would be submitted."""
     run_dir = Path(os.path.abspath(plan.run_dir))
     executor = make_executor(run_dir / "slurm", run_dir / "code", config, plan, None)
-    return executor._make_submission_file_text(executor._submitit_command_str, "0")
+    text: str = executor._make_submission_file_text(executor._submitit_command_str, "0")
+    return text
 
 
 @contextlib.contextmanager
-def outside_of_any_job():
-    """Submitting from inside an allocation must not hand its shape and CPU binding on to the new job."""
+def without_job_environment() -> Iterator[None]:
+    """Hide the variables of the job that this process runs in: a job submitted here must not inherit its shape."""
     before = dict(os.environ)
     for key in list(os.environ):
         inherited = key.startswith(("SLURM_", "SBATCH_")) and key not in SITE_WIDE and "SLURM_JOB_ID" in before
-        if inherited or key in OUR_OWN or key.startswith("SUBMITIT_"):
+        if inherited or key in RANK_VARIABLES or key.startswith("SUBMITIT_"):
             del os.environ[key]
     try:
         yield

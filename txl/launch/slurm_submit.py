@@ -13,6 +13,7 @@ import shutil
 import signal
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.corpus import encoded_vocab_size, open_corpus
@@ -20,18 +21,29 @@ from txl.data.find_files import find_files, find_vocabulary
 from txl.errors import ConfigError
 from txl.files import write_json
 from txl.launch.choose_checkpoint import check_init_from, check_resume, find_checkpoint, is_finished, newest_checkpoint
-from txl.launch.job_state import ENDED, Submitted, state_of
+from txl.launch.job_state import ENDED, SubmittedJob, job_state
 from txl.launch.prepare import check_splits, plan_without_data
 from txl.launch.run_folder import copy_code, job_folder, read_config, write_run_folder
-from txl.launch.run_lock import in_use
-from txl.launch.slurm_script import EARLY_SIGNAL, make_executor, outside_of_any_job, parameters
+from txl.launch.run_lock import is_locked, lock_owner
+from txl.launch.slurm_script import EARLY_SIGNAL, job_parameters, make_executor, without_job_environment
 from txl.plan.run_plan import Plan
 
-ENCODED_HERE = 8 << 20  # bytes of text
+if TYPE_CHECKING:
+    from submitit.helpers import DelayedSubmission
+
+ENCODED_HERE = 8 << 20  # bytes of text that the login node encodes at most
+
+
+class PlannedJob(NamedTuple):
+    """A run that is to be submitted."""
+
+    config: RunConfig
+    plan: Plan
+    run_dir: Path
 
 
 class Job:
-    """What submitit carries to the nodes: the name of a run folder."""
+    """What submitit sends to the nodes: the name of a run folder. Called there, it is one rank of the run."""
 
     def __init__(self, run_dir: str):
         self.run_dir = run_dir
@@ -41,10 +53,12 @@ class Job:
             os.kill(os.getpid(), signal.SIGUSR2)
         from txl.launch.slurm_rank import slurm_rank_main
 
-        return slurm_rank_main(read_config(Path(self.run_dir)), submitted=True)
+        config = read_config(Path(self.run_dir))
+        assert isinstance(config, RunConfig), "only trainings, benchmarks and preflights are submitted"
+        return slurm_rank_main(config, submitted=True)
 
-    def checkpoint(self):
-        """Called by submitit when a signal announces the end: the same again."""
+    def checkpoint(self) -> "DelayedSubmission":
+        """What submitit requeues when a signal announces the end of the job: the same job."""
         from submitit.helpers import DelayedSubmission
 
         return DelayedSubmission(self)
@@ -53,44 +67,53 @@ class Job:
 # --------------------------------------------------------------------------- submitting
 
 
-def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[Submitted], list[Submitted]]:
-    """Submit each run that has something left to do; as one array (per shape of job) where `parallel` limits it.
+def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[SubmittedJob], list[SubmittedJob]]:
+    """Submit each run that is not finished. Every run is checked before the first job is submitted.
 
-    Returns the new jobs, and those that were found in the queue and left alone. Every run is checked before the first
-    is submitted, and a refused job leaves no run folder behind.
+    Args:
+        configs: Trainings, benchmarks or preflights with cluster=slurm.
+        parallel: Submit them as job arrays of which this many jobs run at once; jobs of different shapes (nodes, GPUs,
+            time) go to different arrays. None: one job each.
+
+    Returns:
+        The new jobs, and the jobs that were in the queue already.
+
+    Raises:
+        ConfigError: If a run may not start, or SLURM refuses a job. A refused job leaves no run folder behind.
     """
     if shutil.which("sbatch") is None:
         raise ConfigError("cluster=slurm needs sbatch, which is not here; submit on a login node, or use cluster=local")
-    todo, left = [], []
+    todo: list[PlannedJob] = []
+    queued_already: list[SubmittedJob] = []
     for config in configs:
         if not isinstance(config, BenchmarkConfig):
-            check_data(config)
+            check_data_here(config)
         plan = plan_without_data(config)
         if parallel is None:
             print(plan, flush=True)
         run_dir = Path(os.path.abspath(job_folder(config)))
         if queued := still_queued(config, run_dir):
-            left.append(queued)
+            queued_already.append(queued)
         elif has_work(config, run_dir):
-            todo.append((config, plan, run_dir))
-    fresh = [run_dir for *_, run_dir in todo if not run_dir.exists()]
-    jobs = []
+            todo.append(PlannedJob(config, plan, run_dir))
+    fresh = [job.run_dir for job in todo if not job.run_dir.exists()]
+    jobs: list[SubmittedJob] = []
     try:
-        groups = {}
-        for point in todo:
-            key = repr(parameters(*point[:2])) if parallel else str(point[2])
-            groups.setdefault(key, []).append(point)
-        for points in groups.values():
-            jobs += submit_together(points, parallel)
+        groups: dict[str, list[PlannedJob]] = {}
+        for job in todo:
+            key = repr(job_parameters(job.config, job.plan)) if parallel else str(job.run_dir)
+            groups.setdefault(key, []).append(job)
+        for group in groups.values():
+            jobs += submit_together(group, parallel)
     except ConfigError:
         for run_dir in fresh:
-            if Submitted.of(run_dir) is None:
+            if SubmittedJob.of(run_dir) is None:
                 shutil.rmtree(run_dir, ignore_errors=True)
         raise
-    return jobs, left
+    return jobs, queued_already
 
 
-def check_data(config: RunConfig) -> None:
+def check_data_here(config: RunConfig) -> None:
     """Check what can be checked at once on the login node: a small text is encoded, a large one only looked for."""
     files = find_files(config.data)
     find_vocabulary(config.data)
@@ -100,11 +123,15 @@ def check_data(config: RunConfig) -> None:
     check_splits(config, open_corpus(config.data))
 
 
-def still_queued(config: RunConfig, run_dir: Path) -> Submitted | None:
-    """The run's job, if it waits or runs; ConfigError unless resume=auto."""
-    queued = Submitted.of(run_dir)
-    state = state_of(queued.job) if queued else None
-    if state is None or state in ENDED:
+def still_queued(config: RunConfig, run_dir: Path) -> SubmittedJob | None:
+    """The run's job if it waits or runs already.
+
+    Raises:
+        ConfigError: If it does, and resume=auto does not allow it.
+    """
+    queued = SubmittedJob.of(run_dir)
+    state = job_state(queued.job) if queued else None
+    if queued is None or state is None or state in ENDED:
         return None
     if config.resume != "auto":
         raise ConfigError(f"run_dir={run_dir} is in use by job {queued.job} ({state}); scancel {queued.job}, or wait")
@@ -113,9 +140,13 @@ def still_queued(config: RunConfig, run_dir: Path) -> Submitted | None:
 
 
 def has_work(config: RunConfig, run_dir: Path) -> bool:
-    """Whether a job must be submitted; ConfigError where it must not. Torch is not needed to know."""
-    if (run_dir / ".lock").exists() and in_use(run_dir):
-        raise ConfigError(f"run_dir={run_dir} is in use by {(run_dir / '.lock').read_text()}; wait for it or stop it")
+    """Whether the run is not finished yet. Needs no torch.
+
+    Raises:
+        ConfigError: If the run folder is in use, or the run may not continue there.
+    """
+    if is_locked(run_dir):
+        raise ConfigError(f"run_dir={run_dir} is in use by {lock_owner(run_dir)}; wait for it or stop it")
     if config.preflight or isinstance(config, BenchmarkConfig):
         return True
     if config.resume == "auto":
@@ -132,35 +163,36 @@ def has_work(config: RunConfig, run_dir: Path) -> bool:
     return True
 
 
-def submit_together(points: list[tuple[RunConfig, Plan, Path]], parallel: int | None) -> list[Submitted]:
-    """One job, or one array of them."""
-    config, plan, first = points[0]
-    is_array = len(points) > 1
+def submit_together(group: list[PlannedJob], parallel: int | None) -> list[SubmittedJob]:
+    """Submit one job, or several of the same shape as one array."""
+    config, plan, first = group[0]
+    is_array = len(group) > 1
     folder = first.parent / "arrays" / time.strftime("%Y%m%d-%H%M%S") if is_array else first
-    for point in points:
-        write_run_folder(*point, code=False)
-        (point[2] / "slurm").mkdir(exist_ok=True)
+    for job in group:
+        write_run_folder(*job, code=False)
+        (job.run_dir / "slurm").mkdir(exist_ok=True)
     copy_code(folder / "code")
     if config.cluster.container:
         Path(config.data.cache).expanduser().mkdir(parents=True, exist_ok=True)  # to be mounted
     executor = make_executor(folder / "slurm", folder / "code", config, plan, parallel)
     try:
-        with outside_of_any_job():
-            jobs = executor.submit_array([Job(str(run_dir)) for *_, run_dir in points])
-    except Exception as error:  # submitit wraps what sbatch said in types of its own
+        with without_job_environment():
+            jobs = executor.submit_array([Job(str(job.run_dir)) for job in group])
+    except Exception as error:  # submitit wraps sbatch's message in exceptions of its own
         if is_array:
             shutil.rmtree(folder)
-        raise ConfigError(refusal(str(error), config)) from None
+        raise ConfigError(refusal_message(str(error), config)) from None
     submitted = []
-    for (*_, run_dir), job in zip(points, jobs, strict=True):
-        one = Submitted(run_dir, job.job_id, folder / "slurm" / f"{job.job_id}_0_log.out")
+    for (_, _, run_dir), sent in zip(group, jobs, strict=True):
+        one = SubmittedJob(run_dir, sent.job_id, folder / "slurm" / f"{sent.job_id}_0_log.out")
         record = {"job": one.job, "log": str(one.log), "submitted": time.time()}
         write_json(run_dir / "slurm" / "job.json", record)
         submitted.append(one)
     return submitted
 
 
-def refusal(message: str, config: RunConfig) -> str:
+def refusal_message(message: str, config: RunConfig) -> str:
+    """What the user reads when sbatch refused a job: the chosen partition and account, and sbatch's reason."""
     said = re.search(r"sbatch: error: (?!Batch job submission failed)(.*)|Batch job submission failed: (.*)", message)
     text = next(filter(None, said.groups())) if said else message.strip().partition("\n")[0]
     chosen = " ".join(

@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite, Task
+from txl.launch.job_state import SubmittedJob
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
@@ -22,7 +23,7 @@ class Launcher:
     """Starts one configuration after another, and waits at the end for jobs that were submitted."""
 
     def __init__(self) -> None:
-        self.submitted: list = []  # jobs of all points that cluster.wait=true waits for
+        self.submitted: list[SubmittedJob] = []  # jobs of all points that cluster.wait=true waits for
 
     def start(self, config: RunConfig | EvaluateConfig) -> int:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
@@ -67,9 +68,9 @@ class Launcher:
         """Wait for the submitted jobs that cluster.wait=true asked to wait for; returns the worst exit code."""
         if not self.submitted:
             return 0
-        from txl.launch.wait_for_jobs import wait
+        from txl.launch.wait_for_jobs import wait_for_jobs
 
-        return wait(self.submitted)
+        return wait_for_jobs(self.submitted)
 
 
 def is_slurm_task(config: RunConfig) -> bool:

@@ -5,6 +5,7 @@ import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -49,14 +50,14 @@ def run_ranks(config: BenchmarkConfig, folder: Path) -> int:
     return run_local_ranks(folder, plan.world_size)
 
 
-def efficiency(row: dict, rows: list[dict]) -> float | None:
+def efficiency(row: dict[str, Any], rows: list[dict[str, Any]]) -> float | None:
     """Tokens per second and process, over those of one process with the same share of the work (weak scaling)."""
     same = ("precision", "micro_batch_size")
     alone = [one for one in rows if one["processes"] == 1 and all(one[key] == row[key] for key in same)]
     return row["tokens_per_second"] / row["processes"] / alone[0]["tokens_per_second"] if alone else None
 
 
-def published(row: dict) -> dict | None:
+def published(row: dict[str, Any]) -> dict[str, Any] | None:
     """What the original published for this model, precision, micro batch and number of GPUs on the nearest machine."""
     if not torch.cuda.is_available():
         return None
@@ -64,13 +65,14 @@ def published(row: dict) -> dict | None:
     nearest = next((machine for pattern, machine in NEAREST if re.search(pattern, name)), None)
     precision = "fp16" if row["precision"] == "bf16" else row["precision"]
     asked = (nearest, row["model"], precision, row["processes"], row["micro_batch_size"])
-    for one in json.loads(PUBLISHED.read_text()):
+    rows: list[dict[str, Any]] = json.loads(PUBLISHED.read_text())
+    for one in rows:
         if (one["machine"], one["model"], one["precision"], one["gpus"], one["micro_batch_size"]) == asked:
             return one
     return None
 
 
-def print_comparison(rows: list[dict]) -> None:
+def print_comparison(rows: list[dict[str, Any]]) -> None:
     """Beside one process, and beside the published row, where there is one."""
     for row in rows:
         what = f"{row['precision']}, micro batch {row['micro_batch_size']}, {row['processes']} process(es)"

@@ -1,93 +1,99 @@
-"""Jobs that were submitted: what SLURM says about them, and waiting until they have ended."""
+"""Wait until submitted jobs have ended, and say which rank failed first."""
 
 import contextlib
 import re
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
-from txl.launch.job_state import ENDED, Submitted, accounting_says, ask, controller_says
+from txl.launch.job_state import ENDED, SubmittedJob, command_output, describe_job
 from txl.launch.run_folder import first_failed_rank
 from txl.system.hardware import parse_core_list
+from txl.system.process_exit import INTERRUPTED
 
 POLL_SECONDS = 1.0
+CONFIRMATIONS = 3  # polls in a row that must find a job ended: a job that is about to be requeued may look so once
 
 
-LOOKS = 3  # that must find a job at its end
+@dataclass
+class Watched:
+    """A job that is waited for, and what is known of it."""
+
+    job: SubmittedJob
+    state: str | None = None
+    times_ended: int = 0
+    exit_code: int | None = None  # None: it has not ended
+
+    def poll(self, quiet: bool) -> None:
+        """Ask SLURM once. Prints a new state; with `quiet` not that the job is running."""
+        shown = describe_job(self.job.job)
+        state = shown.get("JobState")
+        if state is None and command_output("scontrol", "ping") is None:
+            return  # the controller does not answer: ask again later
+        if state is None:
+            done = (self.job.run_dir / "summary.json").exists()
+            state, shown = ("COMPLETED", {}) if done else ("FAILED", {"ExitCode": "1:0"})
+        if state != self.state:
+            self.state = state
+            if not quiet or state != "RUNNING":
+                reason = f" ({shown['Reason']})" if shown.get("Reason", "None") != "None" else ""
+                print(f"job {self.job.job} {state}{reason}", flush=True)
+        self.times_ended = self.times_ended + 1 if state in ENDED else 0
+        if state == "COMPLETED":
+            self.exit_code = 0
+        elif self.times_ended == CONFIRMATIONS:
+            status, _, number = shown.get("ExitCode", "1:0").partition(":")
+            self.exit_code = int(status) or (128 + int(number or 0) if int(number or 0) else 1)
 
 
-# --------------------------------------------------------------------------- waiting
-
-
-def wait(jobs: list[Submitted]) -> int:
-    """Follow rank 0's log, or of several jobs their states, to the end; returns the worst exit code."""
-    states: dict[str, str] = {}
-    codes: dict[str, int] = {}
-    seen: dict[str, int] = {}
-    tail = Tail(jobs[0].log) if len(jobs) == 1 else None
+def wait_for_jobs(jobs: list[SubmittedJob]) -> int:
+    """Show the log of a single job, or the states of several, until all have ended; returns the worst exit code."""
+    watched = [Watched(job) for job in jobs]
+    log = FollowedFile(jobs[0].log) if len(jobs) == 1 else None
     try:
-        while len(codes) < len(jobs):
-            for one in jobs:
-                if one.job not in codes:
-                    watch(one, states, codes, seen, quiet=tail is not None)
-            if tail:
-                tail.show()
-            if len(codes) < len(jobs):
-                time.sleep(POLL_SECONDS * max(1, (len(jobs) - len(codes)) / 8))  # the controller has others to serve
+        while open_jobs := [one for one in watched if one.exit_code is None]:
+            for one in open_jobs:
+                one.poll(quiet=log is not None)
+            if log:
+                log.print_new_lines()
+            waiting = sum(one.exit_code is None for one in watched)
+            if waiting:
+                time.sleep(POLL_SECONDS * max(1, waiting / 8))  # the controller serves others, too
     except KeyboardInterrupt:
-        return interrupted([one.job for one in jobs if one.job not in codes])
-    if tail:
-        tail.show()
-    for one in jobs:
-        conclude(one, states[one.job], codes[one.job])
-    return max(codes.values())
+        return offer_to_cancel([one.job.job for one in watched if one.exit_code is None])
+    if log:
+        log.print_new_lines()
+    for one in watched:
+        print_end(one)
+    return max(one.exit_code or 0 for one in watched)
 
 
-def watch(one: Submitted, states: dict[str, str], codes: dict[str, int], seen: dict[str, int], quiet: bool) -> None:
-    """Ask once for a job; notes its state, and its exit code when it has ended."""
-    said = controller_says(one.job) or accounting_says(one.job)
-    state = said.get("JobState")
-    if state is None and ask("scontrol", "ping") is None:
-        return  # the controller is away: it will be back
-    if state is None:
-        done = (one.run_dir / "summary.json").exists()
-        state, said = ("COMPLETED", {}) if done else ("FAILED", {"ExitCode": "1:0"})
-    if state != states.get(one.job):
-        states[one.job] = state
-        if not quiet or state != "RUNNING":
-            reason = f" ({said['Reason']})" if said.get("Reason", "None") != "None" else ""
-            print(f"job {one.job} {state}{reason}", flush=True)
-    seen[one.job] = seen.get(one.job, 0) + 1 if state in ENDED else 0
-    # A job that SLURM is about to requeue may show another end for a moment.
-    if state == "COMPLETED" or seen[one.job] == LOOKS:
-        status, _, number = said.get("ExitCode", "1:0").partition(":")
-        code = int(status) or (128 + int(number or 0) if int(number or 0) else 0)
-        codes[one.job] = 0 if state == "COMPLETED" else code or 1
-
-
-def conclude(one: Submitted, state: str, code: int) -> None:
+def print_end(ended: Watched) -> None:
+    """Say why a job failed; nothing for a completed one."""
+    job, state = ended.job, ended.state
     if state == "COMPLETED":
         return
-    if not one.log.exists():
+    if not job.log.exists():
         why = "it never started"
-    elif state in ("CANCELLED", "TIMEOUT"):  # no rank's fault, though SLURM killed them
-        why = f"see {one.log}"
+    elif state in ("CANCELLED", "TIMEOUT"):  # SLURM killed the ranks: none of them is at fault
+        why = f"see {job.log}"
     else:
-        why = blame(one)
-    print(f"job {one.job} {state} (exit code {code}): {why}", file=sys.stderr, flush=True)
+        why = describe_failure(job)
+    print(f"job {job.job} {state} (exit code {ended.exit_code}): {why}", file=sys.stderr, flush=True)
 
 
-def blame(one: Submitted) -> str:
-    """The rank that failed first, its log, and what it said."""
-    text = one.log.read_text(errors="replace")
+def describe_failure(job: SubmittedJob) -> str:
+    """The rank that failed first, its log, and its error."""
+    text = job.log.read_text(errors="replace")
     ends = ends_of_ranks(text[text.rfind("Starting with JobEnvironment") :])
-    rank = first_failed_rank(one.run_dir)
-    if ends and (rank is None or not (one.run_dir / "logs" / f"rank_{next(iter(ends))}.error").exists()):
-        rank = next(iter(ends))  # killed without a word
+    rank = first_failed_rank(job.run_dir)
+    if ends and (rank is None or not (job.run_dir / "logs" / f"rank_{next(iter(ends))}.error").exists()):
+        rank = next(iter(ends))  # it was killed and wrote no error
     if rank is None:
-        return f"see {one.log}"
-    log = str(one.log).replace("_0_log.out", f"_{rank}_log.out")
-    detail = one.run_dir / "logs" / f"rank_{rank}.error"
+        return f"see {job.log}"
+    log = str(job.log).replace("_0_log.out", f"_{rank}_log.out")
+    detail = job.run_dir / "logs" / f"rank_{rank}.error"
     return f"rank {rank}{ends.get(rank, '')}; {log}" + (f"\n{detail.read_text()}" if detail.exists() else "")
 
 
@@ -100,26 +106,27 @@ def ends_of_ranks(text: str) -> dict[int, str]:
     return ends
 
 
-def interrupted(jobs: list[str]) -> int:
-    """Ctrl-C in a waiting launcher."""
+def offer_to_cancel(jobs: list[str]) -> int:
+    """After Ctrl-C in a waiting launcher: on a terminal, ask whether to cancel the jobs; returns the exit code."""
     names = " ".join(jobs)
     if sys.stdin.isatty():
         with contextlib.suppress(EOFError, KeyboardInterrupt):
             if input(f"\nCancel job {names}? [y/N] ").strip().lower() in ("y", "yes"):
-                ask("scancel", *jobs)
+                command_output("scancel", *jobs)
                 print(f"cancelled: {names}")
-                return 130
+                return INTERRUPTED
     print(f"left in the queue: {names} (scancel {names} ends them)", flush=True)
-    return 130
+    return INTERRUPTED
 
 
-class Tail:
-    """What was added to a file since the last look."""
+class FollowedFile:
+    """A log file that grows, shown on standard output."""
 
     def __init__(self, path: Path):
         self.path, self.position = path, 0
 
-    def show(self) -> None:
+    def print_new_lines(self) -> None:
+        """Print what was added since the last call."""
         with contextlib.suppress(OSError), open(self.path, "rb") as file:
             file.seek(self.position)
             added = file.read()
