@@ -188,11 +188,11 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
         except ConfigError as error:
             problem = str(error)
     init_process_group(world, pick_device(config.hardware, world.local_rank))
-    decided: tuple[Prepared, str | None] = broadcast_object((prepared and prepared.for_other_processes(), problem))
-    if decided[1] is not None:
-        raise ConfigError(decided[1])
+    decided, problem = broadcast_object((prepared and prepared.for_other_processes(), problem))
+    if problem is not None or decided is None:
+        raise ConfigError(problem or "rank 0 could not prepare the run")
     barrier()
-    return prepared or decided[0]
+    return prepared or decided
 
 
 def end_with_the_launcher() -> None:
