@@ -24,7 +24,7 @@ from txl.config.schema import EvaluateConfig
 from txl.data.batches import TokenStream
 from txl.data.vocabulary import WordVocabulary
 from txl.errors import ConfigError
-from txl.evaluate.exported_program import Program, Step
+from txl.evaluate.exported_program import CachedStep, FixedShapeProgram
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate
 from txl.evaluate.typed_text import typed_tokens
@@ -76,7 +76,9 @@ def test_every_runtime_and_every_way_to_gather_losses_gives_the_same_number():
         "cached": evaluate(CachedTransformerXL(model), stream(), GEOMETRY, 3),
         "segment by segment": evaluate(model, stream(), GEOMETRY, 3, latencies=latencies),
         "twice": evaluate(model, stream(), GEOMETRY, 3, repeat=2),
-        "a step with fixed shapes": evaluate(Program(step := Step(model, GEOMETRY), step), stream(), GEOMETRY, 3),
+        "a step with fixed shapes": evaluate(
+            FixedShapeProgram(step := CachedStep(model, GEOMETRY), step), stream(), GEOMETRY, 3
+        ),
     }
     for name, result in others.items():
         assert result.loss == pytest.approx(expected, rel=1e-10), name

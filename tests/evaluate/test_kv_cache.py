@@ -17,8 +17,8 @@ from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend, Positions
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
-from txl.evaluate.exported_program import Program, Step, make_program
-from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, places
+from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
+from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, count_graphs
 from txl.evaluate.loss import LossSum, advance
 from txl.model.transformer import TransformerXL
 
@@ -177,15 +177,15 @@ def test_a_program_gives_the_same_losses_in_a_process_that_never_imports_txl(kin
     model, geometry, B = build(div_val=2).float(), Geometry(4, 12, 0, 9, True), 2
     tokens = stream(B, 40)
     expected = losses(model, tokens, geometry)
-    step, file = Step(model, geometry), tmp_path / "step.pt2"
-    program = Program(step, make_program(step, Runtime[kind], B, str(file)))
+    step, file = CachedStep(model, geometry), tmp_path / "step.pt2"
+    program = FixedShapeProgram(step, make_program(step, Runtime[kind], B, str(file)))
     memory, ours = [], []
     for begin in range(0, 40, 4):
         loss, memory = program(tokens[:, begin : begin + 4], tokens[:, begin + 1 : begin + 5], memory)
         ours.append(loss)
     torch.testing.assert_close(torch.cat(ours, dim=1), expected, rtol=1e-5, atol=1e-5)
     pairs = [[part.contiguous() for part in ids.split(4, dim=1)] for ids in (tokens[:, :-1], tokens[:, 1:])]
-    torch.save([*pairs, list(step.start(B))], tmp_path / "arguments.pt")
+    torch.save([*pairs, list(step.initial_state(B))], tmp_path / "arguments.pt")
     arguments = [kind, str(file), str(tmp_path / "arguments.pt"), str(tmp_path / "losses.pt")]
     subprocess.run([sys.executable, "-c", LOAD, *arguments], check=True, cwd=tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "losses.pt"), expected, rtol=1e-5, atol=1e-5)
@@ -194,22 +194,22 @@ def test_a_program_gives_the_same_losses_in_a_process_that_never_imports_txl(kin
 def test_a_program_is_used_for_nothing_but_what_it_was_made_for(tmp_path):
     """Its shapes and weights are fixed: with others it would answer all the same."""
     file, model, geometry = tmp_path / "step.ts", build(), Geometry(4, 8)
-    make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))
-    make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))  # loaded
+    make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file))
+    make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file))  # loaded
     for other, batch_size, message in (
-        (Step(model, geometry), 3, "was made for batch_size=2, not 3"),
-        (Step(model, Geometry(4, 9)), 2, "was made for mem_len=8, not 9"),
-        (Step(build(seed=1), geometry), 2, "was made for other weights"),
-        (Step(build().float(), geometry), 2, "was made for precision=float64, not float32"),
+        (CachedStep(model, geometry), 3, "was made for batch_size=2, not 3"),
+        (CachedStep(model, Geometry(4, 9)), 2, "was made for mem_len=8, not 9"),
+        (CachedStep(build(seed=1), geometry), 2, "was made for other weights"),
+        (CachedStep(build().float(), geometry), 2, "was made for precision=float64, not float32"),
     ):
         with pytest.raises(ConfigError, match=message):
             make_program(other, Runtime.torchscript, batch_size, str(file))
     file.write_bytes(b"something else")
     with pytest.raises(ConfigError, match="is no program of runtime=torchscript"):
-        make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))
+        make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file))
     (tmp_path / "step.ts.json").unlink()
     with pytest.raises(ConfigError, match="has no step.ts.json"):
-        make_program(Step(model, geometry), Runtime.torchscript, 2, str(file))
+        make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file))
 
 
 class Recorded(TorchDispatchMode):
@@ -246,4 +246,4 @@ def test_graphs_compute_the_same_from_every_place_in_the_ring(monkeypatch):
             expected, mems = eager(segment, mems, geometry)
             hidden, cache = graphed(segment, cache, geometry)
             torch.testing.assert_close(hidden, expected, rtol=1e-10, atol=1e-12)
-    assert len(cache.graphs) == places(geometry) == 7
+    assert len(cache.graphs) == count_graphs(geometry) == 7

@@ -18,7 +18,7 @@ from txl.config.schema import BenchmarkConfig, Runtime
 from txl.config.training import longest_context
 from txl.data.synthetic_text import zipf_tokens
 from txl.errors import ConfigError
-from txl.evaluate.kv_cache import places
+from txl.evaluate.kv_cache import count_graphs
 from txl.evaluate.load_model import choose_runtime, in_runtime, load
 from txl.evaluate.loss import LossSum, advance
 from txl.files import write_json
@@ -94,7 +94,7 @@ def measure(
     """Time per segment once the memory is full, the losses of each segment included."""
     device, runtime = next(model.parameters()).device, choose_runtime(runtime, model, geometry)
     T, warm = geometry.tgt_len, -(-geometry.mem_len // geometry.tgt_len) + SETTLING
-    warm += places(geometry) if runtime is Runtime.graphs else 0  # each is captured when it is first seen
+    warm += count_graphs(geometry) if runtime is Runtime.graphs else 0  # each is captured when it is first seen
     length = (warm + segments) * T + 1
     ids = zipf_tokens(np.random.default_rng(0), batch_size * length, model.vocab_size)
     tokens = torch.from_numpy(ids).reshape(batch_size, length).to(device)

@@ -7,7 +7,9 @@ import hashlib
 import json
 import tempfile
 import warnings
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,30 +18,42 @@ from txl.config.compose import to_dict
 from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
-from txl.evaluate.kv_cache import check_cacheable, read
-from txl.files import write_json
+from txl.evaluate.kv_cache import check_cacheable, run_layers_with_cache
 from txl.model.positions import attention_window
 from txl.model.transformer import TransformerXL
 
+StepFunction = Callable[..., tuple[Tensor, ...]]  # (input, target, keys, values, filled) -> (losses, the new state)
 
-class Step(nn.Module):
-    """One segment as a function of tensors alone, for tracing, exporting and compiling.
 
-    (input [B, T], target [B, T], keys and values [L, B, N, M, H], filled []) -> losses [B, T] in nats, and the new
-    keys, values and filled. `filled` counts the tokens that the memory holds; it starts at 0 with any finite keys.
-    """
+class CachedStep(nn.Module):
+    """One segment as a function of tensors alone, for tracing, exporting and compiling."""
 
     def __init__(self, model: TransformerXL, geometry: Geometry, runtime: str = "step"):
         super().__init__()
         check_cacheable(model, geometry, runtime)
         model.eval()
-        self.model, self.geometry, self.loss = model, geometry, traceable_loss
+        self.model, self.geometry = model, geometry
+        self.loss: Callable[[TransformerXL, Tensor, Tensor], Tensor] = traceable_loss
         positions, K = model.positions, geometry.mem_len + geometry.tgt_len
         with torch.no_grad():
             encoding = positions.encode(K, geometry)
             self.position_keys = [positions.keys(i, encoding, x.attention.position) for i, x in enumerate(model.layers)]
 
-    def forward(self, input: Tensor, target: Tensor, keys: Tensor, values: Tensor, filled: Tensor):
+    def forward(
+        self, input: Tensor, target: Tensor, keys: Tensor, values: Tensor, filled: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Read one segment.
+
+        Args:
+            input: token ids [B, T].
+            target: the tokens after them [B, T].
+            keys: [L, B, N, M, H], of the memory; any finite numbers where it holds no token yet.
+            values: the same shape.
+            filled: [], int64: tokens that the memory holds.
+
+        Returns:
+            Losses [B, T] in nats, and the new keys, values and filled.
+        """
         M, T = self.geometry.mem_len, self.geometry.tgt_len
         new_keys, new_values = [], []
 
@@ -51,26 +65,35 @@ class Step(nn.Module):
 
         missing = torch.arange(M + T, device=input.device) < M - filled
         mask = torch.zeros(M + T, dtype=keys.dtype, device=input.device).masked_fill(missing, -torch.inf)
-        hidden = read(self.model, input, append, self.position_keys, attention_window(self.geometry), mask)
+        window = attention_window(self.geometry)
+        hidden = run_layers_with_cache(self.model, input, append, self.position_keys, window, mask)
         loss = self.loss(self.model, hidden, target)
         return loss, torch.stack(new_keys), torch.stack(new_values), (filled + T).clamp(max=M)
 
-    def start(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    @property
+    def weight(self) -> Tensor:
+        """A weight whose type and device are those of keys and values."""
+        return self.model.layers[0].attention.qkv.weight
+
+    def initial_state(self, batch_size: int) -> tuple[Tensor, Tensor, Tensor]:
         """Keys, values and filled before the first segment."""
-        attention = self.model.layers[0].attention
-        weight = attention.qkv.weight
+        attention, weight = self.model.layers[0].attention, self.weight
         shape = (len(self.model.layers), batch_size, attention.n_head, self.geometry.mem_len, attention.d_head)
         return weight.new_zeros(shape), weight.new_zeros(shape), torch.zeros((), dtype=torch.long, device=weight.device)
 
-    def example(self, batch_size: int) -> tuple[Tensor, ...]:
-        """Arguments to trace with."""
-        ids = torch.arange(batch_size * self.geometry.tgt_len, device=self.model.layers[0].attention.qkv.weight.device)
+    def example_arguments(self, batch_size: int) -> tuple[Tensor, ...]:
+        """Arguments of `forward` to trace or export with."""
+        ids = torch.arange(batch_size * self.geometry.tgt_len, device=self.weight.device)
         ids = (ids * 7919 % self.model.vocab_size).view(batch_size, -1)
-        return ids, ids.clone(), *self.start(batch_size)  # one tensor twice would be one argument of the program
+        # The same tensor as input and target would become one argument of the program.
+        return ids, ids.clone(), *self.initial_state(batch_size)
 
 
 def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tensor:
-    """As the model's loss (hidden [B, T, D], target [B, T] -> [B, T]), but the host need not know a cluster's size."""
+    """As `TransformerXL.loss`, without a branch on how many targets fall into a cluster.
+
+    hidden [B, T, D], target [B, T] -> nats [B, T].
+    """
     shape, hidden, target = target.shape, hidden.flatten(0, 1), target.flatten()
     softmax, embedding = model.softmax, model.embedding
     spans, columns = softmax.clusters.spans, softmax.clusters.spans[0][1] + softmax.clusters.n_tails
@@ -85,85 +108,113 @@ def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tens
     return loss.view(shape)
 
 
-class Program(nn.Module):
-    """A Step made into something faster (`make_program`)."""
+class FixedShapeProgram(nn.Module):
+    """A CachedStep made into a faster function of the same arguments (`make_program`)."""
 
-    def __init__(self, step: Step, function):
+    def __init__(self, step: CachedStep, function: StepFunction):
         super().__init__()
         self.step, self.function = step, function
         self.eval()
 
     @torch.no_grad()
-    def forward(self, input: Tensor, target: Tensor, memory: tuple | list) -> tuple[Tensor, tuple]:
-        """input and target [B, T'], T' <= tgt_len (shorter at the end of a text only) -> losses [B, T'], memory."""
+    def forward(
+        self, input: Tensor, target: Tensor, state: tuple[Tensor, ...] | list[Tensor]
+    ) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Read one segment.
+
+        Args:
+            input: token ids [B, T'], T' at most tgt_len; shorter only at the end of a text.
+            target: the tokens after them [B, T'].
+            state: what the last call returned, or an empty list where a text starts.
+
+        Returns:
+            Losses [B, T'] in nats, and the state for the next segment.
+        """
         T, length = self.step.geometry.tgt_len, input.shape[1]
         if length < T:
             input, target = (nn.functional.pad(ids, (0, T - length)) for ids in (input, target))
-        memory = memory or self.step.start(len(input))
-        # Machine code made ahead of time trusts that its arguments lie in memory as the example's did.
-        loss, *memory = self.function(input.long().contiguous(), target.long().contiguous(), *memory)
-        return loss[:, :length], tuple(memory)
+        state = state or self.step.initial_state(len(input))
+        # Machine code made ahead of time relies on arguments that lie in memory as the example's did.
+        loss, *new_state = self.function(input.long().contiguous(), target.long().contiguous(), *state)
+        return loss[:, :length], tuple(new_state)
 
 
-def make_program(step: Step, runtime: Runtime, batch_size: int, path: str | None = None):
-    """The step as torch.compile, TorchScript or AOTInductor (from torch.export) has it; batch size and lengths fixed.
+def make_program(step: CachedStep, runtime: Runtime, batch_size: int, path: str | None = None) -> StepFunction:
+    """The step compiled by torch.compile, traced to TorchScript, or compiled ahead of time by AOTInductor.
 
-    path: load the program from this file if it is there, else write it, and beside it what it was made for
-    (FILE.json). It can be loaded without this package, by `torch.jit.load` or `torch._inductor.aoti_load_package`.
+    A file can be loaded without this package, by `torch.jit.load` or `torch._inductor.aoti_load_package`.
+
+    Args:
+        step: what to compile; its lengths become fixed.
+        runtime: compile, torchscript or export.
+        batch_size: becomes fixed, too.
+        path: load the program from this file if it exists; else write it, and beside it FILE.json, which says what
+            the program was made for. None: keep no file.
+
+    Returns:
+        A function of the step's arguments.
+
+    Raises:
+        ConfigError: If the file holds no such program, or one that was made for other weights or lengths.
     """
     if runtime is Runtime.compile:
-        # Sizes of clusters differ from segment to segment, and each would be another program.
+        # Each number of targets in a cluster would need a program of its own, so the loss is not compiled.
         step.loss = torch.compiler.disable(TransformerXL.loss)
-        return torch.compile(step, dynamic=False)
-    make = trace if runtime is Runtime.torchscript else export
+        compiled: StepFunction = torch.compile(step, dynamic=False)
+        return compiled
+    save = save_torchscript if runtime is Runtime.torchscript else save_aot_package
     if path is None:
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "program.pt2"
-            make(step, batch_size, file)
+            save(step, batch_size, file)
             return load_program(file, runtime)
-    file, made_for = Path(path), purpose(step, runtime, batch_size)
+    file, made_for = Path(path), describe_program(step, runtime, batch_size)
     if file.exists():
-        check_purpose(file, made_for)
+        check_description(file, made_for)
     else:
-        make(step, batch_size, file)
-        write_json(described(file), made_for, indent=1)
-    return load_program(file, runtime)  # what was written is what is measured
+        save(step, batch_size, file)
+        description_file(file).write_text(json.dumps(made_for, indent=1) + "\n")
+    return load_program(file, runtime)  # measured as a later start will load it
 
 
-def described(file: Path) -> Path:
-    return file.with_name(file.name + ".json")
+def description_file(program: Path) -> Path:
+    """The file beside a program that says what it was made for."""
+    return program.with_name(program.name + ".json")
 
 
-def purpose(step: Step, runtime: Runtime, batch_size: int) -> dict:
-    """All that a program is fixed to."""
-    weight = step.model.layers[0].attention.qkv.weight
-    kind, dtype = weight.device.type, weight.dtype
+def describe_program(step: CachedStep, runtime: Runtime, batch_size: int) -> dict[str, Any]:
+    """Everything that a program is fixed to: runtime, device, precision, lengths, batch size, weights."""
+    kind, dtype = step.weight.device.type, step.weight.dtype
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else dtype
     digest = hashlib.sha256()
     for name, tensor in sorted(step.model.state_dict().items()):
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().flatten().view(torch.uint8).numpy())
     fixed = {"runtime": runtime.name, "device": kind, "precision": str(dtype).removeprefix("torch.")}
-    return fixed | {"batch_size": batch_size} | to_dict(step.geometry) | {"weights": digest.hexdigest()}
+    lengths: dict[str, Any] = to_dict(step.geometry)
+    return fixed | {"batch_size": batch_size} | lengths | {"weights": digest.hexdigest()}
 
 
-def check_purpose(file: Path, wanted: dict) -> None:
-    """ConfigError where the program computes something else: its shapes and weights would be used unasked."""
+def check_description(file: Path, wanted: dict[str, Any]) -> None:
+    """Raises ConfigError if the program was made for something else: it would compute that without an error."""
     remedy = "remove it, or name another file"
     try:
-        found = json.loads(described(file).read_text())
+        found = json.loads(description_file(file).read_text())
     except (OSError, ValueError):
-        raise ConfigError(f"program={file} has no {described(file).name}, which says what it is of; {remedy}") from None
+        missing = f"program={file} has no {description_file(file).name}, which says what it was made for"
+        raise ConfigError(f"{missing}; {remedy}") from None
     for key, value in wanted.items():
         if found.get(key) != value:
             difference = "other weights" if key == "weights" else f"{key}={found.get(key)}, not {value}"
             raise ConfigError(f"program={file} was made for {difference}; {remedy}")
 
 
-def load_program(file: Path, runtime: Runtime):
-    """Raises ConfigError for a file that is no such program."""
+def load_program(file: Path, runtime: Runtime) -> StepFunction:
+    """Load a program from its file. Raises ConfigError if the file holds no program of this runtime."""
     try:
-        load = torch.jit.load if runtime is Runtime.torchscript else torch._inductor.aoti_load_package
+        load: Callable[[str], StepFunction] = torch._inductor.aoti_load_package
+        if runtime is Runtime.torchscript:
+            load = torch.jit.load
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             return load(str(file))
@@ -172,16 +223,17 @@ def load_program(file: Path, runtime: Runtime):
         raise ConfigError(f"program={file} is no program of runtime={runtime.name} ({reason}); remove it") from None
 
 
-def trace(step: Step, batch_size: int, file: Path) -> None:
-    """TorchScript, which torch calls deprecated."""
+def save_torchscript(step: CachedStep, batch_size: int, file: Path) -> None:
+    """Write the step as TorchScript. torch calls TorchScript deprecated, with a warning that is not shown."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        torch.jit.trace(step, step.example(batch_size), check_trace=False).save(str(file))
+        arguments = step.example_arguments(batch_size)
+        torch.jit.trace(step, arguments, check_trace=False).save(str(file))
 
 
-def export(step: Step, batch_size: int, file: Path) -> None:
-    """An AOTInductor package (.pt2): machine code and weights."""
+def save_aot_package(step: CachedStep, batch_size: int, file: Path) -> None:
+    """Write the step as an AOTInductor package (.pt2): machine code and weights."""
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        program = torch.export.export(step, step.example(batch_size), strict=False)
+        program = torch.export.export(step, step.example_arguments(batch_size), strict=False)
         torch._inductor.aoti_compile_and_package(program, package_path=str(file))

@@ -1,14 +1,16 @@
-"""Inference that computes nothing twice: keys and values are remembered instead of hidden states.
+"""Inference with a cache of keys and values, so that every token is computed once.
 
 Shapes: B batch, L layers, T segment, M memory, K = M + T, N heads, H head width, D model width, R distances.
 
-The training memory holds hidden states, whose keys and values are computed again for every segment, because the
-weights change. Here they are fixed: keys and values of a token are computed once, when it is read, and the projected
-positions once for all lengths. The attention is the model's own (`Attention.attend`); the losses are the same.
+The training memory holds hidden states, whose keys and values are computed again for every segment because the
+weights change. At inference the weights are fixed: the keys and values of a token are computed once, when it is read,
+and the projected positions once for all lengths. The attention is the model's own (`Attention.attend`), so the losses
+are the same.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,23 +21,32 @@ from txl.model.positions import attention_window
 from txl.model.transformer import TransformerXL
 
 
-class Cache:
-    """Keys and values of the last tokens, in all layers: a ring, where a segment takes the place of the oldest tokens.
+class RingLayout(NamedTuple):
+    """Where a segment lies in the ring of a `KeyValueCache`."""
 
-    Nothing is ever moved. A slot that holds a token older than the memory, which happens after a segment shorter than
-    tgt_len, is masked.
+    used: int  # slots that hold tokens, those of the segment included
+    offset: int  # slots between the segment's last token and the end of the ring
+    forgotten: int  # of the oldest slots: tokens that are outside of the memory already
+
+
+class KeyValueCache:
+    """Keys and values of the last tokens, in all layers, as a ring buffer: a segment replaces the oldest tokens.
+
+    Nothing is moved. A slot whose token is older than the memory is masked; this happens after a segment that is
+    shorter than tgt_len.
     """
 
     def __init__(self, n_layer: int, geometry: Geometry):
         self.n_layer, self.mem_len = n_layer, geometry.mem_len
         self.slots = geometry.mem_len + geometry.tgt_len
-        self.key = self.value = None  # [L, B, N, slots, H], made when the first segment shows type and device
+        self.key: Tensor | None = None  # [L, B, N, slots, H]; allocated when the first segment shows type and device
+        self.value: Tensor | None = None  # the same shape
         self.end = 0  # tokens read so far
-        self.graphs: dict[int, tuple] = {}  # GraphedTransformerXL's, by the slot where a segment begins
+        self.graphs: dict[int, CapturedSegment] = {}  # of GraphedTransformerXL, by the slot where a segment begins
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Keys and values [B, N, T, H] of a segment -> those of all slots in use [B, N, K, H]."""
-        if self.key is None:
+        """Write keys and values [B, N, T, H] of a segment; returns those of all used slots [B, N, K, H]."""
+        if self.key is None or self.value is None:
             B, N, _, H = key.shape
             self.key, self.value = (key.new_empty(self.n_layer, B, N, self.slots, H) for _ in range(2))
         T, begin = key.shape[2], self.end % self.slots
@@ -47,16 +58,14 @@ class Cache:
                 buffer[:, :, : T - before_end] = new[:, :, before_end:]
         return self.key[layer, :, :, :used], self.value[layer, :, :, :used]
 
-    def layout(self, T: int) -> tuple[int, int, int]:
-        """Of a segment of T more tokens: slots in use; the slot of its last token, counted back from the end of the
-        ring; and how many of the oldest slots hold what is no longer remembered.
-        """
+    def layout(self, T: int) -> RingLayout:
+        """Where the next segment of T tokens will lie."""
         used = min(self.end + T, self.slots)
-        ring_offset = -(self.end + T) % self.slots if used == self.slots else 0
-        return used, ring_offset, used - T - len(self)
+        offset = -(self.end + T) % self.slots if used == self.slots else 0
+        return RingLayout(used, offset, used - T - len(self))
 
     def advance(self, T: int) -> None:
-        """The segment was read by all layers: it belongs to the memory now."""
+        """Count a segment of T tokens as read. Call it when all layers have appended their keys and values."""
         self.end += T
 
     def __len__(self) -> int:
@@ -65,7 +74,7 @@ class Cache:
 
 
 def check_cacheable(model: TransformerXL, geometry: Geometry | None, runtime: str) -> None:
-    """ConfigError where keys and values cannot be remembered."""
+    """Raises ConfigError if the keys and values of this model cannot be cached, or not with these lengths."""
     if model.positions.adds_to_input:
         raise ConfigError(
             f"runtime={runtime} needs model.positions=relative or shaw: absolute positions change "
@@ -76,118 +85,157 @@ def check_cacheable(model: TransformerXL, geometry: Geometry | None, runtime: st
 
 
 class CachedTransformerXL(nn.Module):
-    """A model with fixed weights. Called as the model is, but with a Cache in place of the memories."""
+    """A model with fixed weights. It is called as the model is, with a KeyValueCache in place of the memories."""
 
     def __init__(self, model: TransformerXL, geometry: Geometry | None = None):
         super().__init__()
         check_cacheable(model, geometry, "cached")
         self.model = model
-        self._keys: dict[tuple, list] = {}
-        self.eval()  # and so the model
+        self._position_keys: dict[tuple[Geometry, torch.dtype | None], list[Any]] = {}
+        self.eval()  # the model, too
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
+        """As `TransformerXL.loss`."""
         return self.model.loss(hidden, target)
 
     def total_loss(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+        """As `TransformerXL.total_loss`."""
         return self.model.total_loss(hidden, target)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
+        """As `TransformerXL.log_prob`."""
         return self.model.log_prob(hidden)
 
     @torch.no_grad()
-    def forward(self, input: Tensor, cache: Cache | list, geometry: Geometry) -> tuple[Tensor, Cache]:
-        """input [B, T], T <= tgt_len; the cache, which is changed, or [] at the start -> hidden [B, T, D], cache."""
+    def forward(
+        self, input: Tensor, cache: "KeyValueCache | list[Tensor]", geometry: Geometry
+    ) -> tuple[Tensor, KeyValueCache]:
+        """Read one segment.
+
+        Args:
+            input: token ids [B, T], T at most tgt_len.
+            cache: what was read before; it is changed. An empty list where a text starts.
+            geometry: the lengths to read with; ext_len must be 0.
+
+        Returns:
+            Hidden states [B, T, D] and the cache for the next segment.
+        """
         T = input.shape[1]
-        assert geometry.ext_len == 0 and geometry.tgt_len >= T, "a cache reads no token twice, and its ring is full"
-        cache = Cache(len(self.model.layers), geometry) if isinstance(cache, list) else cache
-        used, ring_offset, forgotten = cache.layout(T)
+        assert geometry.ext_len == 0 and geometry.tgt_len >= T, "the ring has room for tgt_len new tokens"
+        if not isinstance(cache, KeyValueCache):
+            cache = KeyValueCache(len(self.model.layers), geometry)
+        used, offset, forgotten = cache.layout(T)
         mask = None
         if forgotten:
             mask = torch.zeros(used, device=self.device)
             mask[:forgotten] = -torch.inf
         keys = self.position_keys(used, geometry)
-        hidden = read(self.model, input, cache.append, keys, attention_window(geometry), mask, ring_offset)
+        window = attention_window(geometry)
+        hidden = run_layers_with_cache(self.model, input, cache.append, keys, window, mask, offset)
         cache.advance(T)
         return hidden, cache
 
-    def position_keys(self, K: int, geometry: Geometry) -> list:
-        """Every layer's positional keys for K keys; projected once, for the longest K of this geometry."""
+    def position_keys(self, K: int, geometry: Geometry) -> list[Any]:
+        """Every layer's positional keys for K keys. They are projected once, for the longest K of this geometry."""
         positions = self.model.positions
         longest = geometry.mem_len + geometry.tgt_len
         dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else None
-        if (geometry, dtype) not in self._keys:
+        if (geometry, dtype) not in self._position_keys:
             encoding = positions.encode(longest, geometry)
             projected = [
                 positions.keys(i, encoding, layer.attention.position) for i, layer in enumerate(self.model.layers)
             ]
-            self._keys = {(geometry, dtype): projected}
+            self._position_keys = {(geometry, dtype): projected}
         count = positions.distances(K, geometry)
-        return [latest(keys, count) for keys in self._keys[geometry, dtype]]
+        return [_smallest_distances(keys, count) for keys in self._position_keys[geometry, dtype]]
 
     @property
     def device(self) -> torch.device:
+        """The device of the weights."""
         return self.model.layers[0].attention.qkv.weight.device
 
 
-class GraphedTransformerXL(CachedTransformerXL):
-    """The cached runtime as CUDA graphs: a full segment is one launch. Not measured yet: no GPU was at hand.
+class CapturedSegment(NamedTuple):
+    """One segment as a CUDA graph."""
 
-    A graph holds addresses, so there is one for every place in the ring where a segment may begin (`places`).
+    graph: torch.cuda.CUDAGraph
+    input: Tensor  # [B, T] ids that the graph reads
+    hidden: Tensor  # [B, T, D] that it writes
+
+
+class GraphedTransformerXL(CachedTransformerXL):
+    """The cached runtime as CUDA graphs: a segment of tgt_len tokens is one launch.
+
+    A graph holds addresses, so there is one for every slot of the ring where a segment may begin (`count_graphs`).
     """
 
     def __init__(self, model: TransformerXL, geometry: Geometry | None = None):
         super().__init__(model, geometry)
-        self.pool = torch.cuda.graph_pool_handle()  # one graph runs at a time: all may use the same memory
+        self.pool = torch.cuda.graph_pool_handle()  # one graph runs at a time, so all may use the same memory
 
     @torch.no_grad()
-    def forward(self, input: Tensor, cache: Cache | list, geometry: Geometry) -> tuple[Tensor, Cache]:
+    def forward(
+        self, input: Tensor, cache: "KeyValueCache | list[Tensor]", geometry: Geometry
+    ) -> tuple[Tensor, KeyValueCache]:
+        """As `CachedTransformerXL.forward`. Segments before the memory is full, and short ones, run without a graph."""
         T = input.shape[1]
-        if not cache or cache.end < geometry.mem_len or geometry.tgt_len > T:
+        is_full = isinstance(cache, KeyValueCache) and len(cache) == geometry.mem_len > 0
+        if not isinstance(cache, KeyValueCache) or not is_full or geometry.tgt_len > T:
             return super().forward(input, cache, geometry)
-        place = cache.end % cache.slots
-        if place not in cache.graphs:
-            cache.graphs[place] = self.capture(input, cache, geometry)
-        graph, static_input, static_hidden = cache.graphs[place]
-        static_input.copy_(input)
-        graph.replay()
+        slot = cache.end % cache.slots
+        if slot not in cache.graphs:
+            cache.graphs[slot] = self.capture(input, cache, geometry)
+        captured = cache.graphs[slot]
+        captured.input.copy_(input)
+        captured.graph.replay()
         cache.advance(T)
-        return static_hidden.clone(), cache
+        return captured.hidden.clone(), cache
 
-    def capture(self, input: Tensor, cache: Cache, geometry: Geometry) -> tuple:
-        """The segment at this place as a graph, its input and its hidden states. The cache does not advance."""
+    def capture(self, input: Tensor, cache: KeyValueCache, geometry: Geometry) -> CapturedSegment:
+        """Capture the segment [B, T] that begins at the cache's next slot. The cache does not advance."""
         graph, input, end = torch.cuda.CUDAGraph(), input.clone(), cache.end
         with torch.cuda.graph(graph, pool=self.pool):
             hidden, _ = super().forward(input, cache, geometry)
         cache.end = end
-        return graph, input, hidden
+        return CapturedSegment(graph, input, hidden)
 
 
-def places(geometry: Geometry) -> int:
-    """How many slots of the ring a full segment may begin at."""
+def count_graphs(geometry: Geometry) -> int:
+    """How many slots of the ring a segment of tgt_len tokens may begin at."""
     slots = geometry.mem_len + geometry.tgt_len
     return slots // math.gcd(slots, geometry.tgt_len)
 
 
-def latest(keys: Tensor | tuple, count: int) -> Tensor | tuple:
-    """The columns of the `count` smallest distances."""
+def _smallest_distances(keys: Any, count: int) -> Any:
+    """The columns of the `count` smallest distances of a scheme's positional keys."""
     return tuple(part[..., -count:] for part in keys) if isinstance(keys, tuple) else keys[..., -count:]
 
 
-def read(
+def run_layers_with_cache(
     model: TransformerXL,
     input: Tensor,
     append: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
-    position_keys: list,
+    position_keys: Sequence[Any],
     window: int | None,
     mask: Tensor | None = None,
     ring_offset: int = 0,
 ) -> Tensor:
-    """One segment through all layers: input [B, T] -> hidden [B, T, D].
+    """Read one segment through all layers, with cached keys and values.
 
-    append(layer, key, value) adds the segment's keys and values to the remembered ones and returns both.
-    `mask`, `ring_offset`: as in `Attention.attend`.
+    Args:
+        model: the weights.
+        input: token ids [B, T].
+        append: append(layer, key, value) adds the segment's keys and values [B, N, T, H] to the cached ones and
+            returns both together, [B, N, K, H].
+        position_keys: of every layer, for K keys.
+        window: largest distance that a query sees (same_length); None for all.
+        mask: [K], added to the scores: 0, or -inf for keys that must not be seen.
+        ring_offset: as in `Attention.attend`.
+
+    Returns:
+        Hidden states [B, T, D].
     """
-    h = model.embedding(input)
+    h: Tensor = model.embedding(input)
     for i, layer in enumerate(model.layers):
         attention = layer.attention
         x = attention.norm(h) if attention.pre_lnorm else h

@@ -19,7 +19,7 @@ from txl.config.training import EvaluationConfig, longest_context
 from txl.data.corpus import open_corpus
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
 from txl.errors import ConfigError
-from txl.evaluate.exported_program import Program, Step, make_program
+from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL
 from txl.model.transformer import TransformerXL
 
@@ -125,5 +125,5 @@ def in_runtime(model: TransformerXL, runtime: Runtime, geometry: Geometry, batch
         if next(model.parameters()).device.type != "cuda":
             raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
         return GraphedTransformerXL(model, geometry)
-    step = Step(model, geometry, runtime.name)
-    return Program(step, make_program(step, runtime, batch_size, program))
+    step = CachedStep(model, geometry, runtime.name)
+    return FixedShapeProgram(step, make_program(step, runtime, batch_size, program))

@@ -12,7 +12,7 @@ from txl.config.geometry import Geometry
 from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus
-from txl.evaluate.exported_program import Program
+from txl.evaluate.exported_program import FixedShapeProgram
 from txl.system.distributed import sum_over_ranks
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
@@ -111,7 +111,7 @@ class Progress:
 
 def advance(model, input: Tensor, target: Tensor, mems, geometry: Geometry, losses: LossSum | None):
     """One segment in any runtime; its losses are added if they count. Returns the new memories."""
-    if isinstance(model, Program):
+    if isinstance(model, FixedShapeProgram):
         loss, mems = model(input, target, mems)
         if losses is not None:
             losses.add_losses(loss)
