@@ -19,8 +19,11 @@ from txl.checkpoint.exchange import import_model
 from txl.config.compose import from_dict, to_dict
 from txl.config.model import ModelConfig, Positions
 from txl.config.resume_changes import resume_differences
-from txl.data.bpe import BpeVocabulary
-from txl.data.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary, vocabulary_from_dict
+from txl.data.bpe_vocabulary import BpeVocabulary
+from txl.data.byte_vocabulary import ByteVocabulary
+from txl.data.char_vocabulary import CharVocabulary
+from txl.data.vocabulary import vocabulary_from_dict
+from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 from txl.launch.choose_checkpoint import find_checkpoint
 from txl.launch.prepare import prepare

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from txl.data.batches import TokenStream, drawn_lengths
+from txl.data.batches import TokenStream, draw_segment_lengths
 from txl.errors import ConfigError
 
 
@@ -72,13 +72,13 @@ def test_drawn_lengths_are_a_function_of_seed_and_epoch_alone():
 
 
 def test_lengths_are_drawn_around_the_segments_and_now_and_then_around_its_half():
-    lengths = drawn_lengths(100, 5 * 100_000, [0])
+    lengths = draw_segment_lengths(100, 5 * 100_000, [0])
     assert lengths.sum() >= 5 * 100_000 and 20 < lengths.min() < lengths.max() == 115
     halved = lengths < 75
     assert abs(halved.mean() - 0.05) < 0.003
     for part, middle in ((lengths[halved], 50), (lengths[~halved], 100)):
         assert abs(part.mean() - middle) < 0.3 and abs(part.std() - 5) < 0.2
-    assert drawn_lengths(6, 1000, [0]).min() == 5
+    assert draw_segment_lengths(6, 1000, [0]).min() == 5
 
 
 @pytest.mark.parametrize("mem_len", [1, 7, 12, 60])

@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.support.configurations import composed
 from tests.support.made_data import write_bpe
-from txl.data import bpe
-from txl.data.bpe import byte_of, read_bpe
+from txl.data import bpe_vocabulary
+from txl.data.bpe_vocabulary import BpeVocabulary, byte_of_character, read_gpt2_files
 from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.text_blocks import Span, pretoken_blocks
 from txl.data.vocabulary import vocabulary_from_dict
@@ -29,7 +29,7 @@ def files(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def vocab(files):
-    return read_bpe(*files)
+    return BpeVocabulary(*read_gpt2_files(*files))
 
 
 def test_the_vocabulary_is_padded_to_a_multiple_of_eight(vocab):
@@ -53,7 +53,9 @@ def test_it_is_what_the_library_itself_makes_of_the_two_files(files, vocab):
     text = LINE * 3 + " it's, you've 1234\t\t x"
     assert vocab.encode(text).tolist() == theirs.encode(text).ids
     assert vocab.decode(vocab.encode(text)) == theirs.decode(theirs.encode(text).ids) == text
-    assert set(byte_of()) == set(pre_tokenizers.ByteLevel.alphabet()) and sorted(byte_of().values()) == [*range(256)]
+    assert set(byte_of_character()) == set(pre_tokenizers.ByteLevel.alphabet()) and sorted(
+        byte_of_character().values()
+    ) == [*range(256)]
 
 
 @given(text=TRAPS, size=st.integers(1, 30))
@@ -63,11 +65,11 @@ def test_blocks_have_the_tokens_of_the_whole_text_wherever_they_end(vocab, tmp_p
     path.write_bytes((text or "x").encode())
     blocks = list(pretoken_blocks(Span.whole(path, "data.train"), size))
     assert "".join(blocks) == (text or "x")
-    assert np.concatenate(vocab.encode_all(blocks)).tolist() == vocab.encode(text or "x").tolist()
+    assert np.concatenate(vocab.encode_texts(blocks)).tolist() == vocab.encode(text or "x").tolist()
 
 
 def test_a_file_is_read_in_blocks_and_ends_with_the_end_of_a_text(vocab, tmp_path, monkeypatch):
-    monkeypatch.setattr(bpe, "GROUP", 2)
+    monkeypatch.setattr(bpe_vocabulary, "GROUP", 2)
     path = tmp_path / "a.txt"
     path.write_text(LINE * 15_000)
     parts = list(vocab.encode_span(Span.whole(path, "data.train")))
@@ -122,11 +124,11 @@ def without(values, token):
 BAD = {
     "merges_of_a_larger_table": (edited(table=lambda t: without(t, last(t))), "line 25: .* needs the token .*, which"),
     "merges_of_a_smaller_table": (edited(merges=lambda lines: lines[:9]), "no merge of data.merges_file=.* makes its"),
-    "duplicate_merge": (edited(merges=lambda lines: [*lines, lines[4]]), "line 26: '.*' stands in line 5 already"),
+    "duplicate_merge": (edited(merges=lambda lines: [*lines, lines[4]]), "line 26: '.*' is in line 5 already"),
     "blank_line": (edited(merges=lambda lines: [*lines[:3], "", *lines[3:]]), "merges.txt: line 4 is no merge"),
     "three_parts": (edited(merges=lambda lines: [*lines[:3], "a b c"]), "line 4 is no merge.*'a b c'"),
     "no_version_and_no_merges": (edited(merges=lambda lines: ["{}"]), "line 1 is no merge"),
-    "ids_with_a_gap": (edited(table=lambda t: t | {"a": 999}), "the id .* is missing or stands twice; .* from 0 to"),
+    "ids_with_a_gap": (edited(table=lambda t: t | {"a": 999}), "the id .* is missing or used twice; .* from 0 to"),
     "byte_without_token": (edited(table=lambda t: without(t, "Ā")), "has no token 'Ā' for the byte 0x00: not byte"),
     "a_list": (edited(table=list), "is no table of tokens and their ids"),
     "words": (edited(table=lambda t: {key: "x" for key in t}), "is no table of tokens and their ids"),
@@ -141,13 +143,13 @@ def test_files_that_do_not_belong_together_are_refused_in_one_line(case, files, 
     vocab_file.write_text(json.dumps(change_table(json.loads(files[0].read_text()))))
     merges_file.write_text("\n".join(change_merges(files[1].read_text().splitlines())) + "\n")
     with pytest.raises(ConfigError, match=message) as error:
-        read_bpe(vocab_file, merges_file)
+        read_gpt2_files(vocab_file, merges_file)
     assert "\n" not in str(error.value) and str(tmp_path) in str(error.value)
 
 
 def test_files_that_are_no_text_or_no_json_are_named(files, tmp_path):
     (tmp_path / "broken").write_bytes(b'{"a": 1, \xff')
     with pytest.raises(ConfigError, match="data.vocab_file=.*broken is not JSON"):
-        read_bpe(tmp_path / "broken", files[1])
+        read_gpt2_files(tmp_path / "broken", files[1])
     with pytest.raises(ConfigError, match="data.merges_file=.*broken is not UTF-8"):
-        read_bpe(files[0], tmp_path / "broken")
+        read_gpt2_files(files[0], tmp_path / "broken")

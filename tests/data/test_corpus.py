@@ -19,7 +19,7 @@ from txl.data import corpus as data_module
 from txl.data import encode as encoding
 from txl.data import standard_library
 from txl.data.corpus import encoded_vocab_size, open_corpus
-from txl.data.standard_library import _deal, _library_files
+from txl.data.standard_library import list_library_files, split_library_files
 from txl.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -54,7 +54,7 @@ def refuse_to_encode(monkeypatch):
     def refuse(*_):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(data_module, "encode", refuse)
+    monkeypatch.setattr(data_module, "encode_text", refuse)
 
 
 # --------------------------------------------------------------------------- encoding
@@ -145,10 +145,10 @@ def test_the_same_text_elsewhere_is_the_same_data(text, tmp_path):
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(text, monkeypatch):
     def encode_and_touch(*arguments):
-        encoding.encode(*arguments)
+        encoding.encode_text(*arguments)
         (text / "train.txt").write_text(TRAIN + " more")
 
-    monkeypatch.setattr(data_module, "encode", encode_and_touch)
+    monkeypatch.setattr(data_module, "encode_text", encode_and_touch)
     with pytest.raises(ConfigError, match="changed while"):
         open_corpus(config(text))
     assert not [path for path in (text / "cache").iterdir() if path.suffix != ".lock"]
@@ -167,7 +167,7 @@ def test_damaged_token_files_are_made_anew(text, file, caplog):
 OPEN = """
 import pickle, sys, time
 from txl.data import corpus as data
-encode, encoded = data.encode, []
+encode, encoded = data.encode_text, []
 def slow(*arguments):
     encoded.append(1)
     time.sleep(0.3)
@@ -175,7 +175,7 @@ def slow(*arguments):
 def endless(spans, config, folder, *_):
     (folder / "train.bin").write_bytes(b"half")
     time.sleep(60)
-data.encode = {"slow": slow, "endless": endless}[sys.argv[2]]
+data.encode_text = {"slow": slow, "endless": endless}[sys.argv[2]]
 print("ready", flush=True)
 sys.stdin.readline()
 corpus = data.open_corpus(pickle.loads(bytes.fromhex(sys.argv[1])))
@@ -230,13 +230,13 @@ def test_without_locks_the_first_one_done_is_used_by_all(text, monkeypatch):
         raise OSError(95, "Operation not supported")
 
     def be_overtaken(*arguments):
-        encoding.encode(*arguments)
-        monkeypatch.setattr(data_module, "encode", encoding.encode)
+        encoding.encode_text(*arguments)
+        monkeypatch.setattr(data_module, "encode_text", encoding.encode_text)
         overtaking.append(open_corpus(config(text)).folder.stat().st_ino)
 
     overtaking = []
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(data_module, "encode", be_overtaken)
+    monkeypatch.setattr(data_module, "encode_text", be_overtaken)
     assert [open_corpus(config(text)).folder.stat().st_ino] == overtaking
 
 
@@ -423,7 +423,7 @@ def test_the_standard_library_makes_the_same_corpus_every_time(tmp_path, caplog)
 def test_the_standard_library_is_read_once(tmp_path, monkeypatch):
     data = config(tmp_path, name="stdlib", path=None, vocab=BYTES, max_bytes=100_000)
     first = open_corpus(data)
-    monkeypatch.setattr(standard_library, "_deal", None)
+    monkeypatch.setattr(standard_library, "split_library_files", None)
     assert open_corpus(data).folder == first.folder
 
 
@@ -434,8 +434,8 @@ def test_every_library_file_is_in_one_split_in_order_of_its_path(tmp_path):
         (tmp_path / name).write_text(f"# {name}")
     (tmp_path / "test").mkdir()
     (tmp_path / "test" / "t.py").write_text("never")
-    found = _library_files(tmp_path)
-    texts = _deal(tmp_path, list(found), 10_000)
+    found = list_library_files(tmp_path)
+    texts = split_library_files(tmp_path, list(found), 10_000)
     lines = {split: text.decode().splitlines() for split, text in texts.items()}
     assert all(lines[split] == sorted(lines[split]) for split in lines)
     assert sorted(sum(lines.values(), [])) == sorted(f"# {name}" for name in names)

@@ -21,7 +21,8 @@ from tests.support.made_data import write_lm1b
 from txl.config.data import DataConfig, Metric, VocabKind
 from txl.data import download
 from txl.data.corpus import open_corpus
-from txl.data.download import SOURCES, DownloadError, Source, fetch, install, main
+from txl.data.download import fetch, install, main
+from txl.data.download_sources import SOURCES, DownloadError, Source
 
 PROJECT = Path(__file__).resolve().parents[2]
 CONTENT = np.random.default_rng(0).bytes(300_000)
@@ -168,10 +169,10 @@ def test_a_server_that_breaks_off_without_progress_is_given_up_and_the_bytes_are
     def fail_from_now_on():
         server.status = 503
 
-    progress = download.Progress.end
+    progress = download.DownloadProgress.end
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(download.Progress, "end", lambda self, done: (progress(self, done), fail_from_now_on()))
-        with pytest.raises(DownloadError, match="503.*bytes are kept, the same command goes on"):
+        patch.setattr(download.DownloadProgress, "end", lambda self, done: (progress(self, done), fail_from_now_on()))
+        with pytest.raises(DownloadError, match="503.*bytes are kept, the same command continues"):
             fetch(source, tmp_path / "a.bin")
     assert len(server.requests) == 1 + download.ATTEMPTS and part.stat().st_size >= 50_000
     server.status = None

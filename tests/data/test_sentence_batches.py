@@ -10,7 +10,7 @@ import torch
 from tests.support.configurations import composed
 from tests.support.made_data import LM1B, write_lm1b
 from txl.data.corpus import open_corpus
-from txl.data.sentence_batches import SentenceStream, shuffled, training_stream
+from txl.data.sentence_batches import SentenceStream, shuffle_sentences, training_stream
 from txl.errors import ConfigError
 
 EOS = 0
@@ -126,7 +126,7 @@ def test_only_the_open_file_is_in_memory(tmp_path):
 
 def test_shuffling_keeps_sentences_whole():
     tokens = np.array([0, 5, 6, 0, 0, 7, 0, 8, 8, 8, 0])  # the second one is empty
-    found = shuffled(tokens, 0, np.random.RandomState(1))
+    found = shuffle_sentences(tokens, 0, np.random.RandomState(1))
     assert found[0] == 0 and tokens.tolist() != found.tolist()
     text = " ".join(map(str, found[1:]))
     assert sorted(part.split() for part in text.split("0")[:-1]) == [[], ["5", "6"], ["7"], ["8", "8", "8"]]
@@ -193,7 +193,7 @@ BAD = {
     "missing_shard": (remove_shard, "has 3 files in .*, data.shards=4 are expected .not there: 00002, .* txl.download"),
     "missing_held_out_file": (remove_heldout, "data.valid=.*heldout-00001-of-00050: No such file.* txl.download lm1b"),
     "missing_vocabulary": (lambda f: (f / "1b_word_vocab.txt").unlink(), "data.vocab_file=.*_vocab.txt: No such file"),
-    "duplicate": (edit_words(lambda s: s + "cat 3\n"), "line 21: 'cat' stands in line 5 already"),
+    "duplicate": (edit_words(lambda s: s + "cat 3\n"), "line 21: 'cat' is in line 5 already"),
     "blank_line": (edit_words(lambda s: s.replace("a 997\n", "\n")), "1b_word_vocab.txt: line 4 is blank"),
     "no_count": (edit_words(lambda s: s.replace("cat 996", "cat and dog")), "line 5: 'cat and dog' is not a word"),
     "no_s": (edit_words(lambda s: s.replace("<S>", "<s>")), "has no <S>, which ends a line; .*data.eos"),

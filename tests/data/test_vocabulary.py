@@ -7,8 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from txl.data.byte_vocabulary import ByteVocabulary
+from txl.data.char_vocabulary import CharVocabulary
 from txl.data.text_blocks import Span, character_blocks, character_start, line_number, line_start, word_blocks
-from txl.data.vocabulary import ByteVocabulary, CharVocabulary, WordVocabulary, split_words, vocabulary_from_dict
+from txl.data.vocabulary import vocabulary_from_dict
+from txl.data.word_vocabulary import WordVocabulary, split_words
 from txl.errors import ConfigError
 
 # Everything that Python takes for white space, a line's end, or neither, and bytes of every length in UTF-8.

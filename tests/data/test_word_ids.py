@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from txl.data import word_ids as words_module
-from txl.data.vocabulary import split_words
-from txl.data.word_ids import WordNumbers
+from txl.data.word_ids import WordNumbering
+from txl.data.word_vocabulary import split_words
 
 # White space of every kind, what only looks like it, control characters, and characters of one to four bytes.
 TRAPS = "ab\x00\x01\x1b\x1c\x1f \t\n\x0b\x0c\x85\xa0\xad\u1680\u180e"
@@ -20,8 +20,8 @@ def numbers_by_dict(blocks):
 
 
 def assert_numbered_as_by_a_dict(blocks):
-    numbers = WordNumbers()
-    found = [numbers.of(text).tolist() for text in blocks]
+    numbers = WordNumbering()
+    found = [numbers.number(text).tolist() for text in blocks]
     assert (found, numbers.words) == numbers_by_dict(blocks)
 
 
@@ -44,7 +44,7 @@ def test_words_of_every_length_are_told_apart(lengths, random):
 
 def test_words_that_differ_in_one_byte_anywhere_are_told_apart():
     words = ["x" * i + "y" + "x" * (n - i - 1) for n in range(1, 50) for i in range(n)]
-    assert len(WordNumbers().of(" ".join(words))) == len(set(words))
+    assert len(WordNumbering().number(" ".join(words))) == len(set(words))
     assert_numbered_as_by_a_dict([" ".join(words)])
 
 
@@ -64,12 +64,12 @@ def test_words_that_want_the_same_slot_each_get_their_own(monkeypatch):
             [int.from_bytes(data[s : s + n], "big") for s, n in zip(starts, lengths, strict=True)], np.uint64
         )
 
-    monkeypatch.setattr(words_module, "_hashes", nearly_equal)  # all begin with zeros
+    monkeypatch.setattr(words_module, "hash_words", nearly_equal)  # all begin with zeros
     rng = np.random.default_rng(0)
     assert_numbered_as_by_a_dict([" ".join(map(str, rng.integers(0, 500, 1000))) for _ in range(3)])
 
 
 def test_a_word_that_is_spelt_as_the_end_of_a_line_is_one(monkeypatch):
-    numbers = WordNumbers()
-    found = numbers.of("a <eos>\n")
+    numbers = WordNumbering()
+    found = numbers.number("a <eos>\n")
     assert [numbers.words[i] for i in found] == ["a", "<eos>", "<eos>"]

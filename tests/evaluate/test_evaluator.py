@@ -22,7 +22,7 @@ from txl.cli.hydra_main import quoted
 from txl.config.geometry import Geometry
 from txl.config.schema import EvaluateConfig
 from txl.data.batches import TokenStream
-from txl.data.vocabulary import WordVocabulary
+from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram
 from txl.evaluate.kv_cache import CachedTransformerXL

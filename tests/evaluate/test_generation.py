@@ -11,10 +11,11 @@ from tests.support.made_data import write_corpus
 from tests.support.models import build
 from tests.support.tiny_runs import TINY_RUN
 from txl.config.geometry import Geometry
-from txl.data.vocabulary import ByteVocabulary, WordVocabulary
+from txl.data.byte_vocabulary import ByteVocabulary
+from txl.data.word_vocabulary import WordVocabulary
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.sampling import Sampling, continue_texts, likely
-from txl.evaluate.text_stream import TextStream, to_text
+from txl.evaluate.text_stream import TextStream
 
 GEOMETRY = Geometry(4, 64, 0, 9, True)
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [3]]
@@ -86,7 +87,7 @@ def test_sampling_leaves_the_unlikely_out():
 def test_words_are_written_as_one_types_them(capsys):
     vocab = WordVocabulary(["<eos>", "Prices", "rose", "1", "@,@", "234", ".", "in", "mid", "@-@", "2020", "We"])
     ids = [1, 2, 3, 4, 5, 7, 8, 9, 10, 6, 0, 11, 2]
-    assert to_text(vocab, ids) == "Prices rose 1,234 in mid-2020.\nWe rose"
+    assert vocab.to_typed_text(ids) == "Prices rose 1,234 in mid-2020.\nWe rose"
     stream = TextStream(vocab, ids[:2])
     for token in ids[2:]:
         stream.add(token)
@@ -104,7 +105,7 @@ def test_a_long_line_costs_no_more_to_write_than_a_short_one(capsys):
         stream.add(token)
         longest = max(longest, len(stream.line))
     stream.end()
-    assert capsys.readouterr().out == to_text(vocab, ids) + "\n"
+    assert capsys.readouterr().out == vocab.to_typed_text(ids) + "\n"
     assert longest < 200
 
 

@@ -14,8 +14,8 @@ from tests.support.golden import FILES, cases, close, geometry, load_model, mode
 from txl.checkpoint.reference_format import from_reference
 from txl.config.optimizer import OptimizerConfig, OptimizerName
 from txl.data.batches import TokenStream
-from txl.data.moses import tokenize
-from txl.data.vocabulary import WordVocabulary, split_words
+from txl.data.moses import moses_tokenize
+from txl.data.word_vocabulary import WordVocabulary, split_words
 from txl.optim.build import build_optimizer
 
 
@@ -118,4 +118,4 @@ def test_word_vocabularies_are_the_reference_vocabularies(path, case):
     ],
 )
 def test_typed_text_is_tokenized_as_the_reference_does(path, case):
-    assert tokenize(case["text"]) == case["tokens"]
+    assert moses_tokenize(case["text"]) == case["tokens"]

@@ -218,7 +218,7 @@ def test_a_vocabulary_that_a_file_holds_is_known_and_checked_before_anything_is_
     assert make_plan(config) == make_plan(config, 20) != make_plan(config, 793_470)
     with open(tmp_path / "1b_word_vocab.txt", "a") as file:
         file.write("cat 9\n")
-    with pytest.raises(ConfigError, match="line 21: 'cat' stands in line 5 already"):
+    with pytest.raises(ConfigError, match="line 21: 'cat' is in line 5 already"):
         make_plan(config)
     (tmp_path / "1b_word_vocab.txt").unlink()
     assert make_plan(config) == make_plan(config, 793_470)  # as published, until it is there

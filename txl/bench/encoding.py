@@ -24,9 +24,10 @@ from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, VocabKind
 from txl.config.schema import BenchmarkConfig
 from txl.data.corpus import open_corpus
-from txl.data.encode import CHUNK
-from txl.data.synthetic_text import write_text
-from txl.data.vocabulary import EOS, WordVocabulary
+from txl.data.numbered_words import CHUNK
+from txl.data.synthetic_text import write_zipf_text
+from txl.data.vocabulary import EOS
+from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 from txl.files import write_json
 from txl.system.hardware import cpu_model
@@ -139,8 +140,8 @@ def child(task: str, folder: Path) -> dict:
 
 
 def write(config: BenchmarkConfig, folder: Path) -> dict:
-    write_text(folder / "train.txt", config.benchmark.megabytes * 10**6, config.seed)
-    write_text(folder / "valid.txt", VALID_BYTES, config.seed + 1)
+    write_zipf_text(folder / "train.txt", config.benchmark.megabytes * 10**6, config.seed)
+    write_zipf_text(folder / "valid.txt", VALID_BYTES, config.seed + 1)
     return {"megabytes": (folder / "train.txt").stat().st_size / 1e6}
 
 

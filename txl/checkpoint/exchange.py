@@ -16,7 +16,8 @@ from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, Metric, VocabKind
 from txl.config.model import ModelConfig
 from txl.config.training import EvaluationConfig, longest_context
-from txl.data.vocabulary import WordVocabulary, vocabulary_from_dict
+from txl.data.vocabulary import vocabulary_from_dict
+from txl.data.word_vocabulary import WordVocabulary
 from txl.model.transformer import TransformerXL
 
 # --------------------------------------------------------------------------- from elsewhere, and back
@@ -118,7 +119,7 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
         vocab_size=len(vocab),
         cutoffs=run["data"]["cutoffs"],
         lengths=EvaluationConfig(**{key: run["train"][key] for key in LENGTHS}, batch_size=16),
-        words=list(vocab.words) if isinstance(vocab, WordVocabulary) else None,
+        words=[str(token) for token in vocab.tokens] if vocab.kind == VocabKind.word.name else None,
         lower_case=run["data"]["lower_case"],
         dataset=run["data"]["name"],
         report=[],

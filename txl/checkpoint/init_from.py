@@ -32,9 +32,6 @@ BY_WORD = ("embedding.tables.", "softmax.weights.", "softmax.biases.")
 BY_DISTANCE = ("positions.table", "positions.distance_key", "positions.distance_bias")  # [layers, distances, ...]
 
 
-NOUNS = {"word": "words", "byte": "bytes", "char": "characters"}
-
-
 @dataclass(frozen=True)
 class Carried:
     """What came over."""
@@ -118,7 +115,7 @@ def carry_over(
         tensor.copy_(source)
         loaded += tensor.numel()
     words = sum(len(to) for to, _ in rows)
-    noun, total = NOUNS.get(vocab.kind, "tokens"), sum(tensor.numel() for tensor in own.values())
+    noun, total = vocab.noun, sum(tensor.numel() for tensor in own.values())
     return Carried(words, len(vocab), noun, loaded, total)
 
 

@@ -1,7 +1,8 @@
-"""A folder that is made once, however many processes need it at the same time.
+"""Build a folder exactly once, although many processes may need it at the same time.
 
-It is made under another name and renamed when it is whole, so that nobody sees half of it. A lock file lets one process
-work while the others wait; the system lifts the lock when its holder ends, killed or not.
+The folder is built under a temporary name and renamed when it is complete, so no process ever sees half of it. A lock
+file lets one process build while the others wait. The operating system releases the lock when its holder ends, even if
+the holder is killed.
 """
 
 import contextlib
@@ -19,57 +20,65 @@ from txl.files import LocksUnsupportedError, lock_file
 
 log = logging.getLogger(__name__)
 
-
 EXISTS = {errno.EEXIST, errno.ENOTEMPTY}
 
 
-def made_once(folder: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool]) -> Path:
-    """`folder`, filled by `make(draft)` unless it is whole already. Raises ConfigError where it cannot be written."""
-    if is_whole(folder):
+def build_once(folder: Path, build: Callable[[Path], None], is_complete: Callable[[Path], bool]) -> Path:
+    """Return `folder`, after `build(draft_folder)` has filled it if it is not complete yet.
+
+    Raises ConfigError if the folder cannot be written.
+    """
+    if is_complete(folder):
         return folder
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(folder) as alone:
-            if not is_whole(folder):
-                _make(folder, make, is_whole, alone)
+        with _lock(folder) as locked:
+            if not is_complete(folder):
+                _build_and_rename(folder, build, is_complete, locked)
     except OSError as error:
         raise ConfigError(f"data.cache={folder.parent} cannot be written: {error}; choose another folder") from error
     return folder
 
 
-def _make(folder: Path, make: Callable[[Path], None], is_whole: Callable[[Path], bool], alone: bool) -> None:
-    if alone:
-        for left in folder.parent.glob(f".{folder.name}.*.draft"):  # by a process that was killed
-            shutil.rmtree(left, ignore_errors=True)
+def _build_and_rename(
+    folder: Path, build: Callable[[Path], None], is_complete: Callable[[Path], bool], locked: bool
+) -> None:
+    if locked:  # no other process is building: remove the drafts of processes that were killed
+        for abandoned in folder.parent.glob(f".{folder.name}.*.draft"):
+            shutil.rmtree(abandoned, ignore_errors=True)
     owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
     draft = folder.with_name(f".{folder.name}.{owner}.draft")
     draft.mkdir()
     try:
-        make(draft)
-        if folder.exists() and not is_whole(folder):
-            log.warning("%s is damaged: it is made anew", folder)
+        build(draft)
+        if folder.exists() and not is_complete(folder):
+            log.warning("%s is damaged: it is built again", folder)
             damaged = folder.with_name(f".{folder.name}.{owner}.damaged.draft")
             folder.rename(damaged)
             shutil.rmtree(damaged, ignore_errors=True)
         try:
             draft.rename(folder)
-        except OSError as error:  # without a lock, somebody else may have been first
-            if error.errno not in EXISTS or not is_whole(folder):
+        except OSError as error:  # without a lock, another process may have finished first
+            if error.errno not in EXISTS or not is_complete(folder):
                 raise
     finally:
         shutil.rmtree(draft, ignore_errors=True)
 
 
 @contextlib.contextmanager
-def _locked(folder: Path) -> Iterator[bool]:
-    """Wait for the folder's lock; yields whether there is one: some network filesystems have none."""
+def _lock(folder: Path) -> Iterator[bool]:
+    """Wait for the folder's lock. Yields False if the file system has no locks, as some network file systems."""
     with open(folder.with_name(f".{folder.name}.lock"), "a") as lock:
-        alone = True
+        locked = True
         try:
             if not lock_file(lock):
-                log.info("waiting for another process, which is making %s", folder)
+                log.info("waiting for another process that is building %s", folder)
                 lock_file(lock, wait=True)
         except LocksUnsupportedError as error:
-            log.warning("%s: no locks here (%s); processes that start together each do the work", folder.parent, error)
-            alone = False
-        yield alone
+            log.warning(
+                "%s: the file system has no locks (%s); processes that start together each build the folder",
+                folder.parent,
+                error,
+            )
+            locked = False
+        yield locked

@@ -1,13 +1,17 @@
-"""Where a data set's text is: the files of a folder in the usual layouts, files that were named, one file to be cut,
-or the standard library of the interpreter that runs.
+"""Find the files of a data set.
 
-In a folder, the first of these names that train has (`{}`: train, valid, test; test may be absent):
+They are the files of a folder in one of the usual layouts, the files that options name, one file that is cut into
+splits, or the standard library of the running interpreter.
 
-    {}.txt   wiki.{}.tokens   ptb.{}.txt         words; also for bytes and characters, but before them
-    {}.txt.raw   wiki.{}.raw                     there: beside its .raw, {}.txt is numbers in the original's preparation
-    NAME   NAME.txt                              with data.split_bytes: one file, such as enwik8, cut by size
+In a folder, the first of these layouts for which there is a train file is used (`{}` is train, valid or test; test may
+be missing):
 
-A name may be a pattern (news.en-*-of-00100): files in order of their names, read one after the other.
+    {}.txt   wiki.{}.tokens   ptb.{}.txt     words
+    {}.txt.raw   wiki.{}.raw                 bytes and characters look for these first: in the original's preparation,
+                                             {}.txt beside {}.txt.raw holds numbers
+    NAME   NAME.txt                          with data.split_bytes: one file, such as enwik8, which is cut by size
+
+A name may be a pattern (news.en-*-of-00100). Its files are read one after the other in the order of their names.
 """
 
 import errno
@@ -18,54 +22,57 @@ import stat
 from pathlib import Path
 
 from txl.config.data import DataConfig, VocabKind
-from txl.data.download import SOURCES
+from txl.data.download_sources import SOURCES
 from txl.data.splits import SPLITS, Files
-from txl.data.standard_library import standard_library
+from txl.data.standard_library import standard_library_files
 from txl.errors import ConfigError
 
 LAYOUTS = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt")
-
-
 RAW_LAYOUTS = ("{}.txt.raw", "wiki.{}.raw", *LAYOUTS)
 
+FileStamp = dict[str, str | int]
 
-def find_files(data: DataConfig) -> Files:
-    """{"train": ..., "valid": ..., "test": ...} (test may be missing), or {"file": ...} to be cut by `cut`.
 
-    Raises ConfigError where a file is missing, empty, or not readable: the message names the ways out.
+def find_text_files(data: DataConfig) -> Files:
+    """{"train": ..., "valid": ..., "test": ...} (test may be missing), or {"file": ...}, which `split_text` cuts.
+
+    Raises ConfigError, with the remedy, if a file is missing, empty, or not readable.
     """
     if data.max_bytes is not None:
-        return standard_library(Path(data.cache), data.max_bytes)
+        return standard_library_files(Path(data.cache), data.max_bytes)
     folder = Path(data.path or "").expanduser()
     if data.file is not None:
         files = {"file": [folder / Path(data.file).expanduser()]}
     else:
         named = {split: getattr(data, split) for split in SPLITS if getattr(data, split) is not None}
-        files = {split: _matching(folder, name) for split, name in named.items()}
+        files = {split: _matching_files(folder, name) for split, name in named.items()}
         if not {"train", "valid"} <= files.keys():
-            files = _found_in(folder, data, files)
+            files = _find_in_folder(folder, data, files)
     for key, paths in files.items():
         for path in paths:
-            _check(path, f"data.{key}", data)
+            _check_file(path, f"data.{key}", data)
     _check_shards(files, data)
     return files
 
 
-def find_vocabulary(data: DataConfig) -> Files:
-    """The files that data.vocab_file and data.merges_file name, in data.path or where one is. Raises ConfigError."""
+def find_vocabulary_files(data: DataConfig) -> dict[str, Path]:
+    """{option: path} of data.vocab_file and data.merges_file, in data.path or in the working directory.
+
+    Raises ConfigError if a file is missing, empty, or not readable.
+    """
     folder, files = Path(data.path or "").expanduser(), {}
     for key in ("vocab_file", "merges_file"):
         name = getattr(data, key)
         if name is not None:
             here = Path(name).expanduser()
             path = here if here.is_file() and not (folder / here).is_file() else folder / here
-            _check(path, f"data.{key}", data)
-            files[key] = [path]
+            _check_file(path, f"data.{key}", data)
+            files[key] = path
     return files
 
 
-def _matching(folder: Path, name: str) -> list[Path]:
-    """The file of that name, or those of a pattern in order of their names; the pattern itself where there are none."""
+def _matching_files(folder: Path, name: str) -> list[Path]:
+    """The file of that name, or the files that match a pattern, by name; the pattern itself if none matches."""
     path = folder / Path(name).expanduser()
     if glob.has_magic(name) and not path.exists():
         found = sorted(glob.glob(str(Path(name).expanduser()), root_dir=folder))
@@ -74,24 +81,25 @@ def _matching(folder: Path, name: str) -> list[Path]:
 
 
 def _check_shards(files: Files, data: DataConfig) -> None:
-    """All of data.shards must be there: training on a part of a corpus would go unnoticed."""
+    """Raise ConfigError unless there are data.shards files: nobody would notice training on a part of a corpus."""
     train = files.get("train", [])
     if data.shards in (None, len(train)):
         return
-    numbers = [re.search(r"-(\d+)-of-(\d+)$", path.name) for path in train]
+    matches = [re.search(r"-(\d+)-of-(\d+)$", path.name) for path in train]
+    numbers = [match for match in matches if match]
     missing = ""
-    if all(numbers):
+    if numbers and len(numbers) == len(train):
         there, last = {int(number[1]) for number in numbers}, int(numbers[0][2])
         gaps = [f"{i:0{len(numbers[0][1])}d}" for i in range(1, last) if i not in there]
         missing = f" (not there: {', '.join(gaps[:3])}{', ...' if len(gaps) > 3 else ''})" if gaps else ""
     raise ConfigError(
         f"data.train={data.train} has {len(train)} files in {Path(data.path or '').absolute()}, data.shards="
-        f"{data.shards} are expected{missing}; {_remedy(data)}, or take these: data.shards={len(train)}"
+        f"{data.shards} are expected{missing}; {_how_to_get(data)}, or take these: data.shards={len(train)}"
     )
 
 
-def _found_in(folder: Path, data: DataConfig, named: Files) -> Files:
-    """The files of a folder; `named` ones replace them."""
+def _find_in_folder(folder: Path, data: DataConfig, named: Files) -> Files:
+    """The files of a folder; `named` files replace those of the folder."""
     if data.path is None:
         missing = next(split for split in SPLITS if split not in named)
         raise ConfigError(f"data.{missing} names no file; give data.train and data.valid, or data.file and data.split")
@@ -111,12 +119,12 @@ def _found_in(folder: Path, data: DataConfig, named: Files) -> Files:
         layouts = (data.name, *layouts)
     looked_for = ", ".join(layout.format("train") for layout in layouts)
     raise ConfigError(
-        f"data.path={data.path}: no data in {folder.absolute()} (looked for {looked_for}); {_remedy(data)}, "
+        f"data.path={data.path}: no data in {folder.absolute()} (looked for {looked_for}); {_how_to_get(data)}, "
         "or train without a download: experiment=demo"
     )
 
 
-def _remedy(data: DataConfig) -> str:
+def _how_to_get(data: DataConfig) -> str:
     folder = Path(data.path or data.name)
     if data.name in SOURCES:
         elsewhere = "" if folder == Path(os.environ.get("TXL_DATA", "data")) / data.name else f" --to {data.path}"
@@ -124,13 +132,13 @@ def _remedy(data: DataConfig) -> str:
     return "put train.txt, valid.txt and test.txt there"
 
 
-def _check(path: Path, key: str, data: DataConfig) -> None:
+def _check_file(path: Path, key: str, data: DataConfig) -> None:
     try:
         status = path.stat()
     except OSError as error:
         inside = f" in {path.parent.absolute()}" if not path.is_absolute() else ""
         correct = f"the name, or data.path={data.path}" if data.path else "the name"
-        get = f"; or {_remedy(data)}" if data.name in SOURCES and error.errno == errno.ENOENT else ""
+        get = f"; or {_how_to_get(data)}" if data.name in SOURCES and error.errno == errno.ENOENT else ""
         raise ConfigError(f"{key}={path}: {error.strerror}{inside}; correct {correct}{get}") from None
     if not stat.S_ISREG(status.st_mode):
         raise ConfigError(f"{key}={path} is not a file; give the name of a text file")
@@ -140,8 +148,8 @@ def _check(path: Path, key: str, data: DataConfig) -> None:
         raise ConfigError(f"{key}={path} may not be read by this user; change its permissions")
 
 
-def identity(files: Files) -> list[dict]:
-    """By what we see that a file is another: path, size and time of change."""
+def file_stamps(files: Files) -> list[FileStamp]:
+    """Path, size and modification time of each file: if one of them differs, the file is another one."""
     return [
         {"key": key, "path": str(path.absolute()), "size": status.st_size, "mtime_ns": status.st_mtime_ns}
         for key, paths in files.items()

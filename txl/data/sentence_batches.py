@@ -1,7 +1,9 @@
-"""Training on sentences that have no order, such as those of the One Billion Word benchmark.
+"""Batches of sentences that have no order, such as those of the One Billion Word benchmark.
 
-Files are read in a random order, the sentences of each in a random order, both anew in every epoch. One file is in
-memory at a time.
+The files are read in a random order, and the sentences of each file in a random order; both change in every epoch. One
+file is in memory at a time.
+
+Shapes: B columns (sequences of a batch), T segment length.
 """
 
 import bisect
@@ -10,31 +12,71 @@ import itertools
 import numpy as np
 
 from txl.config.training import TrainConfig
-from txl.data.batches import Batch, Stream, TokenStream
+from txl.data.batches import Batch, BatchStream, TokenStream
 from txl.data.corpus import Corpus
 from txl.errors import ConfigError
 
 
-def training_stream(corpus: Corpus, train: TrainConfig, seed: int, columns: range | None = None) -> Stream:
-    """What a run trains on; this process holds these columns of every batch. Raises ConfigError where a batch does not
-    fit."""
-    tokens = corpus.tokens("train")
-    lengths = {"batch_size": train.batch_size, "tgt_len": train.tgt_len, "ext_len": train.ext_len, "columns": columns}
+def training_stream(corpus: Corpus, train: TrainConfig, seed: int, columns: range | None = None) -> BatchStream:
+    """The batches that a run trains on: a SentenceStream if the corpus has sentences without order, else a TokenStream.
+
+    Args:
+        corpus: The encoded data set; its train split is read.
+        train: Batch size, lengths, and whether columns are rotated (roll) or lengths are random (varlen).
+        seed: Seed of everything that is random.
+        columns: The columns of every batch that this process holds; None: all.
+
+    Raises:
+        ConfigError: If the split does not fill one segment.
+    """
+    tokens, batch_size, tgt_len, ext_len = corpus.tokens("train"), train.batch_size, train.tgt_len, train.ext_len
     if corpus.shards is not None:
-        return SentenceStream(tokens, corpus.shards, corpus.vocab.eos_id, seed, train.roll, train.varlen, **lengths)
-    seeds = {"roll_seed": seed if train.roll else None, "varlen_seed": seed if train.varlen else None}
-    return TokenStream(tokens, **lengths, **seeds)
+        assert corpus.vocab.eos_id is not None, "only word vocabularies have sentences, and all of them have an eos"
+        return SentenceStream(
+            tokens,
+            corpus.shards,
+            corpus.vocab.eos_id,
+            seed,
+            batch_size,
+            tgt_len,
+            ext_len=ext_len,
+            columns=columns,
+            roll=train.roll,
+            varlen=train.varlen,
+        )
+    return TokenStream(
+        tokens,
+        batch_size,
+        tgt_len,
+        ext_len=ext_len,
+        columns=columns,
+        roll_seed=seed if train.roll else None,
+        varlen_seed=seed if train.varlen else None,
+    )
 
 
-class SentenceStream(Stream):
-    """Sentences [n] `eos` of several files after one first `eos`, so that each has one on both sides.
+class SentenceStream(BatchStream):
+    """Sentences of several files, shuffled in every epoch: one `eos`, then sentences that each end with `eos`.
 
-    In every epoch each file's sentences are shuffled and cut, as a TokenStream does it, into columns of whole segments
-    (the remainder is dropped, other sentences each time); memory goes on from file to file. All of it is a function of
-    (seed, epoch, index): any position can be restored, and a column's content does not depend on who holds it.
+    In every epoch the sentences of each file are shuffled and cut into columns of whole segments, as a TokenStream does
+    it. The tokens that do not fill a segment are dropped, other sentences in each epoch. The memory goes on from one
+    file to the next. Every batch is a function of (seed, epoch, index), so any position can be restored, and a column
+    does not depend on the process that holds it.
 
-    shards: tokens of each file. roll, varlen: moreover rotate every column, and draw the segments' lengths. lengths:
-    as of TokenStream.
+    Args:
+        tokens: [tokens] ids of all files, in the order of the files.
+        shards: Number of tokens of each file; the first `eos` belongs to none.
+        eos_id: Id of `eos`.
+        seed: Seed of all random orders.
+        batch_size: Number of columns of all processes together.
+        tgt_len: Segment length in tokens.
+        ext_len: Number of tokens before the segment that its input begins with.
+        columns: The columns that this process holds; None: all.
+        roll: Also rotate every column by a random number of tokens.
+        varlen: Also draw the segment lengths at random.
+
+    Raises:
+        ConfigError: If a file does not fill one segment.
     """
 
     def __init__(
@@ -43,33 +85,37 @@ class SentenceStream(Stream):
         shards: list[int],
         eos_id: int,
         seed: int,
+        batch_size: int,
+        tgt_len: int,
+        ext_len: int = 0,
+        columns: range | None = None,
         roll: bool = False,
         varlen: bool = False,
-        **lengths,
     ):
         super().__init__()
-        self.seed, self.roll, self.varlen, self.lengths = seed, roll, varlen, lengths
+        self.batch_size, self.tgt_len, self.ext_len, self.columns = batch_size, tgt_len, ext_len, columns
+        self.seed, self.roll, self.varlen = seed, roll, varlen
         self._eos_id = eos_id
         ends = list(itertools.accumulate(shards, initial=1))
         assert ends[-1] == len(tokens), (ends[-1], len(tokens))
-        # Each with the eos before it: the first one's, or the last of the file before.
+        # Each file with the eos before it: the first one of all, or the last one of the file before.
         self._shards = [tokens[begin - 1 : end] for begin, end in itertools.pairwise(ends)]
         for i in range(len(shards)):
-            self._check_size(i)
-        self._order: tuple[int, list[int], list[int]] = 0, [], []  # an epoch, and what _order_in says of it
-        self._open: tuple[int, int, TokenStream] | None = None  # an epoch, and a shard as it is read in it
+            self._check_file_fills_segment(i)
+        self._order: tuple[int, list[int], list[int]] = 0, [], []  # (epoch, and what _order_in returns for it)
+        self._open: tuple[int, int, TokenStream] | None = None  # (epoch, file, its shuffled sentences)
 
-    def _check_size(self, shard: int) -> None:
-        batch_size, tgt_len = self.lengths["batch_size"], self.lengths["tgt_len"]
-        needed, there = batch_size * (tgt_len + 1), len(self._shards[shard])
+    def _check_file_fills_segment(self, shard: int) -> None:
+        needed, there = self.batch_size * (self.tgt_len + 1), len(self._shards[shard])
         if there < needed:
             raise ConfigError(
-                f"batch_size={batch_size} with tgt_len={tgt_len} needs {needed:,} tokens for one segment, file "
-                f"{shard + 1} of {len(self._shards)} of the train split has {there:,}; lower batch_size or tgt_len, or "
-                "join the files"
+                f"batch_size={self.batch_size} with tgt_len={self.tgt_len} needs {needed:,} tokens for one segment, "
+                f"file {shard + 1} of {len(self._shards)} of the train split has {there:,}; lower batch_size or "
+                "tgt_len, or join the files"
             )
 
     def segments(self, epoch: int) -> int:
+        """The number of segments of an epoch, of all files together."""
         return self._order_in(epoch)[1][-1]
 
     def batch(self, epoch: int, index: int) -> Batch:
@@ -79,45 +125,51 @@ class SentenceStream(Stream):
         place = bisect.bisect_right(edges, index) - 1
         shard = order[place]
         if self._open is None or self._open[:2] != (epoch, shard):
-            self._open = None  # the file before it is not held beside
-            tokens = shuffled(self._shards[shard], self._eos_id, random(self._seeds(epoch, shard)))
-            self._open = epoch, shard, self._columns(epoch, shard, tokens)
+            self._open = None  # release the memory of the file before
+            tokens = shuffle_sentences(self._shards[shard], self._eos_id, _random_state(self._seeds(epoch, shard)))
+            self._open = epoch, shard, self._token_stream(epoch, shard, tokens)
         return self._open[2].batch(1, index - edges[place])
 
     def _order_in(self, epoch: int) -> tuple[list[int], list[int]]:
-        """Of an epoch: shards in the order of reading; where each one's segments begin, and where the last one ends."""
+        """(the files in the order of reading, the index of each one's first segment and of the end of the last)."""
         if self._order[0] != epoch:
-            order = random(self._seeds(epoch)).permutation(len(self._shards)).tolist()
-            counts = (self._columns(epoch, shard, self._shards[shard]).segments(1) for shard in order)
+            order = _random_state(self._seeds(epoch)).permutation(len(self._shards)).tolist()
+            counts = (self._token_stream(epoch, shard, self._shards[shard]).segments(1) for shard in order)
             self._order = epoch, order, list(itertools.accumulate(counts, initial=0))
         return self._order[1:]
 
-    def _columns(self, epoch: int, shard: int, tokens: np.ndarray) -> TokenStream:
-        """A shard's tokens, in whatever order, in segments."""
+    def _token_stream(self, epoch: int, shard: int, tokens: np.ndarray) -> TokenStream:
+        """The tokens of a file, in any order of its sentences, as segments."""
         if not self.varlen:
-            batch_size, tgt_len = self.lengths["batch_size"], self.lengths["tgt_len"]
-            rows = len(tokens) // batch_size
-            tokens = tokens[: batch_size * (rows - (rows - 1) % tgt_len)]
+            rows = len(tokens) // self.batch_size
+            tokens = tokens[: self.batch_size * (rows - (rows - 1) % self.tgt_len)]
         roll, varlen = (int(seed) for seed in self._seeds(epoch, shard).generate_state(2))
-        seeds = {"roll_seed": roll if self.roll else None, "varlen_seed": varlen if self.varlen else None}
-        return TokenStream(tokens, **self.lengths, **seeds)
+        return TokenStream(
+            tokens,
+            self.batch_size,
+            self.tgt_len,
+            ext_len=self.ext_len,
+            columns=self.columns,
+            roll_seed=roll if self.roll else None,
+            varlen_seed=varlen if self.varlen else None,
+        )
 
     def _seeds(self, epoch: int, shard: int = -1) -> np.random.SeedSequence:
         return np.random.SeedSequence([self.seed, epoch, shard + 1])
 
 
-def random(seeds: np.random.SeedSequence) -> np.random.RandomState:
-    """Its numbers stay the same in all versions of NumPy."""
-    return np.random.RandomState(np.random.MT19937(seeds))
-
-
-def shuffled(tokens: np.ndarray, eos_id: int, random: np.random.RandomState) -> np.ndarray:
-    """`eos` and sentences that end with it, in another order of the sentences; [tokens], in memory."""
+def shuffle_sentences(tokens: np.ndarray, eos_id: int, random: np.random.RandomState) -> np.ndarray:
+    """[tokens] a copy with the sentences in another order; `tokens` is one `eos`, then sentences that end with it."""
     tokens = np.array(tokens)
     ends = np.flatnonzero(tokens == eos_id) + 1
     starts, lengths = ends[:-1], np.diff(ends)
     order = random.permutation(len(starts))
     starts, lengths = starts[order], lengths[order]
-    first = np.cumsum(lengths) - lengths  # where each begins now, without the first eos
+    first = np.cumsum(lengths) - lengths  # where each sentence begins in the copy, not counting the first eos
     tokens[1:] = tokens[np.repeat(starts - first, lengths) + np.arange(len(tokens) - 1)]
     return tokens
+
+
+def _random_state(seeds: np.random.SeedSequence) -> np.random.RandomState:
+    """A generator whose numbers stay the same in all versions of NumPy."""
+    return np.random.RandomState(np.random.MT19937(seeds))

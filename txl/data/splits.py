@@ -1,4 +1,4 @@
-"""Cut one text file into train, valid and test."""
+"""Cut the text of a data set into train, valid and test."""
 
 import itertools
 from fractions import Fraction
@@ -7,23 +7,20 @@ from pathlib import Path
 import numpy as np
 
 from txl.config.data import DataConfig, VocabKind
-from txl.data.text_blocks import Span, byte_blocks, character_start, line_start
+from txl.data.text_blocks import Span, SplitSpans, byte_blocks, character_start, line_start
 from txl.errors import ConfigError
-
-# --------------------------------------------------------------------------- one file cut in splits
-
 
 SPLITS = ("train", "valid", "test")
 
-Files = dict[str, list[Path]]  # by split; or one "file", to be cut
+Files = dict[str, list[Path]]  # {split: its files}, or {"file": [one file to be cut into splits]}
 
 
-def cut(files: Files, data: DataConfig) -> dict[str, list[Span]]:
-    """The stretches of text of each split.
+def split_text(files: Files, data: DataConfig) -> SplitSpans:
+    """The spans of text of each split.
 
-    One file is cut in order train, valid, test: by data.split_bytes (what follows is left out), else by the fractions
-    data.split, of its characters where data.vocab=char, else of its bytes. Two fractions: no test split. Words and
-    byte pairs are cut at the next line's start; no character is cut in two.
+    One file is cut in the order train, valid, test: at the sizes data.split_bytes (the rest is not used), else at the
+    fractions data.split: fractions of its characters with data.vocab=char, otherwise of its bytes. Two fractions: there
+    is no test split. Words and byte pairs are cut where the next line starts; no character is cut in two.
     """
     if "file" not in files:
         return {key: [Span.whole(path, f"data.{key}") for path in paths] for key, paths in files.items()}
@@ -50,7 +47,7 @@ def _stops_of_sizes(whole: Span, data: DataConfig) -> list[int]:
             f"data.split_bytes={written} needs {stops[-1]} bytes, {whole} has {whole.stop}; get the whole file, or "
             "cut it by shares: data.split_bytes=[] data.split=[.9,.05,.05]"
         )
-    return [_aligned(whole, stop, data.vocab) for stop in stops]
+    return [_next_place_to_cut(whole, stop, data.vocab) for stop in stops]
 
 
 def _stops_of_fractions(whole: Span, data: DataConfig) -> list[int]:
@@ -59,11 +56,11 @@ def _stops_of_fractions(whole: Span, data: DataConfig) -> list[int]:
         total = sum(int(_character_starts(block).sum()) for block in byte_blocks(whole))
         inner = [_offset_of_character(whole, int(total * share)) for share in shares[:-1]]
     else:
-        inner = [_aligned(whole, int(whole.stop * share), data.vocab) for share in shares[:-1]]
+        inner = [_next_place_to_cut(whole, int(whole.stop * share), data.vocab) for share in shares[:-1]]
     return [*inner, whole.stop]
 
 
-def _aligned(whole: Span, position: int, kind: VocabKind) -> int:
+def _next_place_to_cut(whole: Span, position: int, kind: VocabKind) -> int:
     if kind is VocabKind.byte or position >= whole.stop:
         return position
     lines = kind in (VocabKind.word, VocabKind.bpe)
@@ -71,8 +68,8 @@ def _aligned(whole: Span, position: int, kind: VocabKind) -> int:
 
 
 def _character_starts(block: bytes) -> np.ndarray:
-    """[bytes] whether a character begins there, in UTF-8."""
-    return np.frombuffer(block, np.uint8) & 0xC0 != 0x80
+    """[bytes] bool: whether a character of UTF-8 begins there."""
+    return np.asarray(np.frombuffer(block, np.uint8) & 0xC0 != 0x80)
 
 
 def _offset_of_character(whole: Span, index: int) -> int:

@@ -1,55 +1,54 @@
-"""A text that every machine has: the source files of Python's standard library."""
+"""A text that every machine has: the source files of the interpreter's own standard library (data=stdlib)."""
 
 import hashlib
 import os
 import sysconfig
 from pathlib import Path
 
-from txl.data.build_once import made_once
+from txl.data.build_once import build_once
 from txl.data.splits import SPLITS, Files
 from txl.errors import ConfigError
 from txl.files import read_json, sha256_of_json, write_json
 
-# --------------------------------------------------------------------------- the standard library
-
-NOT_LIBRARY = {
+LEFT_OUT = {
     *("site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "turtledemo", "ensurepip"),
     *("lib2to3", "encodings"),  # copies of a grammar, tables of numbers
 }
 
 
-def standard_library(cache: Path, max_bytes: int) -> Files:
-    """A text of the running interpreter's own library, made in the cache on first use; at most `max_bytes` in all.
+def standard_library_files(cache: Path, max_bytes: int) -> Files:
+    """The paths of train, valid and test text, which are written to `cache` on first use.
 
-    Every .py file in order of its path, without tests, tables and what was installed. Its path's sha256 deals a file
-    to train (18 of 20), valid or test; where that is too much, every split is shortened by the same factor, at a
-    line's end. So the text depends on nothing but the Python version and how it was packaged.
+    The text is every .py file in the order of the paths, without tests, tables and installed packages. The sha256 of a
+    file's path decides its split: 18 of 20 go to train, one to valid, one to test. If there are more than `max_bytes`
+    bytes, every split is shortened by the same factor, at the end of a line. The text therefore depends only on the
+    Python version and on how it was packaged. Raises ConfigError if a split would be empty.
     """
     root = Path(sysconfig.get_paths()["stdlib"])
-    files = _library_files(root)
+    files = list_library_files(root)
     listing = [(name, status.st_size, status.st_mtime_ns) for name, status in files.items()]
     key = sha256_of_json([max_bytes, str(root), listing])[:16]
 
-    def make(draft: Path) -> None:
-        texts = _deal(root, list(files), max_bytes)
+    def build(draft: Path) -> None:
+        texts = split_library_files(root, list(files), max_bytes)
         for split, text in texts.items():
             (draft / f"{split}.txt").write_bytes(text)
         write_json(draft / "sizes.json", {split: len(text) for split, text in texts.items()})
 
-    def is_whole(folder: Path) -> bool:
+    def is_complete(folder: Path) -> bool:
         sizes = read_json(folder / "sizes.json") or {split: -1 for split in SPLITS}
         paths = [folder / f"{split}.txt" for split in SPLITS]
         return all(path.exists() and path.stat().st_size == sizes[path.stem] for path in paths)
 
-    folder = made_once(cache / f"stdlib-text-{key}", make, is_whole)
+    folder = build_once(cache / f"stdlib-text-{key}", build, is_complete)
     return {split: [folder / f"{split}.txt"] for split in SPLITS}
 
 
-def _library_files(root: Path) -> dict[str, os.stat_result]:
-    """Relative path -> status, in order of the paths."""
+def list_library_files(root: Path) -> dict[str, os.stat_result]:
+    """{relative path: status} of the source files, in the order of the paths."""
     found = {}
     for folder, folders, names in os.walk(root):
-        folders[:] = [name for name in folders if name not in NOT_LIBRARY]
+        folders[:] = [name for name in folders if name not in LEFT_OUT]
         for name in names:
             path = Path(folder, name)
             if path.suffix == ".py" and path.is_file():
@@ -57,7 +56,8 @@ def _library_files(root: Path) -> dict[str, os.stat_result]:
     return dict(sorted(found.items()))
 
 
-def _deal(root: Path, names: list[str], max_bytes: int) -> dict[str, bytes]:
+def split_library_files(root: Path, names: list[str], max_bytes: int) -> dict[str, bytes]:
+    """{split: text} of the named files, as `standard_library_files` describes it."""
     texts = {split: bytearray() for split in SPLITS}
     for name in names:
         bucket = int(hashlib.sha256(name.encode()).hexdigest(), 16) % 20

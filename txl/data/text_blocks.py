@@ -1,6 +1,7 @@
-"""Text on disk: byte ranges of files, read in blocks that end where a word, or a character, ends.
+"""Text on disk: byte ranges of files, read in blocks that end where a word or a character ends.
 
-Blocks keep memory bounded whatever the size of the file or of its lines. What is not UTF-8 is reported with its line.
+Reading in blocks keeps memory bounded, whatever the size of a file or the length of its lines. Text that is not UTF-8
+is reported with its line.
 """
 
 from collections.abc import Callable, Iterator
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from txl.errors import ConfigError
 
-BLOCK = 1 << 18  # bytes: what is computed from a block stays in the processor's cache
+BLOCK = 1 << 18  # bytes; what is computed from a block stays in the processor's cache
 
 
 @dataclass(frozen=True)
@@ -26,28 +27,36 @@ class Span:
 
     @staticmethod
     def whole(path: Path, key: str) -> "Span":
+        """All bytes of a file."""
         return Span(path, 0, path.stat().st_size, key)
 
 
+SplitSpans = dict[str, list[Span]]  # {split: the spans of its text, one after the other}
+
+
 def byte_blocks(span: Span, size: int = 1 << 20) -> Iterator[bytes]:
+    """Blocks of `size` bytes."""
     for _, block in _blocks(span, len, size):
         yield block
 
 
 def character_blocks(span: Span, size: int = BLOCK) -> Iterator[str]:
-    """Every character as it stands in the file, carriage returns too. Raises ConfigError for what is not UTF-8."""
-    for offset, block in _blocks(span, _whole_characters, size):
-        yield _decoded(span, offset, block)
+    """Blocks of about `size` bytes of whole characters, unchanged; carriage returns are kept.
+
+    Raises ConfigError for text that is not UTF-8.
+    """
+    for offset, block in _blocks(span, _end_of_whole_characters, size):
+        yield _decode_block(span, offset, block)
 
 
 def word_blocks(span: Span, size: int = BLOCK) -> Iterator[tuple[int, str]]:
-    """(byte offset, text) of blocks of whole words, every line ending as "\\n", the last one's added if it lacks one.
+    """(byte offset, text) of blocks of whole words. Every line ends with "\\n", also the last one.
 
-    Lines end as in Python's text files: "\\n", "\\r\\n" or "\\r". Raises ConfigError for what is not UTF-8.
+    Lines end as in Python's text files: with "\\n", "\\r\\n" or "\\r". Raises ConfigError for text that is not UTF-8.
     """
     text = "\n"
-    for offset, block in _blocks(span, _whole_words, size):
-        text = _decoded(span, offset, block)
+    for offset, block in _blocks(span, _end_of_whole_words, size):
+        text = _decode_block(span, offset, block)
         if "\r" in text:
             text = text.replace("\r\n", "\n").replace("\r", "\n")
         yield offset, text
@@ -56,25 +65,28 @@ def word_blocks(span: Span, size: int = BLOCK) -> Iterator[tuple[int, str]]:
 
 
 def pretoken_blocks(span: Span, size: int = BLOCK) -> Iterator[str]:
-    """Every character as it stands in the file, in blocks that end between what is no white space and what is.
+    """Blocks that end between a character that is no white space and white space; the text is unchanged.
 
-    No piece that GPT-2's pattern cuts a text into reaches over such a place, nor does it look back over it: the
-    blocks' pieces are those of the whole text. Raises ConfigError for what is not UTF-8.
+    None of the pieces into which GPT-2's pattern cuts a text crosses such a place, and the pattern does not look back
+    over it. The pieces of the blocks are therefore those of the whole text. Raises ConfigError for text that is not
+    UTF-8.
     """
-    for offset, block in _blocks(span, _whole_pretokens, size):
-        yield _decoded(span, offset, block)
+    for offset, block in _blocks(span, _end_of_whole_pretokens, size):
+        yield _decode_block(span, offset, block)
 
 
-def as_text(text: str | bytes) -> str:
-    """ConfigError for what is not UTF-8."""
+def decode_utf8(text: str | bytes) -> str:
+    """The text as str. Raises ConfigError for bytes that are not UTF-8."""
+    if isinstance(text, str):
+        return text
     try:
-        return text if isinstance(text, str) else text.decode()
+        return text.decode()
     except UnicodeDecodeError as error:
         raise ConfigError(f"the text is not UTF-8 (byte 0x{text[error.start]:02x} at {error.start})") from None
 
 
 def line_start(path: Path, position: int) -> int:
-    """The first line start at or after a byte position."""
+    """The byte where the first line that starts at or after a byte position starts."""
     if position <= 0:
         return 0
     with open(path, "rb") as file:
@@ -84,7 +96,7 @@ def line_start(path: Path, position: int) -> int:
 
 
 def character_start(path: Path, position: int) -> int:
-    """The first character start at or after a byte position."""
+    """The byte where the first character that starts at or after a byte position starts."""
     with open(path, "rb") as file:
         file.seek(position)
         following = file.read(4)
@@ -93,7 +105,7 @@ def character_start(path: Path, position: int) -> int:
 
 
 def line_number(path: Path, offset: int) -> int:
-    """The line, from 1, that a byte stands in."""
+    """The number (from 1) of the line that contains a byte."""
     number = 1
     with open(path, encoding="latin-1", newline="") as lines:  # one character per byte, line ends kept
         for line in lines:
@@ -104,14 +116,14 @@ def line_number(path: Path, offset: int) -> int:
     return number
 
 
-def _blocks(span: Span, whole: Callable[[bytes], int], size: int) -> Iterator[tuple[int, bytes]]:
-    """(byte offset, block); `whole` says how long the part of a buffer is that may be cut off (0: read on)."""
+def _blocks(span: Span, end_of_whole: Callable[[bytes], int], size: int) -> Iterator[tuple[int, bytes]]:
+    """(byte offset, block). `end_of_whole` returns where a buffer may be cut; 0: read more first."""
     with open(span.path, "rb") as file:
         file.seek(span.start)
         offset, buffer, step = span.start, b"", size
         while data := file.read(min(step, span.stop - offset - len(buffer))):
             buffer += data
-            end = whole(buffer)
+            end = end_of_whole(buffer)
             step = size if end else 2 * step  # a word longer than a block
             if end:
                 yield offset, buffer[:end]
@@ -120,29 +132,29 @@ def _blocks(span: Span, whole: Callable[[bytes], int], size: int) -> Iterator[tu
             yield offset, buffer
 
 
-def _whole_words(buffer: bytes) -> int:
+def _end_of_whole_words(buffer: bytes) -> int:
     return max(buffer.rfind(b"\n"), buffer.rfind(b" ")) + 1
 
 
-def _whole_characters(buffer: bytes) -> int:
-    """All but the last character, which may go on; what is longer than a character can be is left to the decoder."""
+def _end_of_whole_characters(buffer: bytes) -> int:
+    """All but the last character, which may be incomplete. Bytes that cannot be a character are left to the decoder."""
     for end in range(len(buffer) - 1, max(-1, len(buffer) - 5), -1):
         if buffer[end] & 0xC0 != 0x80:
             return end
     return len(buffer)
 
 
-def _whole_pretokens(buffer: bytes) -> int:
+def _end_of_whole_pretokens(buffer: bytes) -> int:
     end = len(buffer)
     while end := max(buffer.rfind(b"\n", 0, end), buffer.rfind(b" ", 0, end)) + 1:
-        end = len(buffer[:end].rstrip())  # of ASCII's white space
+        end = len(buffer[:end].rstrip())  # removes only ASCII's white space
         before = buffer[max(0, end - 4) : end].decode(errors="ignore")[-1:]
-        if before and not before.isspace() and before != "\u180e":  # which old Unicode took for white space
+        if before and not before.isspace() and before != "\u180e":  # U+180E was white space in old Unicode versions
             return end
     return 0
 
 
-def _decoded(span: Span, offset: int, block: bytes) -> str:
+def _decode_block(span: Span, offset: int, block: bytes) -> str:
     try:
         return block.decode()
     except UnicodeDecodeError as error:

@@ -11,7 +11,7 @@ from txl.errors import ConfigError
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.load_model import choose_runtime, geometry_of, load
 from txl.evaluate.sampling import Continuation, Sampling, continue_texts
-from txl.evaluate.text_stream import TextStream, to_text
+from txl.evaluate.text_stream import TextStream
 from txl.evaluate.typed_text import typed_tokens
 from txl.files import write_json
 from txl.system.console import printable
@@ -43,7 +43,7 @@ def write(config: EvaluateConfig, device: torch.device) -> int:
         stream.end()
     else:
         for prompt, tokens, text in zip(prompts, ids, texts, strict=True):
-            print(f"--- {printable(prompt)}\n{printable(to_text(loaded.vocab, tokens + text.tokens))}")
+            print(f"--- {printable(prompt)}\n{printable(loaded.vocab.to_typed_text(tokens + text.tokens))}")
     if config.json:
         written = [record(loaded.vocab, *each) for each in zip(prompts, ids, texts, strict=True)]
         write_json(Path(config.json), written, indent=1)
@@ -64,5 +64,5 @@ def read_prompts(config: EvaluateConfig) -> list[str]:
 
 
 def record(vocab: Vocabulary, prompt: str, ids: list[int], text: Continuation) -> dict:
-    whole = to_text(vocab, ids + text.tokens)
+    whole = vocab.to_typed_text(ids + text.tokens)
     return {"prompt": prompt, "text": whole, "prompt_tokens": ids, "tokens": text.tokens, "log_prob": text.log_prob}

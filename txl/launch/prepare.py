@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from txl.config.schema import BenchmarkConfig, RunConfig, Then
-from txl.data.batches import check_size
+from txl.data.batches import check_split_fills_segment
 from txl.data.corpus import Corpus, open_corpus
 from txl.data.sentence_batches import training_stream
 from txl.errors import ConfigError
@@ -120,7 +120,7 @@ def check_splits(config: RunConfig, corpus: Corpus) -> None:
     for split, section in read:
         lengths = getattr(config, section.removesuffix("."))
         if split in corpus.splits:
-            check_size(corpus.tokens(split), lengths.batch_size, lengths.tgt_len, section)
+            check_split_fills_segment(corpus.tokens(split), lengths.batch_size, lengths.tgt_len, section)
     training_stream(corpus, config.train, config.seed)
     if config.train.target_perplexity is not None and "test" not in corpus.splits:
         raise ConfigError(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.corpus import encoded_vocab_size, open_corpus
-from txl.data.find_files import find_files, find_vocabulary
+from txl.data.find_files import find_text_files, find_vocabulary_files
 from txl.errors import ConfigError
 from txl.files import write_json
 from txl.launch.choose_checkpoint import check_init_from, check_resume, find_checkpoint, is_finished, newest_checkpoint
@@ -115,8 +115,8 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
 
 def check_data_here(config: RunConfig) -> None:
     """Check what can be checked at once on the login node: a small text is encoded, a large one only looked for."""
-    files = find_files(config.data)
-    find_vocabulary(config.data)
+    files = find_text_files(config.data)
+    find_vocabulary_files(config.data)
     size = sum(path.stat().st_size for paths in files.values() for path in paths)
     if encoded_vocab_size(config.data) is None and size > ENCODED_HERE:
         return  # rank 0 will encode it, not the login node

@@ -123,6 +123,6 @@ def known_vocab_size(data: DataConfig) -> int | None:
     """As encoded before, as data.vocab_file has it, or as conf/data/ says; a plan encodes nothing."""
     if data.vocab_file is None and not Path(data.cache).expanduser().is_dir():
         return data.vocab_size
-    from txl.data.corpus import encoded_vocab_size, given_vocab_size
+    from txl.data.corpus import encoded_vocab_size, vocab_size_from_files
 
-    return encoded_vocab_size(data) or given_vocab_size(data) or data.vocab_size
+    return encoded_vocab_size(data) or vocab_size_from_files(data) or data.vocab_size

@@ -1,51 +1,64 @@
-"""GPT-2's byte-pair encoding, from its two files on disk: a table of tokens (vocab.json, encoder.json) and the merges
-in order of their rank (merges.txt, vocab.bpe). The library `tokenizers` does the work; nothing is ever fetched.
+"""GPT-2's byte pairs as tokens, from its two files on disk.
 
-A text is cut into pieces by GPT-2's pattern, a piece is its bytes, each written as one printable character, and pairs
-are merged until no merge is left (Radford et al. 2019). Every text can be encoded, and decoded again exactly.
+The files are a table of tokens (vocab.json, encoder.json) and the merges in the order of their rank (merges.txt,
+vocab.bpe). The library `tokenizers` encodes; nothing is downloaded.
+
+GPT-2's pattern cuts a text into pieces. The bytes of a piece are each written as one printable character, and pairs of
+them are merged until no merge applies (Radford et al. 2019). Every text can be encoded, and decoding is exact.
 """
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
 
-from txl.data.text_blocks import Span, as_text, pretoken_blocks
+from txl.config.data import DataConfig
+from txl.data.text_blocks import Span, SplitSpans, decode_utf8, pretoken_blocks
+from txl.data.token_files import TokenFile
+from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
-from txl.files import sha256_of_json
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 END = "<|endoftext|>"
-
-
 MULTIPLE = 8  # matrices of such a width are fast on a GPU
-
-
 GROUP = 16  # blocks that are encoded at a time, on all cores
 
 
-class BpeVocabulary:
-    """Tokens by id, and merges ("a b") by rank; padded at its end with ids that no text has.
+class BpeVocabulary(Vocabulary):
+    """Tokens by id, and merges ("a b") by rank. The ids are padded to a multiple of 8 with ids that no text has.
 
-    `<|endoftext|>`, where it is among the tokens, is its id wherever the text has it.
+    If `<|endoftext|>` is among the tokens, it is one token wherever a text contains it.
     """
 
-    kind, unk_id = "bpe", None
+    kind = "bpe"
+    noun = "tokens"
 
     def __init__(self, tokens: Iterable[str], merges: Iterable[str]):
-        self.tokens, self.merges = tuple(tokens), tuple(merges)
-        self.eos_id = self.tokens.index(END) if END in self.tokens else None
+        self._tokens, self.merges = tuple(tokens), tuple(merges)
 
     def __len__(self) -> int:
         return -(-len(self.tokens) // MULTIPLE) * MULTIPLE
 
+    @property
+    def tokens(self) -> tuple[str, ...]:
+        """The tokens, without the padding."""
+        return self._tokens
+
     @cached_property
-    def _tokenizer(self):
+    def eos_id(self) -> int | None:
+        """The id of `<|endoftext|>`."""
+        return self.tokens.index(END) if END in self.tokens else None
+
+    @cached_property
+    def _tokenizer(self) -> "Tokenizer":
         from tokenizers import Tokenizer, models, pre_tokenizers
 
-        merges = [tuple(merge.split(" ")) for merge in self.merges]
+        merges = [(left, right) for left, right in (merge.split(" ") for merge in self.merges)]
         tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(self.tokens)}, merges))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         if self.eos_id is not None:
@@ -53,44 +66,63 @@ class BpeVocabulary:
         return tokenizer
 
     def encode(self, text: str | bytes) -> np.ndarray:
-        """Ids, [T] int64. ConfigError for what is not UTF-8."""
-        text = as_text(text.encode(errors="surrogateescape") if isinstance(text, str) else text)
-        return self.encode_all([text])[0]
+        """[T] int64 ids. Raises ConfigError for text that is not UTF-8."""
+        text = decode_utf8(text.encode(errors="surrogateescape") if isinstance(text, str) else text)
+        return self.encode_texts([text])[0]
 
-    def encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+    def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """[T] int64 ids of each text."""
         return [np.array(found.ids, np.int64) for found in self._tokenizer.encode_batch_fast(texts)]
 
     def encode_span(self, span: Span) -> Iterator[np.ndarray]:
-        """Ids of a text file, and `<|endoftext|>`, a few blocks at a time."""
+        """The ids of a text file, a few blocks at a time, and then `<|endoftext|>`."""
         group = []
         for block in pretoken_blocks(span):
             group.append(block)
             if len(group) == GROUP:
-                yield from self.encode_all(group)
+                yield from self.encode_texts(group)
                 group = []
-        yield from self.encode_all(group)
+        yield from self.encode_texts(group)
         if self.eos_id is not None:
             yield np.array([self.eos_id])
 
     def decode(self, ids: Iterable[int]) -> str:
-        """What is not UTF-8 is replaced by a mark; the ids that only pad are nothing."""
-        table, known = byte_of(), len(self.tokens)
-        symbols = "".join(self.tokens[i] for i in ids if i < known)
-        return bytes(table[symbol] for symbol in symbols).decode(errors="replace")
+        """The text. Bytes that are not UTF-8 are replaced by U+FFFD; padding ids give nothing."""
+        bytes_of_characters, known = byte_of_character(), len(self.tokens)
+        characters = "".join(self.tokens[i] for i in ids if i < known)
+        return bytes(bytes_of_characters[character] for character in characters).decode(errors="replace")
 
     def to_dict(self) -> dict[str, Any]:
+        """The content as JSON."""
         return {"kind": self.kind, "tokens": list(self.tokens), "merges": list(self.merges)}
 
-    @property
-    def fingerprint(self) -> str:
-        return sha256_of_json(self.to_dict())
+    @classmethod
+    def from_files(cls, files: dict[str, Path], data: DataConfig) -> Self:
+        """The tokens and merges of data.vocab_file and data.merges_file.
+
+        Raises ConfigError if a file has other content, or the two do not belong together.
+        """
+        return cls(*read_gpt2_files(files["vocab_file"], files["merges_file"]))
+
+    @classmethod
+    def encode_splits(
+        cls, spans: SplitSpans, data: DataConfig, folder: Path, given: Vocabulary | None
+    ) -> tuple[Vocabulary, list[TokenFile]]:
+        """Encode all splits with the given vocabulary (see `Vocabulary.encode_splits`)."""
+        assert isinstance(given, cls), "data.vocab=bpe always comes from files"
+        files = []
+        for split, parts in spans.items():
+            ids = (ids for span in parts for ids in given.encode_span(span))
+            files.append(TokenFile(folder, split, len(given)).write(ids))
+        return given, files
 
 
 @cache
-def byte_of() -> dict[str, int]:
-    """The byte that a character of a token stands for.
+def byte_of_character() -> dict[str, int]:
+    """{character of a token: the byte that it stands for}.
 
-    Bytes that Latin-1 shows as a mark stand for themselves, the 68 others, in order, for the characters from 256 on.
+    Bytes that are printable characters in Latin-1 stand for themselves. The 68 others, in order, are written as the
+    characters from U+0100 on.
     """
     shown = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     hidden = [byte for byte in range(256) if byte not in shown]
@@ -100,13 +132,13 @@ def byte_of() -> dict[str, int]:
 # --------------------------------------------------------------------------- the two files
 
 
-def read_bpe(vocab_file: Path, merges_file: Path) -> BpeVocabulary:
-    """ConfigError for files that are not what they should be, or not of the same encoding."""
+def read_gpt2_files(vocab_file: Path, merges_file: Path) -> tuple[list[str], list[str]]:
+    """(tokens by id, merges by rank). Raises ConfigError if a file has other content, or they do not fit together."""
     table, ranks = f"data.vocab_file={vocab_file}", f"data.merges_file={merges_file}"
     tokens = _read_tokens(vocab_file, table)
     merges = _read_merges(merges_file, ranks)
     known = set(tokens)
-    made = set(byte_of())
+    made = set(byte_of_character())
     for number, merge in merges.items():
         left, _, right = merge.partition(" ")
         for token in (left, right, left + right):
@@ -117,18 +149,18 @@ def read_bpe(vocab_file: Path, merges_file: Path) -> BpeVocabulary:
                 )
         made.add(left + right)
     for token in tokens:
-        if not byte_of().keys() >= set(token):
+        if not byte_of_character().keys() >= set(token):
             raise ConfigError(f"{table}: its token {token!r} has a character that stands for no byte; not GPT-2's kind")
         if token not in made and not (token.startswith("<") and token.endswith(">")):
             raise ConfigError(
                 f"{table}: no merge of {ranks} makes its token {token!r}: the two files do not belong together; take "
                 "both from the same model"
             )
-    return BpeVocabulary(tokens, merges.values())
+    return tokens, list(merges.values())
 
 
 def _read_tokens(path: Path, name: str) -> list[str]:
-    """By id."""
+    """The tokens by id."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -138,10 +170,8 @@ def _read_tokens(path: Path, name: str) -> list[str]:
     tokens = sorted(table, key=table.__getitem__)
     for expected, token in enumerate(tokens):
         if table[token] != expected:
-            raise ConfigError(
-                f"{name}: the id {expected} is missing or stands twice; ids go from 0 to {len(tokens) - 1}"
-            )
-    for symbol, byte in byte_of().items():
+            raise ConfigError(f"{name}: the id {expected} is missing or used twice; ids go from 0 to {len(tokens) - 1}")
+    for symbol, byte in byte_of_character().items():
         if symbol not in table:
             raise ConfigError(
                 f"{name} has no token {symbol!r} for the byte 0x{byte:02x}: not byte-level, as GPT-2's is; text with "
@@ -151,18 +181,19 @@ def _read_tokens(path: Path, name: str) -> list[str]:
 
 
 def _read_merges(path: Path, name: str) -> dict[int, str]:
-    """{line number: "a b"}, in order of their rank."""
+    """{line number: "a b"} in the order of the rank."""
     try:
         lines = path.read_text(encoding="utf-8").removesuffix("\n").split("\n")
     except UnicodeDecodeError:
         raise ConfigError(f"{name} is not UTF-8; give GPT-2's merges.txt or its like") from None
-    merges, seen = {}, {}
+    merges: dict[int, str] = {}
+    seen: dict[str, int] = {}
     for number, line in enumerate(lines, start=1):
         if number == 1 and line.startswith("#version"):
             continue
         if len(line.split(" ")) != 2 or not all(line.split(" ")):
             raise ConfigError(f"{name}: line {number} is no merge, two tokens with one space between them: {line!r}")
         if line in seen:
-            raise ConfigError(f"{name}: line {number}: {line!r} stands in line {seen[line]} already; leave one out")
+            raise ConfigError(f"{name}: line {number}: {line!r} is in line {seen[line]} already; leave one out")
         merges[number], seen[line] = line, number
     return merges
