@@ -217,7 +217,8 @@ def comes_back(site, disturb, options, undisturbed, after, fault="slow:0.1") -> 
     said = site.cluster.job(job)
     assert said["JobState"] == "COMPLETED" and int(said["Restarts"]) == 1
     assert {entry["job"] for entry in attempts(run_dir)} == {job}
-    assert site.status(run_dir)[1][2:4] + site.status(run_dir)[1][6:] == ["COMPLETED", str(STEPS), "1"]
+    row = site.status(run_dir)[1]
+    assert row[2:4] + row[-1:] == ["COMPLETED", f"{STEPS}/{STEPS}", "1"]
     straight = undisturbed()
     assert [record["step"] for record in metrics(run_dir)] == list(range(1, STEPS + 1))  # none twice, none missing
     assert [r["loss"] for r in metrics(run_dir)] == [r["loss"] for r in metrics(straight)]

@@ -175,7 +175,7 @@ def test_a_sweep_is_continued_where_it_was_interrupted_and_finished_points_are_n
     for sacct in (False, True):
         rows = site.status(runs, sacct)
         assert [row[0] for row in rows[1:]] == ["seed=1", "seed=2", "seed=3"]
-        assert [row[2:4] for row in rows[1:]] == [["COMPLETED", str(steps)]] * 3
+        assert [row[2:4] for row in rows[1:]] == [["COMPLETED", f"{steps}/{steps}"]] * 3
         assert [row[1] for row in rows[2:]] == jobs[1:] and rows[1][1] != jobs[0]
     for seed in (1, 2, 3):
         assert [record["step"] for record in metrics(runs / f"text/s{seed}")] == list(range(1, steps + 1))

@@ -1,8 +1,13 @@
-"""What became of the runs below a folder: `python -m txl.launch status FOLDER`."""
+"""What became of the runs below a folder: a table from SLURM's answers and from the run folders themselves.
 
+Nothing is written: the folders may be read-only. Torch is not needed.
+"""
+
+import argparse
 import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,20 +16,24 @@ from txl.launch.job_state import SubmittedJob, describe_job
 from txl.launch.run_lock import is_locked
 
 DEPTH = 3  # levels of folders below which run folders are looked for
-HEADER = ("point", "job", "state", "step", "loss", "nodes", "restarts")
+WIDTH = 120  # columns of the table at most
+SHORTEST_NAME = 20  # columns that a shortened name keeps
+HEADER = ("point", "job", "state", "step", "loss", "valid", "left", "nodes", "restarts", "reason")
 IGNORED_KEYS = ("run_dir", "resume", "cluster.wait")  # runs that differ in these alone are the same point
+TAIL_BYTES = 65536  # read at a time from the end of metrics.jsonl
 
 
-def main(arguments: list[str]) -> int:
-    """Print the table for `status FOLDER`; returns the exit code."""
-    if len(arguments) != 2 or arguments[0] != "status":
-        print("usage: python -m txl.launch status FOLDER   (a run folder, or a folder of runs)", file=sys.stderr)
-        return 2
-    folder = Path(arguments[1])
-    runs = runs_below(folder)
-    if not runs:
-        print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
-        return 2
+def main(arguments: list[str] | None = None) -> int:
+    """Print the table of `status FOLDER...`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="txl status", description="What became of runs.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs")
+    runs = []
+    for folder in parser.parse_args(arguments).folders:
+        found = runs_below(folder)
+        if not found:
+            print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
+            return 2
+        runs += found
     print(status_table(runs))
     return 0
 
@@ -38,11 +47,31 @@ def runs_below(folder: Path) -> list[Path]:
 
 
 def status_table(runs: list[Path]) -> str:
-    """One line per run: what it has differently from the others, and what became of it."""
-    names = name_points([read_flat_config(run) for run in runs])
-    rows = [HEADER, *((name, *status_row(run)) for name, run in zip(names, runs, strict=True))]
+    """One line per run: what it has differently from the others, and what became of it.
+
+    Columns that are empty in all rows are left out, except in front. Long names are shortened to keep the width.
+    """
+    configurations = [read_flat_config(run) for run in runs]
+    names = name_points(configurations)
+    rows: list[tuple[str, ...]] = [HEADER]
+    rows += [(name, *status_row(run, config)) for name, run, config in zip(names, runs, configurations, strict=True)]
+    rows = [tuple(cell for cell, keep in zip(row, _columns_to_show(rows), strict=True) if keep) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return "\n".join("  ".join(c.ljust(w) for c, w in zip(cells, widths, strict=True)).rstrip() for cells in rows)
+    too_wide = sum(widths) + 2 * (len(widths) - 1) - WIDTH
+    widths[0] = min(widths[0], max(SHORTEST_NAME, widths[0] - max(0, too_wide)))
+    return "\n".join(
+        "  ".join(_shortened(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        for row in rows
+    )
+
+
+def _columns_to_show(rows: list[tuple[str, ...]]) -> list[bool]:
+    optional = {"left", "reason"}
+    return [name not in optional or any(row[i] for row in rows[1:]) for i, name in enumerate(rows[0])]
+
+
+def _shortened(cell: str, width: int) -> str:
+    return cell if len(cell) <= width else cell[: width - 1] + "…"
 
 
 def read_flat_config(run: Path) -> dict[str, Any]:
@@ -62,17 +91,43 @@ def name_points(configurations: list[dict[str, Any]]) -> list[str]:
     return [name or str(values["name"]) for name, values in zip(named, configurations, strict=True)]
 
 
-def status_row(run: Path) -> tuple[str, ...]:
-    """job, state, step, loss, nodes, restarts: from SLURM while it remembers the job, otherwise from the run folder."""
+def status_row(run: Path, config: dict[str, Any]) -> tuple[str, ...]:
+    """The cells behind the name: from SLURM while it remembers the job, otherwise from the run folder."""
     submitted, attempts = SubmittedJob.of(run), read_json_lines(run / "slurm" / "attempts.jsonl")
-    shown, last = describe_job(submitted.job) if submitted else {}, last_train_record(run)
+    shown = describe_job(submitted.job) if submitted else {}
+    train, valid = last_records(run, "train", "valid")
     state = shown.get("JobState") or state_of_folder(run)
     nodes = shown.get("NodeList", "")
     if nodes in ("", "(null)", "None assigned"):
         nodes = attempts[-1].get("nodes") or "" if attempts else ""
     restarts = shown.get("Restarts") or (str(len(attempts) - 1) if attempts else "")
-    job = submitted.job if submitted else "local"
-    return job, state, str(last.get("step", "")), f"{last['loss']:.4f}" if last else "", nodes or "-", restarts or "0"
+    reason = shown.get("Reason", "None") if state == "PENDING" else "None"
+    return (
+        submitted.job if submitted else "local",
+        state,
+        f"{train['step']}/{config['train.max_step']}" if train else "-",
+        show_loss(train),
+        show_loss(valid),
+        time_left(train, config["train.max_step"]) if state == "RUNNING" else "",
+        nodes or "-",
+        restarts or "0",
+        "" if reason == "None" else reason,
+    )
+
+
+def show_loss(record: dict[str, Any]) -> str:
+    """Nats per token of a metrics record; `-` without one."""
+    if not record:
+        return "-"
+    return "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
+
+
+def time_left(train: dict[str, Any], max_step: int) -> str:
+    """Hours, minutes and seconds to the last step, at the pace of the newest log line."""
+    if not train or not train.get("ms_per_batch"):
+        return ""
+    minutes, seconds = divmod(round(train["ms_per_batch"] / 1000 * (max_step - train["step"])), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
 
 
 def state_of_folder(run: Path) -> str:
@@ -86,17 +141,32 @@ def state_of_folder(run: Path) -> str:
     return "STOPPED" if (run / "metrics.jsonl").exists() else "UNKNOWN"
 
 
-def last_train_record(run: Path) -> dict[str, Any]:
-    """The newest training record of metrics.jsonl; only its end is read, because a long run has a million of them."""
-    with contextlib.suppress(OSError), open(run / "metrics.jsonl", "rb") as file:
-        size = file.seek(0, 2)
-        file.seek(max(0, size - 65536))
-        for line in reversed(file.read().splitlines()):
-            with contextlib.suppress(ValueError, KeyError):
-                record: dict[str, Any] = json.loads(line)
-                if record["kind"] == "train":
-                    return record
-    return {}
+def last_records(run: Path, *kinds: str) -> list[dict[str, Any]]:
+    """The newest record of each kind in metrics.jsonl; {} where there is none.
+
+    The file is read from its end, because a long run has a million records. Damaged lines are passed over.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for line in _lines_from_the_end(run / "metrics.jsonl"):
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            record = json.loads(line)
+            if record["kind"] in kinds:
+                found.setdefault(record["kind"], record)
+        if len(found) == len(kinds):
+            break
+    return [found.get(kind, {}) for kind in kinds]
+
+
+def _lines_from_the_end(path: Path) -> Iterator[bytes]:
+    with contextlib.suppress(OSError), open(path, "rb") as file:
+        position, rest = file.seek(0, 2), b""
+        while position > 0:
+            begin = max(0, position - TAIL_BYTES)
+            file.seek(begin)
+            first, *lines = (file.read(position - begin) + rest).split(b"\n")
+            yield from reversed(lines)
+            position, rest = begin, first
+        yield rest
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:

@@ -1,0 +1,56 @@
+"""Stop runs: `txl cancel FOLDER...`. A training saves a checkpoint first, so that resume=auto continues it."""
+
+import argparse
+import contextlib
+import os
+import re
+import signal
+import socket
+import sys
+from pathlib import Path
+
+from txl.launch.job_state import ENDED, SubmittedJob, command_output, job_state
+from txl.launch.run_lock import is_locked, lock_owner
+from txl.launch.status import DEPTH, runs_below
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Cancel the runs of `cancel FOLDER...`; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="txl cancel", description="Stop runs; a training saves first.")
+    parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs")
+    code = 0
+    for folder in parser.parse_args(arguments).folders:
+        runs = runs_below(folder)
+        if not runs:
+            print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
+            code = 2
+        for run in runs:
+            problem = cancel_run(run)
+            if problem:
+                print(f"error: {run}: {problem}", file=sys.stderr)
+                code = 1
+    return code
+
+
+def cancel_run(run: Path) -> str | None:
+    """Stop a run's SLURM job or its process on this machine; returns what went wrong, or None."""
+    submitted = SubmittedJob.of(run)
+    if submitted is not None:
+        state = job_state(submitted.job)
+        if state is None or state in ENDED:
+            print(f"{run}: job {submitted.job} has ended already")
+            return None
+        if command_output("scancel", submitted.job) is None:
+            return f"scancel {submitted.job} failed"
+        print(f"{run}: job {submitted.job} was {state}, cancelled")
+        return None
+    if not is_locked(run):
+        print(f"{run}: not running")
+        return None
+    owner = re.fullmatch(r"process (\d+) on (.+)", lock_owner(run))
+    if owner is None or owner[2] != socket.gethostname():
+        return f"runs as {lock_owner(run)}; cancel it on that machine"
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(int(owner[1]), signal.SIGTERM)
+    print(f"{run}: process {owner[1]} was asked to save and stop")
+    return None
