@@ -1,0 +1,123 @@
+"""What README.md and docs/ say can be typed and followed: commands, options, links and paths exist."""
+
+import argparse
+import importlib.util
+import re
+import runpy
+import sys
+
+import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+
+from tests.support.composing import CONF, composed
+from tests.support.documents import DOCUMENTS, PROJECT, code_in, commands, name_of, slug
+from txl.cli.hydra_main import quoted
+from txl.config.did_you_mean import dotted_keys
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
+
+KINDS = {"train": RunConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
+FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}  # Hydra's
+COMMANDS = commands()
+
+
+class Parsed(Exception):
+    """The arguments of a command were accepted."""
+
+
+def overrides_of(words: list[str]) -> list[str]:
+    """The overrides of one point: of several values (-m), the first; without Hydra's own options."""
+    kept = [quoted(word) for word in words if word not in FLAGS | {"..."} and not word.startswith("hydra")]
+    parsed = OverridesParser.create().parse_overrides(kept)
+    return [
+        f"{one.key_or_group}={next(iter(one.sweep_string_iterator()))}" if one.is_sweep_override() else text
+        for one, text in zip(parsed, kept, strict=True)
+    ]
+
+
+def check_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`python -m module arguments`: its parser accepts the arguments; nothing is done."""
+    plain = argparse.ArgumentParser.parse_args
+
+    def parse(*given, **named):
+        plain(*given, **named)
+        raise Parsed
+
+    if module == "txl.launch":
+        assert arguments[0] == "status" and len(arguments) == 2
+        return
+    if not module.startswith("txl."):
+        assert importlib.util.find_spec(module), f"there is no {module}"
+        return
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+    monkeypatch.setattr(sys, "argv", [module, *arguments])
+    with pytest.raises(Parsed):
+        runpy.run_module(module, run_name="__main__")
+
+
+def check_make(words: list[str]) -> None:
+    """`make target... VARIABLE=value`: targets are those of the Makefile."""
+    targets = re.findall(r"^([\w-]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+    assert [word for word in words if "=" not in word and word not in targets] == []
+
+
+@pytest.mark.parametrize("words, place", COMMANDS, ids=[f"{place} {words[-1]}" for words, place in COMMANDS])
+def test_documented_commands_are_accepted(words, place, monkeypatch):
+    program, *rest = words
+    while program in ("torchrun", "srun"):  # what they start
+        rest = [word for word in rest if not word.startswith("-")]
+        program, rest = ("python", rest) if program == "torchrun" else (rest[0], rest[1:])
+    if program == "make":
+        check_make(rest)
+    elif rest[0] == "-m":
+        check_module(rest[1], [word for word in rest[2:] if word != "..."], monkeypatch)
+    else:
+        name = rest[0].removesuffix(".py")
+        assert (PROJECT / rest[0]).is_file(), f"{place}: there is no {rest[0]}"
+        if name in KINDS and "--help" not in rest:
+            needed = ["checkpoint=..."] if name == "evaluate" and "checkpoint=" not in " ".join(rest) else []
+            composed(*overrides_of(rest[1:]), *needed, name=name, kind=KINDS[name])
+
+
+PLACEHOLDERS = {"key", "group"}
+KEYS = PLACEHOLDERS | {key for kind in KINDS.values() for key in dotted_keys(kind)}
+GROUPS = {folder.name: folder for folder in CONF.iterdir() if folder.is_dir()}
+
+
+@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name != "faults.md"], ids=name_of)
+def test_options_in_the_documents_exist(document):
+    unknown = []
+    for code in code_in(document):
+        for key, value in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=([\w|-]*)", code.text):
+            if key in GROUPS and value:
+                known = {file.stem for file in GROUPS[key].glob("*.yaml")}
+                unknown += [f"{code.place}: {key}={one}" for one in value.split("|") if one not in known]
+            elif key not in KEYS | GROUPS.keys() and not key.startswith("hydra"):
+                unknown.append(f"{code.place}: {key}")
+    assert unknown == []
+
+
+def test_links_lead_somewhere():
+    broken = []
+    for document in DOCUMENTS:
+        for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
+            path, _, anchor = target.partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            file = (document.parent / path).resolve() if path else document
+            headings = re.findall(r"^#+ (.*)", file.read_text(), re.MULTILINE) if file.suffix == ".md" else []
+            if not file.exists() or (anchor and anchor not in map(slug, headings)):
+                broken.append(f"{name_of(document)}: {target}")
+    assert broken == []
+
+
+def test_paths_in_the_documents_exist():
+    missing = []
+    for document in DOCUMENTS:
+        for code in code_in(document):
+            for path in re.findall(
+                r"(?<![\w./-])((?:txl|tests|conf|docs|docker|hydra_plugins)/[\w./-]*\w/?)", code.text
+            ):
+                known = (PROJECT / path).exists() or path.startswith("conf/site") or "FOLDER" in path
+                if not known:
+                    missing.append(f"{code.place}: {path}")
+    assert missing == []
