@@ -9,7 +9,7 @@ import sys
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
-from tests.support.composing import CONF, composed
+from tests.support.configurations import CONF, composed
 from tests.support.documents import DOCUMENTS, PROJECT, code_in, commands, name_of, slug
 from txl.cli.hydra_main import quoted
 from txl.config.did_you_mean import dotted_keys

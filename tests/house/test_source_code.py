@@ -16,7 +16,7 @@ DOCSTRINGS_TO_COME = set(
 )
 NAMES_TO_COME = set(
     """run measure line write encode plain run_rank point check_source load read flat check_data Progress geometry_of
-    evaluate write_json join watch table announce run_folders stays""".split()
+    evaluate write_json join watch table announce run_folders stays command_output""".split()
 )
 
 Definition = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
