@@ -8,7 +8,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-slow faults lint parity clean
+.PHONY: help demo install test test-slow faults lint parity same-as clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -37,6 +37,10 @@ parity: $(VENV)/.installed-test ## the reference's training curves: make parity 
 	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
 	TXL_DATA=$(DATA) $(BIN)/python -m pytest -q -s -m slow tests/train/test_same_training.py
 	$(BIN)/python tests/parity.py --data $(DATA)
+
+same-as: $(VENV)/.installed-test ## is everything computed as by another revision, bit by bit? make same-as REV=... DATA=as for parity
+	@test -n "$(REV)" || { echo 'error: make same-as needs REV=REVISION' >&2; exit 2; }
+	$(BIN)/python tests/same_as.py $(REV) $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
