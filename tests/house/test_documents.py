@@ -42,9 +42,6 @@ def check_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
         plain(*given, **named)
         raise Parsed
 
-    if module == "txl.launch":
-        assert arguments[0] == "status" and len(arguments) == 2
-        return
     if not module.startswith("txl."):
         assert importlib.util.find_spec(module), f"there is no {module}"
         return
