@@ -20,8 +20,8 @@ from tests.support.golden import (
     reference_file,
     segment_losses,
 )
-from txl.checkpoint import store as ckpt
 from txl.checkpoint.__main__ import main
+from txl.checkpoint.checkpoint_files import read_checkpoint_file
 from txl.checkpoint.exchange import export_model, import_model
 from txl.checkpoint.reference_format import from_reference, to_reference
 from txl.checkpoint.safe_unpickle import load_checkpoint
@@ -81,7 +81,7 @@ def test_export_to_safetensors_and_json(tmp_path):
     import_model(reference_file(tmp_path / "c.pt", case, weights), tmp_path / "ours")
     export_model(tmp_path / "ours", tmp_path / "open", "safetensors")
     state = load_file(tmp_path / "open" / "model.safetensors")
-    expected = ckpt.read(tmp_path / "ours", "model.pt")
+    expected = read_checkpoint_file(tmp_path / "ours", "model.pt")
     assert all(torch.equal(state[name], tensor) for name, tensor in expected.items())
     values = json.loads((tmp_path / "open" / "config.json").read_text())
     assert from_dict(values["model"], ModelConfig).n_layer == case["config"]["n_layer"]

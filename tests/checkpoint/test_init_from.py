@@ -13,9 +13,16 @@ from tests.support.entry_points import run
 from tests.support.golden import MODELS, golden, reference_file
 from tests.support.models import model_config
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.checkpoint import init_from as fine_tuning
-from txl.checkpoint import store as ckpt
+from txl.checkpoint.checkpoint_files import read_checkpoint_file
 from txl.checkpoint.exchange import import_model
+from txl.checkpoint.init_from import (
+    BY_DISTANCE,
+    check_init_from_source,
+    copy_weights_that_fit,
+    initialize_from_checkpoint,
+    shared_ids,
+)
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.compose import from_dict, to_dict
 from txl.config.model import ModelConfig, Positions
 from txl.config.resume_changes import resume_differences
@@ -58,11 +65,11 @@ def source(tmp_path_factory):
 
 
 def weights(run_dir, step):
-    return ckpt.read(run_dir / "checkpoints" / f"step_{step}", "model.pt")
+    return read_checkpoint_file(run_dir / "checkpoints" / f"step_{step}", "model.pt")
 
 
 def vocabulary(run_dir):
-    return vocabulary_from_dict(ckpt.read(ckpt.resolve(run_dir), "vocabulary.json"))
+    return vocabulary_from_dict(read_checkpoint_file(resolve_checkpoint(run_dir), "vocabulary.json"))
 
 
 def test_with_the_same_vocabulary_it_begins_at_the_checkpoint_s_loss(source, tmp_path):
@@ -103,7 +110,7 @@ def test_another_vocabulary_takes_the_rows_of_shared_words_and_goes_on_without_t
 def carried(model, vocab, old_model, old_vocab, old_cutoffs):
     """The model's state before and after, and the counts."""
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    counts = fine_tuning.carry_over(model, vocab, old_model.state_dict(), old_vocab, old_cutoffs)
+    counts = copy_weights_that_fit(model, vocab, old_model.state_dict(), old_vocab, old_cutoffs)
     return before, model.state_dict(), counts
 
 
@@ -140,7 +147,7 @@ def test_in_one_table_rows_are_found_wherever_the_cutoffs_are():
     kept = before["softmax.cluster_weight"].numel() + before["softmax.cluster_bias"].numel()
     assert torch.equal(after["softmax.cluster_weight"], before["softmax.cluster_weight"])  # two there, one here
     one_word = 2 * 16 + 1
-    assert (counts.words, counts.of_parameters - counts.parameters) == (2, kept + one_word)
+    assert (counts.words, counts.all_parameters - counts.loaded_parameters) == (2, kept + one_word)
 
 
 @pytest.mark.parametrize("positions", [Positions.shaw, Positions.absolute_per_layer])
@@ -149,7 +156,7 @@ def test_of_learned_distances_the_nearest_come_over(positions, distances):
     vocab = WordVocabulary("abc")
     old_model, model = build(vocab, [], positions=positions), build(vocab, [], distances, positions=positions)
     before, after, _ = carried(model, vocab, old_model, vocab, [])
-    for name in set(fine_tuning.BY_DISTANCE) & after.keys():
+    for name in set(BY_DISTANCE) & after.keys():
         both = min(10, distances)
         assert torch.equal(after[name][:, -both:], old_model.state_dict()[name][:, -both:]), name
         assert torch.equal(after[name][:, :-both], before[name][:, :-both]), name
@@ -167,28 +174,28 @@ def test_tokens_of_every_kind_are_found_by_what_they_are():
         ),
         (BpeVocabulary("abc", ["a b"]), BpeVocabulary("bad", []), [(0, 1), (1, 0)]),
     ):
-        assert list(zip(*(ids.tolist() for ids in fine_tuning.shared_ids(new, old)), strict=True)) == shared
+        assert list(zip(*(ids.tolist() for ids in shared_ids(new, old)), strict=True)) == shared
 
 
 @pytest.mark.parametrize("name", ["large_like_div4", "untied", "attn_shaw"])
 def test_an_imported_checkpoint_is_a_beginning(name, tmp_path):
     case, _, tensors = golden(next(path for path in MODELS if path.stem == name))
     import_model(reference_file(tmp_path / "checkpoint_best.pt", case, tensors), tmp_path / "ours")
-    theirs = ckpt.read(tmp_path / "ours", "run.json")
+    theirs = read_checkpoint_file(tmp_path / "ours", "run.json")
     config = composed(f"init_from={tmp_path}/ours", "model.dropout=0.3")
     config = replace(config, model=replace(from_dict(theirs["model"], ModelConfig), name="mine", dropout=0.3))
-    fine_tuning.check_source(config)
+    check_init_from_source(config)
     vocab, lengths = vocabulary(tmp_path / "ours"), case["config"]
     longest = lengths["tgt_len"] + lengths["ext_len"] + lengths["mem_len"]
     model = TransformerXL(config.model, len(vocab), theirs["data"]["cutoffs"], longest)
-    counts = fine_tuning.begin(model, vocab, config)
-    assert counts.words == len(vocab) and counts.parameters == counts.of_parameters
-    for name, tensor in ckpt.read(tmp_path / "ours", "model.pt").items():
+    counts = initialize_from_checkpoint(model, vocab, config)
+    assert counts.words == len(vocab) and counts.loaded_parameters == counts.all_parameters
+    for name, tensor in read_checkpoint_file(tmp_path / "ours", "model.pt").items():
         assert torch.equal(model.state_dict()[name], tensor), name
 
 
-def torn(folder, tmp_path):
-    copy = shutil.copytree((folder / "checkpoints" / "best").resolve(), tmp_path / "torn")
+def damaged_copy(folder, tmp_path):
+    copy = shutil.copytree((folder / "checkpoints" / "best").resolve(), tmp_path / "damaged")
     (copy / "model.pt").write_bytes((copy / "model.pt").read_bytes()[:-1])
     return copy
 
@@ -196,7 +203,7 @@ def torn(folder, tmp_path):
 MISTAKES = {
     "absent": (["init_from=nowhere"], "init_from=nowhere does not exist; name a run folder or one of its checkpoints"),
     "empty": (["init_from={tmp}"], "init_from={tmp} holds no manifest.json"),
-    "torn": (["init_from={torn}"], "init_from={torn}: checkpoint {torn} is torn: model.pt is not what"),
+    "damaged": (["init_from={damaged}"], "init_from={damaged}: checkpoint {damaged} is damaged: model.pt differs from"),
     "width": (["model.d_model=32"], "model.d_model=16, this run 32: its weights do not fit; set model.d_model=16"),
     "positions": (["model.positions=shaw"], "has model.positions=relative, this run shaw"),
     "kind": (["data.vocab=char"], "has data.vocab=word, this run char"),
@@ -208,7 +215,7 @@ MISTAKES = {
 def test_a_mistake_is_one_line_before_any_work(name, source, tmp_path):
     folder, data = source
     overrides, message = MISTAKES[name]
-    places = {"tmp": tmp_path, "torn": torn(folder, tmp_path)}
+    places = {"tmp": tmp_path, "damaged": damaged_copy(folder, tmp_path)}
     given = [f"init_from={folder}", *(override.format(**places) for override in overrides)]
     config = composed(*TINY_RUN, *data, *given, f"run_dir={tmp_path}/run")
     for resume in (None, "auto"):

@@ -14,7 +14,7 @@ from tests.support.configurations import composed
 from tests.support.entry_points import run
 from tests.support.made_data import write_bpe, write_lm1b, write_one_file, write_splits
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.checkpoint import store as ckpt
+from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
 from txl.config.schema import EvaluateConfig
 from txl.data.corpus import open_corpus
 from txl.launch.prepare import prepare
@@ -160,9 +160,9 @@ def test_typed_sentences_begin_with_s_and_have_no_joiners(tmp_path):
 
 def final_state(run_dir, step):
     folder = run_dir / "checkpoints" / f"step_{step}"
-    optimizer, mems = ckpt.read(folder, "optimizer.pt")["state"], ckpt.read_columns(folder, range(8))
-    state = {key: value for key, value in ckpt.read(folder, "state.json").items() if key != "train_seconds"}
-    return {"model": ckpt.read(folder, "model.pt"), "optimizer": optimizer, "mems": mems, "state": state}
+    optimizer, mems = read_checkpoint_file(folder, "optimizer.pt")["state"], read_memory_columns(folder, range(8))
+    state = {key: value for key, value in read_checkpoint_file(folder, "state.json").items() if key != "train_seconds"}
+    return {"model": read_checkpoint_file(folder, "model.pt"), "optimizer": optimizer, "mems": mems, "state": state}
 
 
 def test_a_run_on_sentences_goes_on_bitwise_in_the_middle_of_a_file(tmp_path):

@@ -16,7 +16,8 @@ from tests.support.entry_points import run
 from tests.support.made_data import write_corpus
 from tests.support.models import build
 from tests.support.tiny_runs import TINY_RUN
-from txl.checkpoint import store as ckpt
+from txl.checkpoint.checkpoint_files import CheckpointError
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.weights import load_weights
 from txl.cli.hydra_main import quoted
 from txl.config.geometry import Geometry
@@ -212,14 +213,14 @@ def test_a_mistake_is_one_line(trained, tmp_path):
 
 def test_a_checkpoint_of_something_else_is_named(trained, tmp_path):
     (tmp_path / "checkpoint_best.pt").write_bytes(b"")
-    with pytest.raises(ckpt.CheckpointError, match="python -m txl.checkpoint import .*checkpoint_best.pt FOLDER"):
-        ckpt.resolve(tmp_path / "checkpoint_best.pt")
+    with pytest.raises(CheckpointError, match="python -m txl.checkpoint import .*checkpoint_best.pt FOLDER"):
+        resolve_checkpoint(tmp_path / "checkpoint_best.pt")
     other = build(n_layer=3).state_dict()
-    with pytest.raises(ckpt.CheckpointError, match="another architecture: it has no layers.2"):
+    with pytest.raises(CheckpointError, match="another architecture: it has no layers.2"):
         load_weights(build(n_layer=3), build().state_dict(), "best")
-    with pytest.raises(ckpt.CheckpointError, match="layers.2.*is not part of this model"):
+    with pytest.raises(CheckpointError, match="layers.2.*is not part of this model"):
         load_weights(build(), other, "best")
-    with pytest.raises(ckpt.CheckpointError, match="another architecture or vocabulary: .*this model needs"):
+    with pytest.raises(CheckpointError, match="another architecture or vocabulary: .*this model needs"):
         load_weights(build(d_model=8, d_inner=8), build(d_inner=16).state_dict(), "best")
 
 
@@ -234,12 +235,12 @@ def test_data_with_another_vocabulary_is_refused(trained, tmp_path):
         train.write_text(kept)
 
 
-def test_a_torn_checkpoint_is_refused(trained, tmp_path):
-    torn = tmp_path / "torn"
-    shutil.copytree((trained / "checkpoints" / "best").resolve(), torn)
-    (torn / "model.pt").write_bytes((torn / "model.pt").read_bytes()[:-1])
-    with pytest.raises(ckpt.CheckpointError, match="is torn: model.pt"):
-        score(torn, tmp_path)
+def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree((trained / "checkpoints" / "best").resolve(), copy)
+    (copy / "model.pt").write_bytes((copy / "model.pt").read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match="is damaged: model.pt"):
+        score(copy, tmp_path)
 
 
 def test_ext_len_is_evaluated_by_the_eager_runtime():

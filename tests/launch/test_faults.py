@@ -26,7 +26,7 @@ from tests.support.slurm_site import (
 )
 from tests.support.tiny_runs import metrics
 from tests.support.wandb_files import wandb_records
-from txl.checkpoint import store as ckpt
+from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
 
 STEPS = 40
 FOR_EVER = "train.max_step=100000"
@@ -152,9 +152,9 @@ def test_a_job_that_times_out_too_often_fails_and_says_so(site, faults):
 def final_state(run_dir):
     folder = run_dir / "checkpoints" / f"step_{STEPS}"
     return {
-        "model": ckpt.read(folder, "model.pt"),
-        "optimizer": ckpt.read(folder, "optimizer.pt")["state"],
-        "mems": ckpt.read_columns(folder, range(8)),
+        "model": read_checkpoint_file(folder, "model.pt"),
+        "optimizer": read_checkpoint_file(folder, "optimizer.pt")["state"],
+        "mems": read_memory_columns(folder, range(8)),
     }
 
 

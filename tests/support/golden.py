@@ -10,8 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from txl.checkpoint import reference_format as convert
-from txl.checkpoint.reference_format import from_reference
+from txl.checkpoint.reference_format import ATTENTION_TYPES, external_model_config, from_reference
 from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
 from txl.model.transformer import TransformerXL
@@ -31,7 +30,7 @@ def cases(*keys):
 
 def model_config(c: dict) -> ModelConfig:
     """As the importer reads the reference's own configuration."""
-    return convert.model_config(c, convert.ATTENTION_TYPES[c["attn_type"]], untie_r=False)
+    return external_model_config(c, ATTENTION_TYPES[c["attn_type"]], untie_r=False)
 
 
 def geometry(c: dict) -> Geometry:

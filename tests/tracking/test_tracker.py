@@ -113,10 +113,10 @@ def test_end_of_training_has_test_block_time_and_throughput(tmp_path, capsys):
 
 def test_warnings_of_other_modules_reach_console_and_logs(tmp_path, capsys):
     t = tracker(tmp_path)
-    logging.getLogger("txl.checkpoint.store").warning("step_%d is torn; using the one before", 40)
+    logging.getLogger("txl.checkpoint.store").warning("step_%d is damaged; using the one before", 40)
     t.close()
-    assert capsys.readouterr().out == "warning: step_40 is torn; using the one before\n"
-    assert "WARNING txl.checkpoint: step_40 is torn" in (tmp_path / "logs" / "rank_0.log").read_text()
+    assert capsys.readouterr().out == "warning: step_40 is damaged; using the one before\n"
+    assert "WARNING txl.checkpoint.store: step_40 is damaged" in (tmp_path / "logs" / "rank_0.log").read_text()
 
 
 def test_other_ranks_write_their_own_log_only(tmp_path, capsys):

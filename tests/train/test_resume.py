@@ -12,7 +12,7 @@ from tests.support.bitwise import assert_bitwise_equal
 from tests.support.entry_points import command, environment, run
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.checkpoint import store as ckpt
+from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns, verify_checkpoint
 
 STEPS = 60
 
@@ -20,10 +20,10 @@ STEPS = 60
 def final_state(run_dir):
     folder = run_dir / "checkpoints" / f"step_{STEPS}"
     return {
-        "model": ckpt.read(folder, "model.pt"),
-        "optimizer": ckpt.read(folder, "optimizer.pt"),
-        "mems": ckpt.read_columns(folder, range(8)),
-        "state": {k: v for k, v in ckpt.read(folder, "state.json").items() if k != "train_seconds"},
+        "model": read_checkpoint_file(folder, "model.pt"),
+        "optimizer": read_checkpoint_file(folder, "optimizer.pt"),
+        "mems": read_memory_columns(folder, range(8)),
+        "state": {k: v for k, v in read_checkpoint_file(folder, "state.json").items() if k != "train_seconds"},
     }
 
 
@@ -151,20 +151,22 @@ def test_resume_from_a_path_that_does_not_exist_is_an_error(short_run):
     assert "nowhere" in done.stderr and "does not exist" in done.stderr
 
 
-def test_a_torn_checkpoint_is_passed_over_loudly_and_written_again(short_run, tmp_path):
+def test_a_damaged_checkpoint_is_reported_passed_over_and_written_again(short_run, tmp_path):
     folder, shared = short_run
     shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
-    torn = tmp_path / "run/checkpoints/step_12/model.pt"
-    torn.write_bytes(torn.read_bytes()[:-100])
+    damaged = tmp_path / "run/checkpoints/step_12/model.pt"
+    damaged.write_bytes(damaged.read_bytes()[:-100])
     (tmp_path / "run/summary.json").unlink()
     shared = [*shared, f"run_dir={tmp_path}/run", "train.max_step=12", "resume=auto"]
     done = run("train.py", *shared, cwd=tmp_path)
-    assert "torn" in done.stdout + done.stderr and "step_12" in done.stdout + done.stderr
+    assert "damaged" in done.stdout + done.stderr and "step_12" in done.stdout + done.stderr
     assert "going on from" in done.stdout and "step_8" in done.stdout
     assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 13))
-    states = [ckpt.read(path / "run/checkpoints/step_12", "optimizer.pt")["state"] for path in (folder, tmp_path)]
+    states = [
+        read_checkpoint_file(path / "run/checkpoints/step_12", "optimizer.pt")["state"] for path in (folder, tmp_path)
+    ]
     assert_bitwise_equal(*states)
-    ckpt.verify(tmp_path / "run/checkpoints/step_12")
+    verify_checkpoint(tmp_path / "run/checkpoints/step_12")
 
 
 def test_max_step_may_be_raised_from_an_older_checkpoint_and_no_step_is_missing(short_run, tmp_path):

@@ -16,8 +16,9 @@ from tests.support.entry_points import run
 from tests.support.made_data import write_corpus
 from tests.support.models import model_config
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.checkpoint import store as ckpt
+from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
 from txl.checkpoint.exchange import export_model
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.model import Init
 from txl.config.schema import EvaluateConfig
 from txl.errors import ConfigError
@@ -58,7 +59,7 @@ def train(tmp_path, monkeypatch):
 
 
 def weights(run_dir, name="last"):
-    return ckpt.read((run_dir / "checkpoints" / name).resolve(), "model.pt")
+    return read_checkpoint_file((run_dir / "checkpoints" / name).resolve(), "model.pt")
 
 
 # --------------------------------------------------------------------------- memories on the host
@@ -78,7 +79,7 @@ def test_memories_that_wait_on_the_host_change_nothing(train, monkeypatch):
     monkeypatch.setattr(trainer, "Memories", Swapped)
     half = train(*chunks, "train.max_step=3", "scheduler.max_step=6")
     rest = train(*chunks, "scheduler.max_step=6", f"resume={half}/checkpoints/last")
-    mems = [ckpt.read_columns((path / "checkpoints/last").resolve(), range(8)) for path in (straight, rest)]
+    mems = [read_memory_columns((path / "checkpoints/last").resolve(), range(8)) for path in (straight, rest)]
     assert torch.equal(*mems)
     assert all(torch.equal(value, weights(rest)[name]) for name, value in weights(straight).items())
 
@@ -109,7 +110,7 @@ def test_without_validation_a_run_only_trains_and_saves(train):
     summary = json.loads((run_dir / "summary.json").read_text())
     assert summary["best_valid_loss"] is None and "test" not in summary
     assert {path.name for path in (run_dir / "checkpoints").iterdir()} == {"step_3", "step_4", "last"}
-    assert ckpt.resolve(run_dir).name == "step_4"  # what evaluate.py then reads
+    assert resolve_checkpoint(run_dir).name == "step_4"  # what evaluate.py then reads
 
 
 def files_below(folder):

@@ -1,4 +1,4 @@
-"""`python -m txl.checkpoint import SOURCE FOLDER` and `python -m txl.checkpoint export CHECKPOINT TARGET`."""
+"""The commands `python -m txl.checkpoint import SOURCE FOLDER` and `... export CHECKPOINT TARGET`."""
 
 import argparse
 import sys
@@ -9,15 +9,17 @@ from txl.errors import ConfigError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """`python -m txl.checkpoint import SOURCE FOLDER`, `... export CHECKPOINT TARGET`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m txl.checkpoint", description="Models from elsewhere, and back.")
+    """Run the command; returns the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m txl.checkpoint", description="Convert models from and to the formats of other programs."
+    )
     commands = parser.add_subparsers(dest="command", required=True)
-    one = commands.add_parser("import", help="a checkpoint of the reference (.pt) or of Hugging Face (folder)")
-    two = commands.add_parser("export", help="to the reference's layout, or safetensors and JSON")
-    for command in (one, two):
+    import_ = commands.add_parser("import", help="convert the reference's checkpoint (.pt) or a folder of Hugging Face")
+    export = commands.add_parser("export", help="convert to the reference's format, or to safetensors and JSON")
+    for command in (import_, export):
         command.add_argument("source", type=Path)
         command.add_argument("target", type=Path)
-    two.add_argument("--format", choices=["reference", "safetensors"], default="reference")
+    export.add_argument("--format", choices=["reference", "safetensors"], default="reference")
     given = parser.parse_args(arguments)
     try:
         if given.command == "import":

@@ -1,16 +1,31 @@
-"""Models of other implementations: import them as checkpoints, export checkpoints to them."""
+"""Convert models of other programs to checkpoints (import), and checkpoints to their formats (export)."""
 
 import json
 import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from txl.checkpoint.checkpoint_files import (
+    MANIFEST,
+    CheckpointError,
+    publish_checkpoint,
+    read_checkpoint_file,
+    verify_checkpoint,
+    write_checkpoint_file,
+)
 from txl.checkpoint.hugging_face import read_hugging_face
-from txl.checkpoint.reference_format import LENGTHS, Foreign, read_reference, to_reference, write_reference
+from txl.checkpoint.reference_format import (
+    LENGTHS,
+    ExternalModel,
+    read_reference,
+    reference_checkpoint,
+    to_reference,
+)
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.safe_unpickle import load_checkpoint
-from txl.checkpoint.store import MANIFEST, CheckpointError, commit, read, resolve, verify, write
 from txl.checkpoint.weights import load_weights
 from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, Metric, VocabKind
@@ -20,53 +35,78 @@ from txl.data.vocabulary import vocabulary_from_dict
 from txl.data.word_vocabulary import WordVocabulary
 from txl.model.transformer import TransformerXL
 
-# --------------------------------------------------------------------------- from elsewhere, and back
+# --------------------------------------------------------------------------- import
 
 
 def import_model(source: Path, target: Path) -> list[str]:
-    """A foreign checkpoint -> a checkpoint folder; returns a report. Raises ConfigError for what cannot be read.
+    """Convert another program's model to a checkpoint folder.
 
-    source: the reference's checkpoint_best.pt, or a folder that Hugging Face's TransfoXLLMHeadModel was saved to.
+    Args:
+        source: the reference's checkpoint_best.pt, or a folder that Hugging Face's TransfoXLLMHeadModel was saved to.
+        target: the checkpoint folder to write; it must not exist.
+
+    Returns:
+        Lines that say what was read and how it was converted.
+
+    Raises:
+        ConfigError: the source cannot be read, or the target exists.
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another folder")
-    foreign = _read_hugging_face(source) if source.is_dir() else _read_reference(source)
-    words = foreign.words
+    external = _read_hugging_face_folder(source) if source.is_dir() else _read_reference_file(source)
+    words = external.words
     if words is None:
-        words = [f"token{i}" for i in range(foreign.vocab_size)]
-        foreign.report.append("no vocabulary: tokens are named token0, token1, ...")
-    if len(words) != foreign.vocab_size:
-        raise CheckpointError(f"{source}: {len(words)} words in its vocabulary, {foreign.vocab_size} in its model")
-    vocab = WordVocabulary(words, foreign.lower_case)
+        words = [f"token{i}" for i in range(external.vocab_size)]
+        external.report.append("no vocabulary: tokens are named token0, token1, ...")
+    if len(words) != external.vocab_size:
+        raise CheckpointError(f"{source}: {len(words)} words in its vocabulary, {external.vocab_size} in its model")
+    vocab = WordVocabulary(words, external.lower_case)
+    run = _description(external)
+    built = TransformerXL(external.model, len(words), external.cutoffs, longest_context(run["train"]))
+    load_weights(built, external.state, str(source))
+    _write_checkpoint(
+        target,
+        {
+            "model.pt": external.state,
+            "run.json": run | {"imported_from": str(source)},
+            "vocabulary.json": vocab.to_dict(),
+        },
+    )
+    model = external.model
+    shape = f"{model.n_layer} layers, d_model {model.d_model}, n_head {model.n_head}, d_head {model.d_head}"
+    size = f"{sum(p.numel() for p in built.parameters()):,} parameters, vocabulary {len(words):,}"
+    line = f"{shape}, d_inner {model.d_inner}, div_val {model.div_val}: {size}"
+    return [*external.report, line, f"written: {target}"]
+
+
+def _description(external: ExternalModel) -> dict[str, Any]:
+    """The content of run.json: the settings of an imported model."""
     data = DataConfig(
-        name=foreign.dataset,
-        path=os.path.join(os.environ.get("TXL_DATA", "data"), foreign.dataset),
+        name=external.dataset,
+        path=os.path.join(os.environ.get("TXL_DATA", "data"), external.dataset),
         split=[0.9, 0.05, 0.05],
         vocab=VocabKind.word,
-        lower_case=foreign.lower_case,
+        lower_case=external.lower_case,
         min_freq=0,
-        cutoffs=foreign.cutoffs,
+        cutoffs=external.cutoffs,
         metric=Metric.ppl,
         cache=os.environ.get("TXL_CACHE", "data/cache"),
     )
-    lengths = to_dict(foreign.lengths)
-    run = {"model": to_dict(foreign.model), "data": to_dict(data), "train": lengths, "evaluation": lengths}
-    built = TransformerXL(foreign.model, len(words), foreign.cutoffs, longest_context(lengths))
-    load_weights(built, foreign.state, str(source))
-    documents = {"run.json": run | {"imported_from": str(source)}, "vocabulary.json": vocab.to_dict()}
+    lengths = to_dict(external.lengths)
+    return {"model": to_dict(external.model), "data": to_dict(data), "train": lengths, "evaluation": lengths}
+
+
+def _write_checkpoint(target: Path, contents: dict[str, Any]) -> None:
+    """Write a checkpoint of no training run: file name -> content."""
     partial = target.with_name(f".{target.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    files = {name: write(partial / name, value) for name, value in ({"model.pt": foreign.state} | documents).items()}
-    write(partial / MANIFEST, {"step": 0, "world_size": 0, "files": files})
-    commit(partial, target)
-    model = foreign.model
-    shape = f"{model.n_layer} layers, d_model {model.d_model}, n_head {model.n_head}, d_head {model.d_head}"
-    size = f"{sum(p.numel() for p in built.parameters()):,} parameters, vocabulary {len(words):,}"
-    return [*foreign.report, f"{shape}, d_inner {model.d_inner}, div_val {model.div_val}: {size}", f"written: {target}"]
+    files = {name: write_checkpoint_file(partial / name, value) for name, value in contents.items()}
+    write_checkpoint_file(partial / MANIFEST, {"step": 0, "world_size": 0, "files": files})
+    publish_checkpoint(partial, target)
 
 
-def _read_reference(source: Path):
+def _read_reference_file(source: Path) -> ExternalModel:
     checkpoint = load_checkpoint(source)
     if not isinstance(checkpoint, dict) or not {"model_config", "model_state"} <= set(checkpoint):
         raise CheckpointError(f"{source} holds no model_config and model_state: not a checkpoint of the reference")
@@ -76,10 +116,10 @@ def _read_reference(source: Path):
         raise CheckpointError(f"{source}: incomplete ({type(error).__name__}: {error})") from None
 
 
-def _read_hugging_face(source: Path):
+def _read_hugging_face_folder(source: Path) -> ExternalModel:
     weights = [source / name for name in ("pytorch_model.bin", "model.safetensors") if (source / name).exists()]
     if not weights or not (source / "config.json").exists():
-        raise CheckpointError(f"{source} lacks config.json or pytorch_model.bin: not a folder of Hugging Face's")
+        raise CheckpointError(f"{source} lacks config.json or pytorch_model.bin: not a model folder of Hugging Face")
     if weights[0].suffix == ".bin":
         state = load_checkpoint(weights[0])
     else:
@@ -97,23 +137,41 @@ def _read_hugging_face(source: Path):
         raise CheckpointError(f"{source}: no TransfoXLLMHeadModel ({type(error).__name__}: {error})") from None
 
 
+# --------------------------------------------------------------------------- export
+
+
 def export_model(source: Path, target: Path, form: str) -> list[str]:
-    """A checkpoint -> the reference's layout (one .pt file), or safetensors with JSON beside it (a folder)."""
+    """Convert a checkpoint to another format.
+
+    Args:
+        source: a checkpoint, or a run folder.
+        target: the .pt file (reference) or the folder (safetensors) to write; it must not exist.
+        form: "reference": one .pt file in the reference's layout; "safetensors": model.safetensors with JSON beside it.
+
+    Returns:
+        Lines that say what was written.
+
+    Raises:
+        CheckpointError: the source is no intact checkpoint, or the target exists.
+    """
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another one")
-    folder = resolve(source)
-    verify(folder)
-    run, vocabulary, state = (read(folder, name) for name in ("run.json", "vocabulary.json", "model.pt"))
+    folder = resolve_checkpoint(source)
+    verify_checkpoint(folder)
+    run, vocabulary, state = (
+        read_checkpoint_file(folder, name) for name in ("run.json", "vocabulary.json", "model.pt")
+    )
     if form == "safetensors":
         from safetensors.torch import save_file
 
         target.mkdir(parents=True)
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, target / "model.safetensors")
-        write(target / "config.json", {key: run[key] for key in ("model", "data", "train", "evaluation")})
-        write(target / "vocabulary.json", vocabulary)
+        described = {key: run[key] for key in ("model", "data", "train", "evaluation")}
+        write_checkpoint_file(target / "config.json", described)
+        write_checkpoint_file(target / "vocabulary.json", vocabulary)
         return [f"{len(state)} tensors", f"written: {target}"]
     vocab = vocabulary_from_dict(vocabulary)
-    foreign = Foreign(
+    external = ExternalModel(
         model=from_dict(run["model"], ModelConfig),
         state=state,
         vocab_size=len(vocab),
@@ -124,9 +182,9 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
         dataset=run["data"]["name"],
         report=[],
     )
-    torch.save(write_reference(foreign), target)
-    theirs = len(to_reference(state, foreign.model))
-    report = [f"{len(state)} tensors of ours, {theirs} of the reference's", f"written: {target}"]
-    if foreign.words is None:
-        report.insert(1, f"its {vocab.kind} vocabulary has no place there: only the weights went along")
+    torch.save(reference_checkpoint(external), target)
+    count = len(to_reference(state, external.model))
+    report = [f"{len(state)} tensors here, {count} in the reference's format", f"written: {target}"]
+    if external.words is None:
+        report.insert(1, f"the reference's format cannot hold a {vocab.kind} vocabulary: only weights were written")
     return report

@@ -1,10 +1,10 @@
-"""A run that begins with the weights of another: init_from=CHECKPOINT. Its data set and vocabulary may be others.
+"""init_from=CHECKPOINT: a run begins with the weights of another run, whose data set and vocabulary may differ.
 
-Weights alone are taken. Layers, positions and projections come over whole, vectors and biases of words row by row: the
-new word's row is that of the same word (byte, character, byte pair). Where clusters have widths of their own
-(model.div_val above 1), a word finds its row only if it stands in the cluster of the same number; otherwise one table
-holds all words, wherever data.cutoffs are. The clusters' own vectors come over if there are as many of them, and of
-learned distances the nearest. All else stays as it was initialised.
+Only weights are taken over. Layers, positions and projections are copied whole. Word vectors and word biases are copied
+row by row: the row of a word (byte, character, byte pair) comes from the same word's row in the checkpoint. If clusters
+have widths of their own (model.div_val above 1), this works only for words that are in the cluster of the same number;
+otherwise one table holds all words, and data.cutoffs do not matter. The clusters' own vectors are copied if the number
+of clusters is the same. Of learned distances the nearest are copied. All other weights stay as they were initialised.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txl.checkpoint import store
+from txl.checkpoint.checkpoint_files import CheckpointError, read_checkpoint_file, verify_checkpoint
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.compose import to_dict
 from txl.config.rules import shown
 from txl.config.schema import RunConfig
@@ -26,85 +27,99 @@ ARCHITECTURE = """
 """
 
 
-BY_WORD = ("embedding.tables.", "softmax.weights.", "softmax.biases.")
+BY_WORD = ("embedding.tables.", "softmax.weights.", "softmax.biases.")  # one row per word
 
 
 BY_DISTANCE = ("positions.table", "positions.distance_key", "positions.distance_bias")  # [layers, distances, ...]
 
 
 @dataclass(frozen=True)
-class Carried:
-    """What came over."""
+class InitFromReport:
+    """How much of a model was taken over from the checkpoint; `str` makes the line for the user."""
 
-    words: int
+    words: int  # words whose rows were copied
     vocab_size: int
-    noun: str
-    parameters: int
-    of_parameters: int
+    noun: str  # what the vocabulary's entries are called
+    loaded_parameters: int
+    all_parameters: int
 
     def __str__(self) -> str:
         return (
             f"init_from: {self.words:,} of {self.vocab_size:,} {self.noun} carried over, "
             f"{self.vocab_size - self.words:,} initialised; "
-            f"{self.parameters:,} parameters of {self.of_parameters:,} loaded"
+            f"{self.loaded_parameters:,} parameters of {self.all_parameters:,} loaded"
         )
 
 
-def check_source(config: RunConfig) -> None:
-    """CheckpointError where the checkpoint is absent, torn, or of another architecture."""
-    folder = store.resolve(config.init_from, "init_from")
+# --------------------------------------------------------------------------- before the run
+
+
+def check_init_from_source(config: RunConfig) -> None:
+    """Raises CheckpointError if config.init_from names no intact checkpoint, or one of another architecture."""
+    folder = resolve_checkpoint(config.init_from or "", "init_from")
     try:
-        store.verify(folder)
-    except store.CheckpointError as error:
-        raise store.CheckpointError(f"init_from={config.init_from}: {error}; name another checkpoint") from None
-    run, now = store.read(folder, "run.json"), to_dict(config)
-    was = architecture(run["model"]) | {"data.vocab": run["data"]["vocab"]}
-    for key, value in (architecture(now["model"]) | {"data.vocab": now["data"]["vocab"]}).items():
-        if was.get(key, value) != value:
-            raise store.CheckpointError(
-                f"init_from={config.init_from} has {key}={shown(was[key])}, this run {shown(value)}: its weights do "
-                f"not fit; set {key}={shown(was[key])}, or name another checkpoint"
+        verify_checkpoint(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"init_from={config.init_from}: {error}; name another checkpoint") from None
+    run, now = read_checkpoint_file(folder, "run.json"), to_dict(config)
+    there = _architecture(run["model"]) | {"data.vocab": run["data"]["vocab"]}
+    for key, value in (_architecture(now["model"]) | {"data.vocab": now["data"]["vocab"]}).items():
+        if there.get(key, value) != value:
+            raise CheckpointError(
+                f"init_from={config.init_from} has {key}={shown(there[key])}, this run {shown(value)}: its weights do "
+                f"not fit; set {key}={shown(there[key])}, or name another checkpoint"
             )
 
 
-def architecture(model: dict[str, Any]) -> dict[str, Any]:
-    """What the shapes and the meaning of weights depend on, written in one way."""
+def _architecture(model: dict[str, Any]) -> dict[str, Any]:
+    """The options that decide the shapes and the meaning of weights; equal architectures give equal dicts."""
     values = {f"model.{key}": model[key] for key in ARCHITECTURE.split()}
     values["model.d_embed"] = width = model["d_embed"] or model["d_model"]
     if model["div_val"] == 1 and width == model["d_model"]:
-        del values["model.tie_projs"]  # there are no projections
+        del values["model.tie_projs"]  # such a model has no projections
     else:
         tied = list(model["tie_projs"])
-        while tied[-2:-1] == tied[-1:]:  # the last entry holds for all further ones
+        while tied[-2:-1] == tied[-1:]:  # the last entry holds for all further clusters
             tied.pop()
         values["model.tie_projs"] = tied
     return values
 
 
-def begin(model: TransformerXL, vocab: Vocabulary, config: RunConfig) -> Carried:
-    """Copy what fits of the checkpoint, which `check_source` has passed, into a model that is initialised."""
-    folder = store.resolve(config.init_from, "init_from")
-    run, state = store.read(folder, "run.json"), store.read(folder, "model.pt")
-    old = vocabulary_from_dict(store.read(folder, "vocabulary.json"))
+# --------------------------------------------------------------------------- in the run
+
+
+def initialize_from_checkpoint(model: TransformerXL, vocab: Vocabulary, config: RunConfig) -> InitFromReport:
+    """Copy what fits from the checkpoint config.init_from, which `check_init_from_source` accepted, into a fresh model."""
+    folder = resolve_checkpoint(config.init_from or "", "init_from")
+    run, state = read_checkpoint_file(folder, "run.json"), read_checkpoint_file(folder, "model.pt")
+    old_vocab = vocabulary_from_dict(read_checkpoint_file(folder, "vocabulary.json"))
     cutoffs = run["data"]["cutoffs"] if run["model"]["adaptive"] else []
-    return carry_over(model, vocab, state, old, cutoffs)
+    return copy_weights_that_fit(model, vocab, state, old_vocab, cutoffs)
 
 
 @torch.no_grad()
-def carry_over(
+def copy_weights_that_fit(
     model: TransformerXL, vocab: Vocabulary, state: dict[str, Tensor], old_vocab: Vocabulary, old_cutoffs: list[int]
-) -> Carried:
-    """The model's own state dict is written to: tensors stay where optimizers and wrappers know them."""
+) -> InitFromReport:
+    """Copy weights into a model in place, so that optimizers and wrappers keep their tensors.
+
+    Args:
+        model: the model that the run begins with, initialised.
+        vocab: its vocabulary.
+        state: the checkpoint's weights by name.
+        old_vocab: the checkpoint's vocabulary.
+        old_cutoffs: the checkpoint's cluster boundaries; empty if it has one softmax.
+    """
     own, loaded = model.state_dict(), 0
-    rows = rows_by_table(model, vocab, old_vocab, old_cutoffs)
+    rows = _rows_by_table(model, vocab, old_vocab, old_cutoffs)
     for name, tensor in own.items():
         source = state.get(name)
-        if source is None:  # of a cluster that the checkpoint has not
+        if source is None:  # belongs to a cluster that the checkpoint does not have
             continue
         if name.startswith(BY_WORD):
-            to, of = rows[int(name.rpartition(".")[2])]
-            tensor[to.to(tensor.device)] = source[of].to(tensor)
-            loaded += tensor[0].numel() * len(to)
+            here, there = rows[int(name.rpartition(".")[2])]
+            tensor[here.to(tensor.device)] = source[there].to(tensor)
+            loaded += tensor[0].numel() * len(here)
             continue
         if name in BY_DISTANCE:
             nearest = min(tensor.shape[1], source.shape[1])
@@ -114,38 +129,41 @@ def carry_over(
             continue
         tensor.copy_(source)
         loaded += tensor.numel()
-    words = sum(len(to) for to, _ in rows)
+    words = sum(len(here) for here, _ in rows)
     noun, total = vocab.noun, sum(tensor.numel() for tensor in own.values())
-    return Carried(words, len(vocab), noun, loaded, total)
+    return InitFromReport(words, len(vocab), noun, loaded, total)
 
 
-def rows_by_table(
+def _rows_by_table(
     model: TransformerXL, vocab: Vocabulary, old_vocab: Vocabulary, old_cutoffs: list[int]
 ) -> list[tuple[Tensor, Tensor]]:
-    """For every table of the model: its rows, and the rows of the same words in the checkpoint's table."""
-    to, of = shared_ids(vocab, old_vocab)
+    """For every table of the model: its rows, and the same words' rows in the checkpoint's table."""
+    here, there = shared_ids(vocab, old_vocab)
     tables = len(model.embedding.tables)
     if tables == 1:
-        return [(to, of)]
+        return [(here, there)]
     clusters = model.embedding.clusters
     spans = clusters.spans
     old_spans = VocabularyClusters(len(old_vocab), old_cutoffs, clusters.widths[0], 1).spans
     found = []
     for i, (begin, end) in enumerate(spans):
         old_begin, old_end = old_spans[i] if i < len(old_spans) else (0, 0)
-        both = (to >= begin) & (to < end) & (of >= old_begin) & (of < old_end)
-        found.append((to[both] - begin, of[both] - old_begin))
+        both = (here >= begin) & (here < end) & (there >= old_begin) & (there < old_end)
+        found.append((here[both] - begin, there[both] - old_begin))
     return found
 
 
 def shared_ids(vocab: Vocabulary, old: Vocabulary) -> tuple[Tensor, Tensor]:
-    """[n], [n]: ids of words that both have. A line's end is one whatever it is called, and so is an unknown word."""
+    """The ids of the words that both vocabularies have: [n] in `vocab`, [n] in `old`.
+
+    The ends of line match even if they have different names, and so do the unknown words.
+    """
     if vocab.to_dict() == old.to_dict():
         every = torch.arange(len(vocab))
         return every, every
     ids = {token: i for i, token in enumerate(old.tokens)}
     shared = {i: ids[token] for i, token in enumerate(vocab.tokens) if token in ids}
-    for mine, theirs in ((vocab.eos_id, old.eos_id), (vocab.unk_id, old.unk_id)):
-        if mine is not None and theirs is not None:
-            shared.setdefault(mine, theirs)
+    for here, there in ((vocab.eos_id, old.eos_id), (vocab.unk_id, old.unk_id)):
+        if here is not None and there is not None:
+            shared.setdefault(here, there)
     return torch.tensor(list(shared), dtype=torch.long), torch.tensor(list(shared.values()), dtype=torch.long)

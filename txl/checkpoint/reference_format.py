@@ -1,11 +1,14 @@
-"""Models of other implementations: their names, shapes and settings, and ours.
+"""The reference's checkpoints (NVIDIA's Transformer-XL): names, shapes and settings there, and those of this project.
 
-The reference (NVIDIA's Transformer-XL) and its state dicts map one to one, both ways; what is tied there appears
-once here. Hugging Face's TransfoXLLMHeadModel (transformers 4.35) has the same tensors in another order.
+State dicts convert one to one in both directions. A tensor that the reference stores twice because it is tied is
+stored once here.
 """
 
 import re
+from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,7 +17,7 @@ from txl.config.model import Init, ModelConfig, Positions
 from txl.config.training import EvaluationConfig
 from txl.errors import ConfigError
 
-# (the reference's name, ours): # stands for the number of a layer or a cluster
+# (the reference's name, the name here); # is the number of a layer or a cluster
 NAMES = [
     ("word_emb.emb_layers.#.weight", "embedding.tables.#"),
     ("word_emb.emb_projs.#", "embedding.projections.#"),
@@ -40,7 +43,7 @@ NAMES = [
 ]
 
 
-DERIVED = re.compile(r"pos_emb\.inv_freq|crit\.shared_out_projs\.\d+")  # computed, or a second name for a tied tensor
+DERIVED = re.compile(r"pos_emb\.inv_freq|crit\.shared_out_projs\.\d+")  # constants, second names of tied tensors
 
 
 ATTENTION_TYPES = [Positions.relative, Positions.shaw, Positions.absolute, Positions.absolute_per_layer]
@@ -50,22 +53,22 @@ LENGTHS = ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")
 
 
 @dataclass
-class Foreign:
-    """A model of another implementation, in our words."""
+class ExternalModel:
+    """A model that is exchanged with another implementation, with names and settings of this project."""
 
     model: ModelConfig
-    state: dict[str, Tensor]
+    state: dict[str, Tensor]  # weights by name
     vocab_size: int
     cutoffs: list[int]
-    lengths: EvaluationConfig  # that it was trained with
-    words: list[str] | None  # its vocabulary, by id; None: it has none
+    lengths: EvaluationConfig  # the lengths it was trained with
+    words: list[str] | None  # the vocabulary by id; None if the source has none
     lower_case: bool
     dataset: str
-    report: list[str]  # what was found, and what became of it
+    report: list[str]  # lines for the user: what was read and how it was converted
 
 
-def renamed(name: str, source: int, target: int) -> str | None:
-    """A name by the table: 0 stands for the reference, 1 for us."""
+def _renamed(name: str, source: int, target: int) -> str | None:
+    """Translate a tensor's name by the table NAMES; column 0 is the reference, column 1 this project."""
     for row in NAMES:
         if match := re.fullmatch(re.escape(row[source]).replace(r"\#", r"(\d+)"), name):
             return row[target].replace("#", match[1]) if match.groups() else row[target]
@@ -73,13 +76,13 @@ def renamed(name: str, source: int, target: int) -> str | None:
 
 
 def from_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """The reference's state dict under our names and shapes. ConfigError for a name that is not known."""
+    """The reference's state dict with the names and shapes of this project. Raises ConfigError for an unknown name."""
     ours = {}
-    for name, tensor in fused_qkv(state).items():
+    for name, tensor in _fused_qkv(state).items():
         if DERIVED.fullmatch(name) or (name.startswith("crit.out_layers_weights") and model.tie_weight):
             continue
         table = "positions.distance_key" if model.positions is Positions.shaw else "positions.table"
-        mapped = table if name == "r_emb" else renamed(name, 0, 1)
+        mapped = table if name == "r_emb" else _renamed(name, 0, 1)
         if mapped is None:
             raise ConfigError(f"{name}: not a tensor of the reference's model")
         shared_by_layers = model.positions is Positions.relative and name in ("r_w_bias", "r_r_bias")
@@ -88,10 +91,14 @@ def from_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Te
 
 
 def to_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tensor]:
-    """Our state dict under the reference's names and shapes; `untie_r` gives [n_layer, n_head, d_head] biases."""
-    theirs = {}
+    """A state dict of this project with the reference's names and shapes.
+
+    With `untie_r` the position biases are [n_layer, n_head, d_head], otherwise [n_head, d_head].
+    """
+    theirs: dict[str, Tensor] = {}
     for name, tensor in state.items():
-        mapped = "r_emb" if name in ("positions.distance_key", "positions.table") else renamed(name, 1, 0)
+        mapped = "r_emb" if name in ("positions.distance_key", "positions.table") else _renamed(name, 1, 0)
+        assert mapped is not None, name
         shared_by_layers = model.positions is Positions.relative and mapped in ("r_w_bias", "r_r_bias")
         theirs[mapped] = tensor[0] if shared_by_layers and not model.untie_r else tensor
         if name.startswith("embedding.projections."):
@@ -107,8 +114,11 @@ def to_reference(state: dict[str, Tensor], model: ModelConfig) -> dict[str, Tens
     return theirs
 
 
-def mapping(ours: dict[str, Tensor], their_name=lambda name: name) -> list[str]:
-    """A line for each kind of tensor: the name there, the name here, how many there are, and their shapes."""
+def mapping_report(ours: dict[str, Tensor], their_name: Callable[[str], str] = str) -> list[str]:
+    """One line per kind of tensor: the name there, the name here, the number of tensors, and their shapes.
+
+    `their_name` translates the reference's name to another implementation's.
+    """
     theirs = {row[1]: row[0] for row in NAMES} | dict.fromkeys(("positions.distance_key", "positions.table"), "r_emb")
     kinds: dict[str, list[str]] = {}
     for name, tensor in ours.items():
@@ -119,8 +129,8 @@ def mapping(ours: dict[str, Tensor], their_name=lambda name: name) -> list[str]:
     ]
 
 
-def fused_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The absolute schemes keep q and [k; v] apart in the reference; here they are always one tensor."""
+def _fused_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Join q and [k; v], which the reference's absolute schemes store apart, to one tensor."""
     fused = dict(state)
     for name in state:
         if name.endswith("q_net.weight"):
@@ -129,8 +139,11 @@ def fused_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return fused
 
 
-def model_config(values: dict, positions: Positions, untie_r: bool) -> ModelConfig:
-    """Architecture as the others write it; initialisation as the reference's defaults, for it is past."""
+def external_model_config(values: dict[str, Any], positions: Positions, untie_r: bool) -> ModelConfig:
+    """The architecture from the other implementation's settings.
+
+    The options of initialisation are the reference's defaults; they have no effect on trained weights.
+    """
     shared = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "div_val", "dropout", "dropatt", "tie_weight")
     return ModelConfig(
         **{key: values[key] for key in shared},
@@ -150,51 +163,49 @@ def model_config(values: dict, positions: Positions, untie_r: bool) -> ModelConf
     )
 
 
-def read_reference(checkpoint: dict) -> Foreign:
-    """The reference's checkpoint_best.pt, as unpickled."""
+def read_reference(checkpoint: dict[str, Any]) -> ExternalModel:
+    """Convert the content of the reference's checkpoint_best.pt."""
     values, args, vocab = checkpoint["model_config"], checkpoint.get("args"), checkpoint.get("vocab")
     if values.get("sample_softmax", -1) > 0:
-        raise ConfigError("the checkpoint was trained with sampled softmax: its output layer is another one")
+        raise ConfigError("the checkpoint was trained with sampled softmax, whose output layer is not supported")
     state = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model_state"].items()}
     untie_r = values["attn_type"] == 0 and state["r_w_bias"].dim() == 3
-    model = model_config(values, ATTENTION_TYPES[values["attn_type"]], untie_r)
+    model = external_model_config(values, ATTENTION_TYPES[values["attn_type"]], untie_r)
     ours = {name: tensor.float() for name, tensor in from_reference(state, model).items()}
-    plain = vocab if isinstance(vocab, dict) else vars(vocab) if vocab is not None else {}
+    vocabulary = vocab if isinstance(vocab, dict) else vars(vocab) if vocab is not None else {}
     lengths = {"mem_len": 0, "ext_len": 0, "clamp_len": -1, "same_length": False} | values
-    report = [f"{len(state)} tensors of the reference's layout, {len(ours)} of ours", *mapping(ours)]
-    report += [f"  {name}: computed here, or tied to another" for name in state if DERIVED.fullmatch(name)]
-    return Foreign(
+    report = [f"{len(state)} tensors in the reference's format, {len(ours)} here", *mapping_report(ours)]
+    report += [f"  {name}: not stored here (a constant, or tied)" for name in state if DERIVED.fullmatch(name)]
+    return ExternalModel(
         model=model,
         state=ours,
         vocab_size=values["n_token"],
         cutoffs=list(values["cutoffs"]),
         lengths=EvaluationConfig(**{key: lengths[key] for key in LENGTHS}, batch_size=16),
-        words=list(plain["idx2sym"]) if plain.get("idx2sym") else None,
-        lower_case=bool(plain.get("lower_case", False)),
+        words=list(vocabulary["idx2sym"]) if vocabulary.get("idx2sym") else None,
+        lower_case=bool(vocabulary.get("lower_case", False)),
         dataset=getattr(args, "dataset", None) or "wt103",
         report=report,
     )
 
 
-def write_reference(foreign: Foreign) -> dict:
-    """The inverse: what the reference's evaluation reads, in plain containers and argparse's Namespace."""
-    from argparse import Namespace
-
-    model = foreign.model
+def reference_checkpoint(external: ExternalModel) -> dict[str, Any]:
+    """The inverse of `read_reference`: what the reference's evaluation reads."""
+    model = external.model
     shared = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "div_val", "dropout", "dropatt", "tie_weight")
-    values = {key: getattr(model, key) for key in shared} | {key: getattr(foreign.lengths, key) for key in LENGTHS}
+    values = {key: getattr(model, key) for key in shared} | {key: getattr(external.lengths, key) for key in LENGTHS}
     values |= {
-        "n_token": foreign.vocab_size,
+        "n_token": external.vocab_size,
         "d_embed": model.d_embed or model.d_model,
-        "cutoffs": foreign.cutoffs,
-        "tie_projs": [model.tie_projs[min(i, len(model.tie_projs) - 1)] for i in range(len(foreign.cutoffs) + 1)],
+        "cutoffs": external.cutoffs,
+        "tie_projs": [model.tie_projs[min(i, len(model.tie_projs) - 1)] for i in range(len(external.cutoffs) + 1)],
         "pre_lnorm": model.pre_lnorm,
         "attn_type": ATTENTION_TYPES.index(model.positions),
         "sample_softmax": -1,
     }
     return {
-        "args": Namespace(vocab="word", dataset=foreign.dataset),
+        "args": Namespace(vocab="word", dataset=external.dataset),
         "model_config": values,
-        "model_state": to_reference(foreign.state, model),
-        "vocab": {"idx2sym": foreign.words, "lower_case": foreign.lower_case},
+        "model_state": to_reference(external.state, model),
+        "vocab": {"idx2sym": external.words, "lower_case": external.lower_case},
     }

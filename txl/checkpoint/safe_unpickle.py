@@ -1,8 +1,8 @@
-"""Checkpoints that are pickles, read without running anybody's code.
+"""Read checkpoints that are pickles without running code from them.
 
-A pickle names functions to call. Only those below are called: they build tensors, arrays and containers. Objects of
-a few known classes (a vocabulary, command-line arguments) become plain records of their attributes. Anything else is
-refused before it is called.
+A pickle names functions to call. Only the functions in BUILDERS are called: they make tensors, arrays and containers.
+Objects of a few known classes (a vocabulary, command-line arguments) become records that only hold attributes. A pickle
+that names anything else is refused before anything is called.
 """
 
 import importlib
@@ -36,8 +36,8 @@ STORAGE = re.compile(r"(Double|Float|Half|BFloat16|Long|Int|Short|Char|Byte|Bool
 RECORDS = {"Vocab", "OpenAIVocab", "Namespace", "TransfoXLTokenizer"}
 
 
-class Record:
-    """The attributes of an object whose class is not needed."""
+class _Record:
+    """Stands for an object of a class in RECORDS: it has the object's attributes and no methods."""
 
     def __init__(self, *args: Any, **kwargs: Any):
         pass
@@ -47,11 +47,11 @@ class Record:
             self.__dict__.update(state)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        pass  # items of a dict's or list's subclass are not wanted
+        pass  # entries of a subclass of dict or list are not needed
 
 
-class Forbidden(ConfigError):
-    """The pickle wants to call something that no checkpoint needs."""
+class _ForbiddenCall(ConfigError):
+    """The pickle names a function that is not in BUILDERS."""
 
 
 class Unpickler(pickle.Unpickler):
@@ -59,8 +59,8 @@ class Unpickler(pickle.Unpickler):
         if (module, name) in BUILDERS or (module in ("torch", "torch.cuda") and STORAGE.fullmatch(name)):
             return getattr(importlib.import_module(module), name)
         if name in RECORDS:
-            return Record
-        raise Forbidden(f"it asks to call {module}.{name}, which no checkpoint needs: nothing was executed")
+            return _Record
+        raise _ForbiddenCall(f"it asks to call {module}.{name}, which no checkpoint needs: nothing was executed")
 
 
 def load(file: Any, **_: Any) -> Any:
@@ -68,7 +68,10 @@ def load(file: Any, **_: Any) -> Any:
 
 
 def load_checkpoint(path: Path) -> Any:
-    """What torch.save or pickle wrote, on the CPU. ConfigError for a file that is neither, or that wants more."""
+    """Read a file that torch.save or pickle wrote; tensors are on the CPU.
+
+    Raises ConfigError if the file is not such a file, is damaged, or names a function that no checkpoint needs.
+    """
     import sys
 
     import torch
@@ -80,12 +83,12 @@ def load_checkpoint(path: Path) -> Any:
             pass
         try:  # torch's reader, with this module in pickle's place
             return torch.load(path, map_location="cpu", weights_only=False, pickle_module=sys.modules[__name__])
-        except Forbidden:
+        except _ForbiddenCall:
             raise
         except (pickle.UnpicklingError, RuntimeError):
             with open(path, "rb") as file:
                 return load(file)
-    except Forbidden as error:
+    except _ForbiddenCall as error:
         raise ConfigError(f"{path} is not safe to read: {error}") from None
     except OSError as error:
         raise ConfigError(f"{path} cannot be read: {error.strerror}") from None

@@ -1,15 +1,19 @@
-"""Weights by name: reading them from a file, loading them into a model."""
+"""Weights by name: read them from a file, load them into a model."""
 
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
+from txl.checkpoint.checkpoint_files import CheckpointError, read_checkpoint_file
 from txl.checkpoint.safe_unpickle import load_checkpoint
-from txl.checkpoint.store import CheckpointError, read
 
 
-def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], origin: str) -> None:
-    """Weights by name; CheckpointError that names the first tensor which does not fit."""
+def load_weights(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
+    """Load weights by name into a model.
+
+    Raises CheckpointError with the first tensor that does not fit; `origin` says in it where the weights come from.
+    """
     expected = model.state_dict()
     for name, tensor in expected.items():
         if name not in state:
@@ -22,19 +26,25 @@ def load_weights(model: torch.nn.Module, state: dict[str, torch.Tensor], origin:
     model.load_state_dict(state)
 
 
-def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """The tensors of a .pt or .safetensors file, or of a checkpoint folder."""
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors by name of a .pt or .safetensors file, or of a checkpoint folder.
+
+    Raises CheckpointError if there are none.
+    """
     if not path.exists():
         raise CheckpointError(f"checkpoint={path} does not exist; name a file of weights, or a checkpoint")
     if path.is_dir():
-        return read(path, "model.pt")
+        tensors: dict[str, Tensor] = read_checkpoint_file(path, "model.pt")
+        return tensors
     if path.suffix == ".safetensors":
         from safetensors.torch import load_file
 
         return load_file(path)
     state = load_checkpoint(path)
     if isinstance(state, dict) and "model_state" in state:
-        raise CheckpointError(f"{path} is the reference's; first: python -m txl.checkpoint import {path} FOLDER")
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise CheckpointError(
+            f"{path} has the reference's format; convert it first: python -m txl.checkpoint import {path} FOLDER"
+        )
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no weights: expected tensors by name")
     return state

@@ -7,7 +7,8 @@ from types import SimpleNamespace
 import torch
 import yaml
 
-from txl.checkpoint import store
+from txl.checkpoint.checkpoint_files import read_checkpoint_file, verify_checkpoint
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.weights import load_weights, read_weights
 from txl.config.compose import from_dict
 from txl.config.data import DataConfig
@@ -51,17 +52,17 @@ def load(
     file (vocabulary.json), or is the data set's. `data_path`: where that is, if not where the run had it.
     """
     if config_file is None:
-        folder = store.resolve(checkpoint)
-        store.verify(folder)
-        run, state = store.read(folder, "run.json"), store.read(folder, "model.pt")
-        vocab = vocabulary_from_dict(store.read(folder, "vocabulary.json"))
+        folder = resolve_checkpoint(checkpoint)
+        verify_checkpoint(folder)
+        run, state = read_checkpoint_file(folder, "run.json"), read_checkpoint_file(folder, "model.pt")
+        vocab = vocabulary_from_dict(read_checkpoint_file(folder, "vocabulary.json"))
     else:
         run, folder = read_description(config_file), Path(checkpoint)
-        folder = store.resolve(folder) if folder.is_dir() else folder
+        folder = resolve_checkpoint(folder) if folder.is_dir() else folder
         state, vocab = read_weights(folder), None
         for place in (folder if folder.is_dir() else folder.parent, Path(config_file).parent):
             if vocab is None and (place / "vocabulary.json").exists():
-                vocab = vocabulary_from_dict(store.read(place, "vocabulary.json"))
+                vocab = vocabulary_from_dict(read_checkpoint_file(place, "vocabulary.json"))
     config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
     data.path = data_path or data.path
     vocab = vocab or open_corpus(data).vocab

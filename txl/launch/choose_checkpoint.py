@@ -30,19 +30,22 @@ def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -
             raise ConfigError(taken)
         check_init_from(config)
         return None, False
-    from txl.checkpoint import store  # imports torch, which a fresh run's mistakes need not wait for
+    # These import torch, which takes seconds: mistakes in a fresh run are reported without it.
+    from txl.checkpoint.checkpoint_files import verify_checkpoint
+    from txl.checkpoint.resolve import resolve_checkpoint
+    from txl.checkpoint.store import Checkpoints
     from txl.system.world import World
 
     if resume == "auto":
-        found = store.Checkpoints(run_dir / "checkpoints", World()).newest()
+        found = Checkpoints(run_dir / "checkpoints", World()).newest()
         if found is None:
             check_init_from(config)
             return None, False
     else:
-        found = store.resolve(resume, "resume")
+        found = resolve_checkpoint(resume, "resume")
         if begun and run_dir.resolve() not in found.parents:
             raise ConfigError(f"resume={resume} is of another run, and {taken}")
-        store.verify(found)
+        verify_checkpoint(found)
     check_resume(config, found)
     return str(found), is_finished(config, run_dir, found)
 
@@ -50,9 +53,9 @@ def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -
 def check_init_from(config: RunConfig) -> None:
     """Raises ConfigError if `init_from` names no checkpoint that fits. A run that continues does not need it."""
     if config.init_from is not None:
-        from txl.checkpoint.init_from import check_source  # imports torch
+        from txl.checkpoint.init_from import check_init_from_source  # imports torch
 
-        check_source(config)
+        check_init_from_source(config)
 
 
 def check_resume(config: RunConfig, checkpoint: Path) -> None:

@@ -115,7 +115,7 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
 
 
 def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Callable[[], None] | None) -> int:
-    from txl.checkpoint import init_from
+    from txl.checkpoint.init_from import initialize_from_checkpoint
     from txl.data.corpus import open_corpus
     from txl.system.distributed import close_process_group
     from txl.train.trainer import Trainer
@@ -127,9 +127,9 @@ def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Cal
     if prepared.checkpoint:
         trainer.restore(Path(prepared.checkpoint))
     elif config.init_from is not None:
-        carried = init_from.begin(trainer.model, corpus.vocab, config)
+        report = initialize_from_checkpoint(trainer.model, corpus.vocab, config)
         if world.is_main:
-            print(carried, flush=True)
+            print(report, flush=True)
     code = trainer.train()
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw_loss_curve(Path(prepared.plan.run_dir))

@@ -1,4 +1,4 @@
-"""`python -m txl.report RUN_FOLDER...`"""
+"""The command `python -m txl.report RUN_FOLDER...`: a loss curve for every run, and a table of all."""
 
 import argparse
 import sys
@@ -6,22 +6,23 @@ from pathlib import Path
 
 from txl.errors import ConfigError
 from txl.report.loss_curve import plot_loss_curve
-from txl.report.runs import read_run, run_folders
-from txl.report.table import table
+from txl.report.runs import find_runs_with_metrics, read_run
+from txl.report.table import format_runs_table
 
 
 def main(arguments: list[str] | None = None) -> int:
+    """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m txl.report", description="Plot and compare runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
     try:
-        runs = [read_run(folder) for folder in run_folders(parser.parse_args(arguments).runs)]
+        runs = [read_run(folder) for folder in find_runs_with_metrics(parser.parse_args(arguments).runs)]
         for run in runs:
             if run.train or run.valid:
                 print(plot_loss_curve(run.folder))
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
-    print(table(runs))
+    print(format_runs_table(runs))
     return 0
 
 

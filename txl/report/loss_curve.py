@@ -1,22 +1,27 @@
-"""The loss curve of a run as a picture."""
+"""Draw the loss curve of a run."""
 
 import statistics
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from txl.errors import ConfigError
-from txl.report.runs import Run, geometry_of, read_run, score
+from txl.report.runs import MetricsLine, RunRecord, describe_geometry, format_loss, read_run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 TRAIN_COLOR, VALID_COLOR, TEXT_COLOR = "#9db8d6", "#c1440e", "#444444"
 
 
-TRAIN_POINTS = 2000  # a longer curve is averaged down to about so many
-
-
-# --------------------------------------------------------------------------- the loss curve
+TRAIN_POINTS = 2000  # a longer curve is averaged down to about this number
 
 
 def plot_loss_curve(run_dir: Path) -> Path:
-    """Training and validation loss in nats per token against the step -> report/loss.png in the run folder."""
+    """Draw training and validation loss (nats per token) against the step to report/loss.png in the run folder.
+
+    Returns the file's path. Raises ConfigError if there is nothing to draw yet.
+    """
     run = read_run(run_dir)
     if not run.train and not run.valid:
         raise ConfigError(f"{run_dir}/metrics.jsonl holds no losses yet; try again after train.log_interval steps")
@@ -26,7 +31,7 @@ def plot_loss_curve(run_dir: Path) -> Path:
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, losses = thinned(run.train)
+    steps, losses = downsample_losses(run.train)
     axes.plot(steps, losses, color=TRAIN_COLOR, linewidth=1, label="train", zorder=2)
     valid = [line for line in run.valid if line["loss"] is not None]
     if valid:
@@ -34,7 +39,7 @@ def plot_loss_curve(run_dir: Path) -> Path:
         axes.plot(*points, color=VALID_COLOR, linewidth=1, marker="o", markersize=4, label="valid", zorder=3)
         last = valid[-1]
         axes.annotate(
-            f"valid {score(run, last)}",
+            f"valid {format_loss(run, last)}",
             (last["step"], last["loss"]),
             xytext=(-4, 10),
             textcoords="offset points",
@@ -49,26 +54,26 @@ def plot_loss_curve(run_dir: Path) -> Path:
     return path
 
 
-def _frame(figure, axes, run: Run, losses: list[float]) -> None:
-    """Title, labels, limits, and the geometry that the losses were measured under."""
+def _frame(figure: "Figure", axes: "Axes", run: RunRecord, losses: list[float]) -> None:
+    """Add title, labels and limits, and a caption with the lengths that losses were measured with."""
     axes.set_title(run.name + (f" · seed {run.seed}" if run.seed is not None else ""), loc="left", weight="bold")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.set_xlim(left=0)
-    if len(losses) > 20:  # the first steps of all would press the rest to the floor
+    if len(losses) > 20:  # without limits the high losses of the first steps would flatten the rest
         low, high = min(losses), sorted(losses)[int(0.98 * (len(losses) - 1))]
         axes.set_ylim(low - 0.08 * (high - low + 1e-9), high + 0.08 * (high - low + 1e-9))
     axes.grid(color="#e6e6e6", linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
     last = {split: lines[-1] for split, lines in (("valid", run.valid), ("test", run.test)) if lines}
-    caption = [f"{split} loss {score(run, line)} with {geometry_of(line)}" for split, line in last.items()]
+    caption = [f"{split} loss {format_loss(run, line)} with {describe_geometry(line)}" for split, line in last.items()]
     if caption:
         figure.supxlabel("\n".join(caption), fontsize=8, color=TEXT_COLOR)
 
 
-def thinned(lines: list[dict]) -> tuple[list[int], list[float]]:
-    """Steps and losses of step lines; neighbours averaged where there are more than can be seen."""
+def downsample_losses(lines: list[MetricsLine]) -> tuple[list[int], list[float]]:
+    """Steps and losses of training lines; neighbours are averaged if there are more than TRAIN_POINTS."""
     lines = [line for line in lines if line["loss"] is not None]
     width = -(-len(lines) // TRAIN_POINTS) or 1
     parts = [lines[start : start + width] for start in range(0, len(lines), width)]

@@ -3,13 +3,11 @@
 import statistics
 from collections import defaultdict
 
-from txl.report.runs import Run, geometry_of, score
-
-# --------------------------------------------------------------------------- the table
+from txl.report.runs import MetricsLine, RunRecord, describe_geometry, format_loss
 
 
-def table(runs: list[Run]) -> str:
-    """One row per run; under runs that differ in the seed alone, their mean ± standard deviation."""
+def format_runs_table(runs: list[RunRecord]) -> str:
+    """One row per run; below runs that differ in the seed only, a row with their mean ± standard deviation."""
     groups = defaultdict(list)
     for run in runs:
         groups[run.group].append(run)
@@ -24,41 +22,42 @@ def table(runs: list[Run]) -> str:
     return "\n".join([lines[0], "-" * max(map(len, lines)), *lines[1:]])
 
 
-def _row(run: Run) -> list[str]:
+def _row(run: RunRecord) -> list[str]:
     best, test, speed = run.best, run.test[-1] if run.test else None, run.tokens_per_second
-    measured = dict.fromkeys(geometry_of(line) for line in (best, test) if line)
+    measured = dict.fromkeys(describe_geometry(line) for line in (best, test) if line)
     return [
         f"{run.name}/{run.folder.name}",
         "-" if run.seed is None else str(run.seed),
         str(run.steps),
-        "-" if best is None else score(run, best),
-        "-" if test is None else score(run, test),
+        "-" if best is None else format_loss(run, best),
+        "-" if test is None else format_loss(run, test),
         "-" if speed is None else f"{speed:,.0f}",
         "; test: ".join(measured),
     ]
 
 
-def _mean_row(members: list[Run]) -> list[str]:
+def _mean_row(members: list[RunRecord]) -> list[str]:
     metric = members[0].metric
     best = [run.best for run in members]
     test = [run.test[-1] if run.test else None for run in members]
-    speeds = [run.tokens_per_second for run in members]
+    speeds = [speed for run in members if (speed := run.tokens_per_second) is not None]
     return [
         f"mean ± sd, {len(members)} seeds",
         "",
         "",
         _mean_score(best, metric),
         _mean_score(test, metric),
-        "-" if None in speeds else f"{statistics.fmean(speeds):,.0f}",
+        "-" if len(speeds) < len(members) else f"{statistics.fmean(speeds):,.0f}",
         "",
     ]
 
 
-def _mean_score(lines: list[dict | None], metric: str) -> str:
-    """Nothing where a run is missing: a mean of the runs that happened to finish would flatter."""
-    if any(line is None or line["loss"] is None for line in lines):
+def _mean_score(lines: list[MetricsLine | None], metric: str) -> str:
+    """Mean ± standard deviation, or `-` if a run has no result: a mean without it could be too good."""
+    finished = [line for line in lines if line is not None and line["loss"] is not None]
+    if len(finished) < len(lines):
         return "-"
-    losses, scores = [line["loss"] for line in lines], [line[metric] for line in lines]
+    losses, scores = [line["loss"] for line in finished], [line[metric] for line in finished]
     digits = 4 if metric == "bpc" else 2
     return (
         f"{statistics.fmean(losses):.4f} ± {statistics.stdev(losses):.4f} "

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from txl.checkpoint import store
+from txl.checkpoint.checkpoint_files import MANIFEST, read_checkpoint_file, read_memory_columns
+from txl.checkpoint.store import Checkpoints
 from txl.config.compose import to_dict
 from txl.config.geometry import Geometry, train_geometry, valid_geometry
 from txl.config.schema import RunConfig
@@ -87,7 +88,7 @@ class Trainer:
         self.state = TrainState()
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens since the last log line
         self.clipped = [p for n, p in self.model.named_parameters() if not self._is_embedding(n)]
-        self.checkpoints = store.Checkpoints(
+        self.checkpoints = Checkpoints(
             self.run_dir / "checkpoints", world, config.checkpoint.keep, config.checkpoint.save_all
         )
         self.agreement, self.stop_signal = AsyncMaximum(), 0
@@ -318,19 +319,19 @@ class Trainer:
 
     def restore(self, folder: Path) -> None:
         """Continue exactly where this checkpoint was written (run_folder.py has verified it and its configuration)."""
-        manifest = store.read(folder, store.MANIFEST)
-        saved = store.read(folder, "state.json")
+        manifest = read_checkpoint_file(folder, MANIFEST)
+        saved = read_checkpoint_file(folder, "state.json")
         del saved["data"], saved["vocabulary"]
-        self.model.load_state_dict(store.read(folder, "model.pt", self.device))
-        self.optimizer.load_state_dict(store.read(folder, "optimizer.pt", self.device))
+        self.model.load_state_dict(read_checkpoint_file(folder, "model.pt", self.device))
+        self.optimizer.load_state_dict(read_checkpoint_file(folder, "optimizer.pt", self.device))
         self.stream.load_state_dict(saved.pop("stream"))
         self.scaler.load_state_dict(saved.pop("scaler"))
         self.state = TrainState.from_dict(saved)
         if not self.checkpoints.rewind(self.state.step, self.state.best_step):
             self.state.best_valid_loss, self.state.best_step = math.inf, 0  # the next one is the best there is
-        self.mems.deal(store.read_columns(folder, self.columns))
+        self.mems.deal(read_memory_columns(folder, self.columns))
         if manifest["world_size"] == self.world.world_size:
-            shard = store.read(folder, f"rank_{self.world.rank}.pt", self.device)
+            shard = read_checkpoint_file(folder, f"rank_{self.world.rank}.pt", self.device)
             self.window.copy_(shard["window"])
             restore_random_state(shard["rng"], self.device)
 
@@ -378,7 +379,7 @@ class Trainer:
             return self._interrupted(stop)  # it came with the last step, or during the validation
         if config.valid.enabled and not config.debug:
             best = self.checkpoints.folder / "best"
-            self.model.load_state_dict(store.read(best.resolve(), "model.pt", self.device))
+            self.model.load_state_dict(read_checkpoint_file(best.resolve(), "model.pt", self.device))
         values = {
             "steps": state.step,
             "tokens": state.tokens_seen,
