@@ -89,7 +89,7 @@ def _architecture(model: dict[str, Any]) -> dict[str, Any]:
 
 
 def initialize_from_checkpoint(model: TransformerXL, vocab: Vocabulary, config: RunConfig) -> InitFromReport:
-    """Copy what fits from the checkpoint config.init_from, which `check_init_from_source` accepted, into a fresh model."""
+    """Copy what fits from the checkpoint that `check_init_from_source` accepted into a fresh model."""
     folder = resolve_checkpoint(config.init_from or "", "init_from")
     run, state = read_checkpoint_file(folder, "run.json"), read_checkpoint_file(folder, "model.pt")
     old_vocab = vocabulary_from_dict(read_checkpoint_file(folder, "vocabulary.json"))
