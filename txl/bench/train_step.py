@@ -194,9 +194,9 @@ def products_per_token(config: RunConfig, vocab_size: int, micro: int) -> float:
     model, geometry = config.model, train_geometry(config)
     T = geometry.tgt_len + geometry.ext_len
     K, D, W = T + geometry.mem_len, model.d_model, model.n_head * model.d_head
-    relative = model.positions.value == "relative"
-    projections = D * W * (2 * T + 2 * K + (K / micro if relative else 0)) + 2 * T * D * model.d_inner
-    scores = (3 if relative else 2) * T * K * W
+    projects_distances = model.positions.facts.projects_distances
+    projections = D * W * (2 * T + 2 * K + (K / micro if projects_distances else 0)) + 2 * T * D * model.d_inner
+    scores = (3 if projects_distances else 2) * T * K * W
     words = 1 / np.arange(1, vocab_size + 1)
     edges = [0, *(config.data.cutoffs if model.adaptive else []), vocab_size]
     softmax, width = (edges[1] + len(edges) - 2) * (model.d_embed or D), model.d_embed or D

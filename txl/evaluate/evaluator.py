@@ -42,7 +42,7 @@ class Evaluator:
         check_outputs(config)
         dtype = parameter_dtype(config.precision.name)
         self.loaded = load(config.checkpoint, device, dtype, config.config_file, config.data_path)
-        self.geometry, self.batch_size = geometry_of(config, self.loaded.evaluation)
+        self.geometry, self.batch_size = geometry_of(config, self.loaded)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
         self.dllogger = None

@@ -18,8 +18,8 @@ from txl.config.compose import to_dict
 from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
-from txl.evaluate.kv_cache import check_cacheable, run_layers_with_cache
-from txl.model.positions import attention_window
+from txl.evaluate.kv_cache import all_position_keys, check_cacheable, run_layers_with_cache
+from txl.model.positions.scheme import attention_window
 from txl.model.transformer import TransformerXL
 
 StepFunction = Callable[..., tuple[Tensor, ...]]  # (input, target, keys, values, filled) -> (losses, the new state)
@@ -34,10 +34,8 @@ class CachedStep(nn.Module):
         model.eval()
         self.model, self.geometry = model, geometry
         self.loss: Callable[[TransformerXL, Tensor, Tensor], Tensor] = traceable_loss
-        positions, K = model.positions, geometry.mem_len + geometry.tgt_len
         with torch.no_grad():
-            encoding = positions.encode(K, geometry)
-            self.position_keys = [positions.keys(i, encoding, x.attention.position) for i, x in enumerate(model.layers)]
+            self.position_keys = all_position_keys(model, geometry.mem_len + geometry.tgt_len, geometry)
 
     def forward(
         self, input: Tensor, target: Tensor, keys: Tensor, values: Tensor, filled: Tensor

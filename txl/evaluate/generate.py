@@ -23,7 +23,7 @@ def write(config: EvaluateConfig, device: torch.device) -> int:
     set_matmul_precision(config.precision.name)
     dtype = parameter_dtype(config.precision.name)
     loaded = load(config.checkpoint, device, dtype, config.config_file, config.data_path)
-    geometry, _ = geometry_of(config, loaded.evaluation)
+    geometry, _ = geometry_of(config, loaded)
     model = loaded.model
     if choose_runtime(config.runtime, model, geometry) is Runtime.cached:
         model = CachedTransformerXL(model, geometry)

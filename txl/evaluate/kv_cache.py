@@ -10,14 +10,16 @@ are the same.
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from txl.config.geometry import Geometry
+from txl.config.model import Positions
+from txl.config.rules import any_of
 from txl.errors import ConfigError
-from txl.model.positions import attention_window
+from txl.model.positions.scheme import PositionKeys, attention_window
 from txl.model.transformer import TransformerXL
 
 
@@ -75,10 +77,11 @@ class KeyValueCache:
 
 def check_cacheable(model: TransformerXL, geometry: Geometry | None, runtime: str) -> None:
     """Raises ConfigError if the keys and values of this model cannot be cached, or not with these lengths."""
-    if model.positions.adds_to_input:
+    if not model.positions.facts.caches_keys:
+        able = any_of([scheme.name for scheme in Positions if scheme.facts.caches_keys])
         raise ConfigError(
-            f"runtime={runtime} needs model.positions=relative or shaw: absolute positions change "
-            "the keys of remembered tokens; use runtime=eager"
+            f"runtime={runtime} needs model.positions={able}: with this model's positions, "
+            "the keys of a token change when more tokens follow; use runtime=eager"
         )
     if geometry is not None and geometry.ext_len:
         raise ConfigError(f"ext_len={geometry.ext_len} needs runtime=eager: {runtime} reads no token twice")
@@ -91,7 +94,7 @@ class CachedTransformerXL(nn.Module):
         super().__init__()
         check_cacheable(model, geometry, "cached")
         self.model = model
-        self._position_keys: dict[tuple[Geometry, torch.dtype | None], list[Any]] = {}
+        self._position_keys: dict[tuple[Geometry, torch.dtype | None], list[PositionKeys]] = {}
         self.eval()  # the model, too
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -135,19 +138,15 @@ class CachedTransformerXL(nn.Module):
         cache.advance(T)
         return hidden, cache
 
-    def position_keys(self, K: int, geometry: Geometry) -> list[Any]:
-        """Every layer's positional keys for K keys. They are projected once, for the longest K of this geometry."""
+    def position_keys(self, K: int, geometry: Geometry) -> list[PositionKeys]:
+        """The position keys of every layer, for K keys. They are computed once, for the largest K of this geometry."""
         positions = self.model.positions
         longest = geometry.mem_len + geometry.tgt_len
         dtype = torch.get_autocast_dtype(self.device.type) if torch.is_autocast_enabled(self.device.type) else None
         if (geometry, dtype) not in self._position_keys:
-            encoding = positions.encode(longest, geometry)
-            projected = [
-                positions.keys(i, encoding, layer.attention.position) for i, layer in enumerate(self.model.layers)
-            ]
-            self._position_keys = {(geometry, dtype): projected}
+            self._position_keys = {(geometry, dtype): all_position_keys(self.model, longest, geometry)}
         count = positions.distances(K, geometry)
-        return [_smallest_distances(keys, count) for keys in self._position_keys[geometry, dtype]]
+        return [tuple(part[..., -count:] for part in keys) for keys in self._position_keys[geometry, dtype]]
 
     @property
     def device(self) -> torch.device:
@@ -206,16 +205,17 @@ def count_graphs(geometry: Geometry) -> int:
     return slots // math.gcd(slots, geometry.tgt_len)
 
 
-def _smallest_distances(keys: Any, count: int) -> Any:
-    """The columns of the `count` smallest distances of a scheme's positional keys."""
-    return tuple(part[..., -count:] for part in keys) if isinstance(keys, tuple) else keys[..., -count:]
+def all_position_keys(model: TransformerXL, K: int, geometry: Geometry) -> list[PositionKeys]:
+    """The position keys of every layer, for K keys."""
+    encoding = model.positions.encode(K, geometry, model.layers[0].attention.qkv.weight)
+    return [model.positions.keys(i, encoding, layer.attention.position) for i, layer in enumerate(model.layers)]
 
 
 def run_layers_with_cache(
     model: TransformerXL,
     input: Tensor,
     append: Callable[[int, Tensor, Tensor], tuple[Tensor, Tensor]],
-    position_keys: Sequence[Any],
+    position_keys: Sequence[PositionKeys],
     window: int | None,
     mask: Tensor | None = None,
     ring_offset: int = 0,

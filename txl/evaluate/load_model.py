@@ -14,7 +14,7 @@ from txl.config.compose import from_dict
 from txl.config.data import DataConfig
 from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
-from txl.config.rules import check_architecture
+from txl.config.rules import check_architecture, check_clamp
 from txl.config.schema import EvaluateConfig, Runtime
 from txl.config.training import EvaluationConfig, longest_context
 from txl.data.corpus import open_corpus
@@ -33,6 +33,7 @@ class Loaded:
     """A model as a checkpoint holds it, and what its run recorded beside it."""
 
     model: TransformerXL
+    architecture: ModelConfig
     vocab: Vocabulary
     data: DataConfig
     evaluation: EvaluationConfig
@@ -69,7 +70,7 @@ def load(
     model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
     load_weights(model, state, str(folder))
     model.to(device, dtype).eval()
-    return Loaded(model, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)
+    return Loaded(model, config, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)
 
 
 def read_description(path: str) -> dict:
@@ -96,12 +97,13 @@ def read_description(path: str) -> dict:
     return values
 
 
-def geometry_of(config: EvaluateConfig, published: EvaluationConfig) -> tuple[Geometry, int]:
+def geometry_of(config: EvaluateConfig, loaded: Loaded) -> tuple[Geometry, int]:
     """Lengths and batch size: as given, else as the recipe's evaluation was published."""
+    check_clamp("clamp_len", config.clamp_len, loaded.architecture)
 
     def value(key: str):
         given = getattr(config, key)
-        return getattr(published, key) if given is None else given
+        return getattr(loaded.evaluation, key) if given is None else given
 
     geometry = Geometry(*(value(key) for key in ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")))
     if geometry.same_length and geometry.mem_len == 0:
@@ -113,7 +115,7 @@ def choose_runtime(runtime: Runtime, model: TransformerXL, geometry: Geometry) -
     """`auto`: the cached runtime wherever it computes the same as the eager one."""
     if runtime is not Runtime.auto:
         return runtime
-    return Runtime.eager if model.positions.adds_to_input or geometry.ext_len else Runtime.cached
+    return Runtime.cached if model.positions.facts.caches_keys and not geometry.ext_len else Runtime.eager
 
 
 def in_runtime(model: TransformerXL, runtime: Runtime, geometry: Geometry, batch_size: int, program: str | None = None):

@@ -3,13 +3,13 @@
 Shapes: B batch, T queries, M memory, K = M + T keys, N heads, H head width, D model width, R distances.
 
 Query i stands at distance d = i + M - j from key j. The positional score depends on d only (Dai et al. 2019,
-section 3.3). A positional scheme computes it once per *distance*, as `by_distance` [B, N, T, R] whose columns stand in
-descending order (R - 1, ..., 1, 0). `relative_shift` turns it into one column per *key*. No score is computed twice.
+section 3.3). A positional scheme (positions/) computes it once per *distance*, as `by_distance` [B, N, T, R] whose
+columns stand in descending order (R - 1, ..., 1, 0). `relative_shift` turns it into one column per *key*. So no score
+is computed twice.
 """
 
 import importlib.util
 import math
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +20,7 @@ from txl.config.precision import Arithmetic
 from txl.errors import ConfigError
 from txl.model.dropout import Dropout, dropout
 from txl.model.linear import Linear, linear
+from txl.model.positions.scheme import Encoding, PositionKeys, PositionScheme
 
 
 def relative_shift(by_distance: Tensor, K: int, window: int | None) -> Tensor:
@@ -149,8 +150,8 @@ class Attention(nn.Module):
         width = model.n_head * model.d_head
         self.qkv = Linear(model.d_model, 3 * width, bias=False)  # one tensor, because LAMB's trust ratio is per tensor
         self.output = Linear(width, model.d_model, bias=False)
-        relative = model.positions.value == "relative"
-        self.position = Linear(model.d_model, width, bias=False) if relative else None  # W_r
+        projects = model.positions.facts.projects_distances
+        self.position = Linear(model.d_model, width, bias=False) if projects else None  # W_r
         self.norm = nn.LayerNorm(model.d_model)
         self.dropout = Dropout(model.dropout)
 
@@ -171,7 +172,13 @@ class Attention(nn.Module):
         return heads.transpose(1, 2)
 
     def forward(
-        self, h: Tensor, memory: Tensor, layer: int, positions: Any, encoding: Any, window: int | None
+        self,
+        h: Tensor,
+        memory: Tensor,
+        layer: int,
+        positions: PositionScheme,
+        encoding: Encoding,
+        window: int | None,
     ) -> Tensor:
         """One layer's attention.
 
@@ -181,7 +188,7 @@ class Attention(nn.Module):
             h: the segment, [B, T, D].
             memory: [B, M, D], without gradient.
             layer: index of the layer.
-            positions: the positional scheme (positions.py).
+            positions: the positional scheme.
             encoding: what its `encode` returned for this segment.
             window: largest distance that a query sees (same_length); None for all.
 
@@ -201,9 +208,9 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        positions: Any,
+        positions: PositionScheme,
         layer: int,
-        position_keys: Any,
+        position_keys: PositionKeys,
         window: int | None,
         mask: Tensor | None = None,
         ring_offset: int = 0,
@@ -215,7 +222,7 @@ class Attention(nn.Module):
             query: [B, N, T, H].
             key: [B, N, K, H].
             value: [B, N, K, H].
-            positions: the positional scheme (positions.py).
+            positions: the positional scheme.
             layer: index of the layer.
             position_keys: what its `keys` returned for this layer.
             window: largest distance that a query sees (same_length); None for all.
@@ -225,7 +232,8 @@ class Attention(nn.Module):
         Returns:
             [B, T, D].
         """
-        query, by_distance = positions.score(layer, query, position_keys)
+        by_distance = positions.score(layer, query, position_keys)
+        query, key = positions.transform(layer, query, key, position_keys, ring_offset)
         dropatt = self.dropatt if self.training else 0.0
         if self.backend is AttentionBackend.triton:
             assert mask is None and not ring_offset, "cached inference uses the eager code"

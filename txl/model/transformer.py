@@ -6,7 +6,7 @@ so sees M positions back, and n layers on top of each other see n M positions ba
 
 A state that was computed in one segment is used again in later ones. So a state must not depend on where in its
 segment it stood. Therefore the attention scores depend on the *distance* between two tokens, not on their positions
-(section 3.3; positions.py, attention.py):
+(section 3.3; attention.py, positions/):
 
     q = h W_q     k, v = [m; h] W_k, [m; h] W_v     r_d = W_r s(d)
     score[i, j] = ((q_i + u) k_j + (q_i + w) r_d) / sqrt(H)     with d = i + M - j >= 0
@@ -30,7 +30,7 @@ from txl.model.attention import Attention
 from txl.model.clusters import TokensByCluster
 from txl.model.dropout import Dropout
 from txl.model.linear import Linear
-from txl.model.positions import SCHEMES, attention_window
+from txl.model.positions.scheme import Encoding, PositionScheme, attention_window, build_positions
 
 Mems = list[Tensor]  # per layer, its input at the remembered positions [B, M, D]; an empty list where a text starts
 
@@ -64,7 +64,13 @@ class Layer(nn.Module):
         self.feed_forward = FeedForward(model)
 
     def forward(
-        self, h: Tensor, memory: Tensor, layer: int, positions: Any, encoding: Any, window: int | None
+        self,
+        h: Tensor,
+        memory: Tensor,
+        layer: int,
+        positions: PositionScheme,
+        encoding: Encoding,
+        window: int | None,
     ) -> Tensor:
         """One layer of the model; the arguments are those of `Attention.forward`.
 
@@ -72,7 +78,7 @@ class Layer(nn.Module):
             h: the segment, [B, T, D].
             memory: [B, M, D], without gradient.
             layer: index of the layer.
-            positions: the positional scheme (positions.py).
+            positions: the positional scheme.
             encoding: what its `encode` returned for this segment.
             window: largest distance that a query sees; None for all.
 
@@ -113,7 +119,7 @@ class TransformerXL(nn.Module):
         d_embed = model.d_embed or model.d_model
         shape = (vocab_size, cutoffs, d_embed, model.d_model, model.div_val)
         self.embedding = AdaptiveEmbedding(*shape)
-        self.positions: Any = SCHEMES[model.positions.value](model, max_distances)
+        self.positions = build_positions(model, max_distances)
         layers = nn.ModuleList(Layer(model, backend) for _ in range(model.n_layer))
         self.layers = cast(Sequence[Layer], layers)
         self.softmax = AdaptiveSoftmax(*shape, model.tie_weight, model.tie_projs)
@@ -151,7 +157,7 @@ class TransformerXL(nn.Module):
         M = mems[0].shape[1] if mems else 0
         h: Tensor = self.dropout(self.embedding(input))
         window = attention_window(geometry)
-        encoding = self.positions.encode(M + T, geometry)
+        encoding = self.positions.encode(M + T, geometry, h)
         full = self.training and (geometry.mem_len, geometry.tgt_len + geometry.ext_len) == (M, T)
         run = self.compiled if self.compiled is not None and full else _run_layer
         new_mems = []
@@ -159,7 +165,7 @@ class TransformerXL(nn.Module):
             memory = mems[i] if M else h[:, :0]
             new_mems.append(next_memory(memory, h, geometry))
             if self.positions.adds_to_input:
-                context = self.positions.add(i, torch.cat([memory, h], dim=1), geometry)
+                context = self.positions.add_to_input(i, torch.cat([memory, h], dim=1), geometry)
                 memory, h = context[:, :M], context[:, M:]
             if self.recompute and self.training:
                 h = checkpoint(run, layer, h, memory, i, self.positions, encoding, window, use_reentrant=False)
