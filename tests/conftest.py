@@ -3,6 +3,7 @@ SLURM cluster that several test modules share."""
 
 import logging
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from tests.support import slurm_cluster
 from tests.support.slurm_site import Faults, Site
 
+assert "torch" not in sys.modules, "torch reads OMP_NUM_THREADS when it is imported"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 

@@ -1,15 +1,18 @@
 """Kill a run at any instant; the next start continues it bit by bit."""
 
+import functools
 import os
 import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 
 from tests.support.bitwise import assert_bitwise_equal
 from tests.support.entry_points import command, environment, run
+from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns, verify_checkpoint
@@ -50,13 +53,17 @@ def run_until_killed(overrides, run_dir, cwd, after_step, number=signal.SIGKILL)
     return code
 
 
+# 200 lines are about 5,400 characters: 21 segments an epoch in the rolled case, 84 in the others.
 CASES = {
     "mid_epoch_dropout": [],
-    "across_an_epoch_rolled": ["train.roll=true", "train.batch_size=16", "train.tgt_len=32"],
-    "accumulation_4": ["train.micro_batch_size=2"],
-    "two_processes": ["gpus=2"],
-    "four_processes": ["gpus=4"],
-    "sampled_softmax": ["gpus=2", "train.sampled_softmax=8"],
+    "across_an_epoch_rolled_accumulation_4": [
+        "train.roll=true",
+        "train.batch_size=16",
+        "train.micro_batch_size=4",
+        "train.tgt_len=32",
+    ],
+    "three_processes": ["gpus=3", "train.batch_size=6"],
+    "two_processes_sampled_softmax": ["gpus=2", "train.sampled_softmax=8"],
     "uneven_first_rank_varlen_rolled": [
         "gpus=2",
         "train.first_rank_batch_size=5",
@@ -70,30 +77,48 @@ CASES = {
 }
 
 
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory):
+    """A case -> its overrides, and the folder of a run that was not disturbed; each case is trained once."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    data = write_corpus(folder / "text")
+
+    @functools.cache
+    def case_and_run(case):
+        overrides = [*data, *TINY_RUN, f"train.max_step={STEPS}", *CASES[case]]
+        train(*overrides, f"run_dir={folder / case}")
+        return overrides, folder / case
+
+    return case_and_run
+
+
+def train(*overrides):
+    """To its end: one rank in this process, several in processes of their own."""
+    if any(override.startswith("gpus=") for override in overrides):
+        run("train.py", *overrides, cwd=Path.cwd())
+    else:
+        train_here(*overrides)
+
+
 @pytest.mark.parametrize("case", CASES)
-def test_a_killed_run_continues_bitwise(case, tmp_path):
-    # 200 lines are about 5,400 characters: 21 segments an epoch in the rolled case, 84 in the others.
-    data = write_corpus(tmp_path / "text")
-    shared = [*data, *TINY_RUN, f"train.max_step={STEPS}", "checkpoint.interval=7", *CASES[case]]
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    run("train.py", *shared, f"run_dir={straight}", cwd=tmp_path)
-    assert run_until_killed([*shared, f"run_dir={broken}"], broken, tmp_path, after_step=20) == -signal.SIGKILL
-    run("train.py", *shared, f"run_dir={broken}", "resume=auto", cwd=tmp_path)
+def test_a_killed_run_continues_bitwise(case, undisturbed, tmp_path):
+    (shared, straight), broken = undisturbed(case), tmp_path / "broken"
+    shared = [*shared, "checkpoint.interval=7", f"run_dir={broken}"]
+    assert run_until_killed(shared, broken, tmp_path, after_step=20) == -signal.SIGKILL
+    train(*shared, "resume=auto")
     assert [step for step, *_ in losses(broken)] == list(range(1, STEPS + 1))  # none twice, none missing
     assert losses(broken) == losses(straight)
     assert_bitwise_equal(final_state(broken), final_state(straight))
-    if case == "across_an_epoch_rolled":
+    if case.startswith("across_an_epoch"):
         assert final_state(straight)["state"]["stream"]["epoch"] > 2
 
 
-def test_ctrl_c_saves_and_the_run_continues_bitwise(tmp_path):
-    data = write_corpus(tmp_path / "text")
-    shared = [*data, *TINY_RUN, f"train.max_step={STEPS}", "gpus=2"]
-    straight, broken = tmp_path / "straight", tmp_path / "broken"
-    run("train.py", *shared, f"run_dir={straight}", cwd=tmp_path)
-    assert run_until_killed([*shared, f"run_dir={broken}"], broken, tmp_path, 20, signal.SIGINT) == 130
+def test_ctrl_c_saves_and_the_run_continues_bitwise(undisturbed, tmp_path):
+    (shared, straight), broken = undisturbed("two_processes_sampled_softmax"), tmp_path / "broken"
+    shared = [*shared, f"run_dir={broken}"]  # without an interval: the only checkpoint is that of the signal
+    assert run_until_killed(shared, broken, tmp_path, 20, signal.SIGINT) == 130
     assert "resume=auto" in (tmp_path / "killed.txt").read_text()
-    run("train.py", *shared, f"run_dir={broken}", "resume=auto", cwd=tmp_path)
+    train(*shared, "resume=auto")
     assert losses(broken) == losses(straight)
     assert_bitwise_equal(final_state(broken), final_state(straight))
 
@@ -113,14 +138,15 @@ def short_run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("short")
     shared = [*write_corpus(folder / "text"), *TINY_RUN, "checkpoint.interval=4", "checkpoint.save_all=true"]
     shared += [f"run_dir={folder}/run", "scheduler.max_step=40"]
-    run("train.py", *shared, "train.max_step=12", cwd=folder)
+    train_here(*shared, "train.max_step=12")
     return folder, shared
 
 
-def test_a_finished_run_is_not_run_again(short_run):
+def test_a_finished_run_is_not_run_again(short_run, capsys):
     folder, shared = short_run
     before = (folder / "run/metrics.jsonl").read_text()
-    assert "finished" in run("train.py", *shared, "train.max_step=12", "resume=auto", cwd=folder).stdout
+    train_here(*shared, "train.max_step=12", "resume=auto")
+    assert "is finished: nothing to do" in capsys.readouterr().out
     assert (folder / "run/metrics.jsonl").read_text() == before
 
 
@@ -151,16 +177,17 @@ def test_resume_from_a_path_that_does_not_exist_is_an_error(short_run):
     assert "nowhere" in done.stderr and "does not exist" in done.stderr
 
 
-def test_a_damaged_checkpoint_is_reported_passed_over_and_written_again(short_run, tmp_path):
+def test_a_damaged_checkpoint_is_reported_passed_over_and_written_again(short_run, tmp_path, capsys):
     folder, shared = short_run
     shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
     damaged = tmp_path / "run/checkpoints/step_12/model.pt"
     damaged.write_bytes(damaged.read_bytes()[:-100])
     (tmp_path / "run/summary.json").unlink()
     shared = [*shared, f"run_dir={tmp_path}/run", "train.max_step=12", "resume=auto"]
-    done = run("train.py", *shared, cwd=tmp_path)
-    assert "damaged" in done.stdout + done.stderr and "step_12" in done.stdout + done.stderr
-    assert "going on from" in done.stdout and "step_8" in done.stdout
+    train_here(*shared)
+    printed = capsys.readouterr()
+    assert "damaged" in printed.out + printed.err and "step_12" in printed.out + printed.err
+    assert "going on from" in printed.out and "step_8" in printed.out
     assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 13))
     states = [
         read_checkpoint_file(path / "run/checkpoints/step_12", "optimizer.pt")["state"] for path in (folder, tmp_path)
@@ -173,7 +200,7 @@ def test_max_step_may_be_raised_from_an_older_checkpoint_and_no_step_is_missing(
     folder, shared = short_run
     shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
     shared = [*shared, f"run_dir={tmp_path}/run", f"resume={tmp_path}/run/checkpoints/step_4"]
-    run("train.py", *shared, "train.max_step=14", cwd=tmp_path)
+    train_here(*shared, "train.max_step=14")
     assert [r["step"] for r in metrics(tmp_path / "run")] == list(range(1, 15))
     assert losses(tmp_path / "run")[:12] == losses(folder / "run")
     steps = {path.name for path in (tmp_path / "run/checkpoints").glob("step_*")}
@@ -183,7 +210,7 @@ def test_max_step_may_be_raised_from_an_older_checkpoint_and_no_step_is_missing(
 def test_a_checkpoint_of_another_run_continues_in_a_folder_of_its_own_only(short_run, tmp_path):
     folder, shared = short_run
     other = [*shared, "train.max_step=14", f"resume={folder}/run", f"run_dir={tmp_path}/other"]
-    run("train.py", *other, cwd=tmp_path)
+    train_here(*other)
     assert [r["step"] for r in metrics(tmp_path / "other")] == [13, 14]
     done = run("train.py", *other, cwd=tmp_path, expect=2)
     assert "is of another run" in done.stderr and "resume=auto continues it" in done.stderr
@@ -201,10 +228,9 @@ def test_another_number_of_processes_and_accumulation_goes_on_with_the_same_loss
     data = write_corpus(tmp_path / "text")
     shared = [*data, *TINY_RUN, "precision=fp64", "model.dropout=0", "scheduler.max_step=40", "train.roll=true"]
     straight, changed = tmp_path / "straight", tmp_path / "changed"
-    run("train.py", *shared, f"run_dir={straight}", "train.max_step=20", cwd=tmp_path)
+    train_here(*shared, f"run_dir={straight}", "train.max_step=20")
     run("train.py", *shared, f"run_dir={changed}", "train.max_step=10", "gpus=2", cwd=tmp_path)
-    last = [f"run_dir={changed}", "train.max_step=15", "resume=auto", "train.micro_batch_size=2"]
-    run("train.py", *shared, *last, cwd=tmp_path)
+    train_here(*shared, f"run_dir={changed}", "train.max_step=15", "resume=auto", "train.micro_batch_size=2")
     last = [f"run_dir={changed}", "train.max_step=20", "resume=auto", "gpus=4"]
     assert "warning: 4 processes instead of 1" in run("train.py", *shared, *last, cwd=tmp_path).stdout
     one, other = metrics(straight), metrics(changed)
