@@ -11,6 +11,7 @@ import torch
 from tests.support.configurations import composed
 from tests.support.entry_points import run
 from tests.support.golden import MODELS, golden, reference_file
+from tests.support.in_process import train_here
 from tests.support.models import model_config
 from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint.checkpoint_files import read_checkpoint_file
@@ -60,7 +61,7 @@ def source(tmp_path_factory):
     """A finished run, and the overrides of its data."""
     folder = tmp_path_factory.mktemp("source")
     data = [*text(folder / "text", OLD), "data.cutoffs=[6]"]
-    run("train.py", *TINY_RUN, *data, "train.max_step=20", f"run_dir={folder}/run", cwd=folder)
+    train_here(*TINY_RUN, *data, "train.max_step=20", f"run_dir={folder}/run")
     return folder / "run", data
 
 
@@ -72,16 +73,17 @@ def vocabulary(run_dir):
     return vocabulary_from_dict(read_checkpoint_file(resolve_checkpoint(run_dir), "vocabulary.json"))
 
 
-def test_with_the_same_vocabulary_it_begins_at_the_checkpoint_s_loss(source, tmp_path):
+def test_with_the_same_vocabulary_it_begins_at_the_checkpoint_s_loss(source, tmp_path, capsys):
     folder, data = source
-    done = run("train.py", *TINY_RUN, *data, *STILL, f"init_from={folder}", f"run_dir={tmp_path}/run", cwd=tmp_path)
+    train_here(*TINY_RUN, *data, *STILL, f"init_from={folder}", f"run_dir={tmp_path}/run")
+    printed = capsys.readouterr().out
     parameters = sum(tensor.numel() for tensor in weights(folder, 20).values())
-    assert "init_from: 15 of 15 words carried over, 0 initialised;" in done.stdout
-    assert f"; {parameters:,} parameters of {parameters:,} loaded" in done.stdout
+    assert "init_from: 15 of 15 words carried over, 0 initialised;" in printed
+    assert f"; {parameters:,} parameters of {parameters:,} loaded" in printed
     assert metrics(tmp_path / "run", "valid")[-1]["loss"] == metrics(folder, "valid")[-1]["loss"]
 
 
-def test_another_vocabulary_takes_the_rows_of_shared_words_and_goes_on_without_the_source(source, tmp_path):
+def test_another_vocabulary_takes_the_rows_of_shared_words_and_goes_on_without_the_source(source, tmp_path, capsys):
     folder, _ = source
     copy, tuned = shutil.copytree(folder, tmp_path / "copy", symlinks=True), tmp_path / "run"
     shared = [*TINY_RUN, *text(tmp_path / "text", NEW), "data.cutoffs=[4]", "seed=5", f"init_from={copy}", "gpus=2"]
@@ -103,8 +105,8 @@ def test_another_vocabulary_takes_the_rows_of_shared_words_and_goes_on_without_t
     shutil.rmtree(copy)
     more = [override for override in STILL if not override.startswith("train.max_step")]
     go_on = ["train.max_step=2", "resume=auto", "gpus=1", f"run_dir={tuned}"]
-    done = run("train.py", *shared[:-1], *more, *go_on, cwd=tmp_path)
-    assert "init_from:" not in done.stdout and [r["step"] for r in metrics(tuned)] == [1, 2]
+    train_here(*shared[:-1], *more, *go_on)
+    assert "init_from:" not in capsys.readouterr().out and [r["step"] for r in metrics(tuned)] == [1, 2]
 
 
 def carried(model, vocab, old_model, old_vocab, old_cutoffs):

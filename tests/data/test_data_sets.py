@@ -1,25 +1,19 @@
 """Every data set in the layout that it really has: encoded, trained on, evaluated, all without a special case."""
 
 import json
-import logging
 import math
 import shutil
-import signal
 
 import pytest
-import torch
 
 from tests.support.bitwise import assert_bitwise_equal
 from tests.support.configurations import composed
 from tests.support.entry_points import run
+from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_bpe, write_lm1b, write_one_file, write_splits
 from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
-from txl.config.schema import EvaluateConfig
 from txl.data.corpus import open_corpus
-from txl.launch.prepare import prepare
-from txl.launch.rank import rank_main
-from txl.train.trainer import STOP_SIGNALS
 
 
 def words(name, layout):
@@ -73,35 +67,9 @@ CORPORA = {
 METRIC = {"enwik8": "bpc", "text8": "bpc", "text_byte": "bpc", "text_char": "bpc"}  # else perplexity
 
 
-@pytest.fixture(autouse=True, scope="module")
-def as_a_process_of_its_own():
-    """One thread, as the machine is shared; and what a run sets for its process is as before afterwards."""
-    environment = pytest.MonkeyPatch()
-    environment.setenv("OMP_NUM_THREADS", "1")
-    package, threads = logging.getLogger("txl"), torch.get_num_threads()
-    handlers, level = list(package.handlers), package.level
-    signals = {number: signal.getsignal(number) for number in STOP_SIGNALS}
-    torch.set_num_threads(1)
-    yield
-    environment.undo()
-    torch.set_num_threads(threads)
-    package.handlers[:] = handlers
-    package.setLevel(level)
-    for number, handler in signals.items():
-        signal.signal(number, handler)
-
-
-def train_here(*overrides):
-    """A run in this process; its exit code must be 0."""
-    config = composed(*overrides)
-    with prepare(config) as start:
-        assert rank_main(config, prepared=start) == 0
-
-
 def score(folder, *overrides):
     """What evaluate.py writes as JSON."""
-    overrides = ["hardware=cpu", f"json={folder}/s.json", *overrides]
-    rank_main(composed(*overrides, name="evaluate", kind=EvaluateConfig))
+    evaluate_here("hardware=cpu", f"json={folder}/s.json", *overrides)
     return json.loads((folder / "s.json").read_text())
 
 

@@ -11,8 +11,8 @@ import torch
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from tests.support.configurations import composed
 from tests.support.entry_points import run
+from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.models import build
 from tests.support.tiny_runs import TINY_RUN
@@ -21,7 +21,6 @@ from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.weights import load_weights
 from txl.cli.hydra_main import quoted
 from txl.config.geometry import Geometry
-from txl.config.schema import EvaluateConfig
 from txl.data.batches import TokenStream
 from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
@@ -29,7 +28,6 @@ from txl.evaluate.exported_program import CachedStep, FixedShapeProgram
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate
 from txl.evaluate.typed_text import typed_tokens
-from txl.launch.rank import rank_main
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 333)
 GEOMETRY = Geometry(7, 20, 0, 9, True)
@@ -40,15 +38,14 @@ def trained(tmp_path_factory):
     """A run folder."""
     folder = tmp_path_factory.mktemp("evaluate")
     overrides = [*write_corpus(folder / "text"), "evaluation.tgt_len=6", "evaluation.mem_len=20", "train.max_step=20"]
-    run("train.py", *TINY_RUN, *overrides, f"run_dir={folder}/run", cwd=folder)
+    train_here(*TINY_RUN, *overrides, f"run_dir={folder}/run")
     return folder / "run"
 
 
 def score(trained, tmp_path, *overrides, expect=0):
     """The JSON that evaluate.py writes; run in this process."""
     file = tmp_path / "result.json"
-    everything = ["hardware=cpu", f"checkpoint={trained}", f"json={file}", *overrides]
-    assert rank_main(composed(*everything, name="evaluate", kind=EvaluateConfig)) == expect
+    evaluate_here("hardware=cpu", f"checkpoint={trained}", f"json={file}", *overrides, expect=expect)
     return json.loads(file.read_text())
 
 

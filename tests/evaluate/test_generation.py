@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from tests.support.entry_points import run
+from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.models import build
 from tests.support.tiny_runs import TINY_RUN
@@ -118,9 +119,9 @@ def test_half_a_character_waits_for_its_other_half(capsys):
     assert capsys.readouterr().out == text + "\n"
 
 
-def test_evaluate_writes_texts_from_a_file_of_prompts(tmp_path):
+def test_evaluate_writes_texts_from_a_file_of_prompts(tmp_path, capsys):
     text = write_corpus(tmp_path / "text")
-    run("train.py", *TINY_RUN, *text, f"run_dir={tmp_path}/run", "train.max_step=10", cwd=tmp_path)
+    train_here(*TINY_RUN, *text, f"run_dir={tmp_path}/run", "train.max_step=10")
     (tmp_path / "prompts.txt").write_text("the cat\n\na dog ran\n")
     overrides = ["hardware=cpu", f"checkpoint={tmp_path}/run", "task=generate", "max_tokens=12"]
     done = run("evaluate.py", *overrides, f"prompts={tmp_path}/prompts.txt", f"json={tmp_path}/o.json", cwd=tmp_path)
@@ -128,5 +129,7 @@ def test_evaluate_writes_texts_from_a_file_of_prompts(tmp_path):
     assert [text["prompt"] for text in texts] == ["the cat", "a dog ran"]
     assert all(len(text["tokens"]) == 12 and text["text"].startswith(text["prompt"]) for text in texts)
     assert "--- the cat\nthe cat" in done.stdout
-    streamed = run("evaluate.py", *overrides, "prompt=the cat", cwd=tmp_path).stdout
+    capsys.readouterr()
+    evaluate_here(*overrides, "prompt=the cat")
+    streamed = capsys.readouterr().out
     assert streamed.startswith("the cat") and streamed.rstrip("\n") == texts[0]["text"].rstrip("\n")

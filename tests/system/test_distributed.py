@@ -7,6 +7,7 @@ import time
 import pytest
 
 from tests.support.entry_points import PROJECT, command, environment, run
+from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.system.world import columns_of
@@ -32,10 +33,10 @@ def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):
     shared = [*data, *TINY_RUN, "train.max_step=20", "valid.interval=10", "valid.batch_size=3", "precision=fp64"]
     shared += ["model.dropout=0", "train.roll=true", "train.ext_len=2"]
     one, two, four, uneven = (tmp_path / name for name in ("one", "two", "accumulated", "uneven"))
-    run("train.py", *shared, f"run_dir={one}", cwd=tmp_path)
+    train_here(*shared, f"run_dir={one}")
     done = run("train.py", *shared, f"run_dir={two}", "gpus=2", cwd=tmp_path)
     assert done.stderr == ""  # nor does any library speak between our lines
-    run("train.py", *shared, f"run_dir={four}", "train.micro_batch_size=2", cwd=tmp_path)
+    train_here(*shared, f"run_dir={four}", "train.micro_batch_size=2")
     # 2 of 8 sequences, and the other process' 6 in two forward passes.
     shares = ["gpus=2", "train.first_rank_batch_size=2", "train.micro_batch_size=3"]
     run("train.py", *shared, f"run_dir={uneven}", *shares, cwd=tmp_path)
@@ -54,7 +55,7 @@ def test_two_processes_equal_one_with_a_sampled_softmax_and_sparse_gradients(tmp
     shared = [*data, *TINY_RUN, "train.max_step=30", "valid.interval=10", "precision=fp64", "model.dropout=0"]
     shared += ["optimizer.lr=0.01", "model.tie_weight=false", "train.sampled_softmax=8", "train.micro_batch_size=2"]
     one, two = tmp_path / "one", tmp_path / "two"
-    run("train.py", *shared, f"run_dir={one}", cwd=tmp_path)
+    train_here(*shared, f"run_dir={one}")
     run("train.py", *shared, f"run_dir={two}", "gpus=2", "train.first_rank_batch_size=2", cwd=tmp_path)
     for kind in ("train", "valid", "test"):
         mine, theirs = metrics(one, kind), metrics(two, kind)

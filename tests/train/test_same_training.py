@@ -9,18 +9,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.support.configurations import composed
+from tests.support.in_process import train_here
 from tests.support.models import model_config
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend
-from txl.launch import rank
-from txl.launch.start import Launcher
 from txl.model import attention, dropout
 from txl.model import linear as product
 from txl.model.transformer import TransformerXL
 from txl.optim import lamb
 from txl.optim.clipping import clip_gradients
-from txl.plan.batch_split import with_global_batch
 from txl.train import trainer
 
 
@@ -93,14 +90,13 @@ def test_three_seeds_in_float32_with_dropout_end_within_three_hundredths_of_a_na
     """300 steps of wikitext-mini: sdpa, fused softmax, blocks of LAMB, oneDNN, shared random bits; and without."""
     text = Path(os.environ["TXL_DATA"]).resolve() / "wikitext-mini"
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(rank, "draw_loss_curve", lambda run_dir: None)
 
     def final_loss(path: str, seed: int) -> float:
         run_dir = tmp_path / f"{path}-{seed}"
         backend = "eager" if path == "plain" else "sdpa"
         chosen = ["experiment=wikitext-mini", "train.max_step=300", "hardware=cpu", f"data.path={text}"]
         chosen += [f"attention={backend}"]
-        assert Launcher().start(with_global_batch(composed(*chosen, f"seed={seed}", f"run_dir={run_dir}"))) == 0
+        train_here(*chosen, f"seed={seed}", f"run_dir={run_dir}")
         records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
         return {record["step"]: record["loss"] for record in records if record["kind"] == "valid"}[300]
 

@@ -4,7 +4,6 @@ import json
 import math
 import re
 import shutil
-import signal
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ import yaml
 
 from tests.support.configurations import composed
 from tests.support.entry_points import run
+from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.models import model_config
 from tests.support.tiny_runs import TINY_RUN, metrics
@@ -20,13 +20,8 @@ from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_co
 from txl.checkpoint.exchange import export_model
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.model import Init
-from txl.config.schema import EvaluateConfig
 from txl.errors import ConfigError
-from txl.launch import rank
-from txl.launch.start import Launcher
 from txl.model.transformer import TransformerXL
-from txl.plan.batch_split import with_global_batch
-from txl.system import devices
 from txl.train import trainer
 from txl.train.memories import Memories
 from txl.train.train_state import seed_everything
@@ -38,24 +33,15 @@ FOUR_STEPS = ["train.max_step=4", "scheduler.warmup_step=1"]
 def train(tmp_path, monkeypatch):
     """Train in this process: overrides -> the run folder."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("RANK", raising=False)
-    threads = torch.get_num_threads()
-    handlers = {number: signal.getsignal(number) for number in trainer.STOP_SIGNALS}
-    monkeypatch.setattr(devices, "set_threads", lambda *_: torch.set_num_threads(1))
-    monkeypatch.setattr(rank, "draw_loss_curve", lambda run_dir: None)
     shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *FOUR_STEPS]
     names = iter("abcdefgh")
 
     def start(*overrides, expect=0):
         run_dir = tmp_path / next(names)
-        config = composed(*shared, f"run_dir={run_dir}", *overrides)
-        assert Launcher().start(with_global_batch(config)) == expect
+        train_here(*shared, f"run_dir={run_dir}", *overrides, expect=expect)
         return run_dir
 
-    yield start
-    torch.set_num_threads(threads)
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+    return start
 
 
 def weights(run_dir, name="last"):
@@ -172,8 +158,7 @@ def test_dllogger_file_has_the_originals_lines_and_no_step_twice(train):
 
 def evaluated(*overrides):
     """What `python evaluate.py` writes to result.json; run in this process."""
-    config = composed("hardware=cpu", "json=result.json", *overrides, name="evaluate", kind=EvaluateConfig)
-    assert rank.rank_main(config) == 0
+    evaluate_here("hardware=cpu", "json=result.json", *overrides)
     return json.loads(Path("result.json").read_text())
 
 
