@@ -5,6 +5,7 @@ import pytest
 from tests.support.configurations import composed
 from txl.config.compose import from_dict, to_dict
 from txl.config.config_hash import config_hash
+from txl.config.data import DataConfig
 from txl.config.resume_changes import resume_differences
 
 BASE = ["model=small", "data=ptb", "hardware=cpu"]
@@ -111,4 +112,5 @@ def test_options_that_were_removed_are_ignored_in_a_stored_configuration(base):
     stored = to_dict(base)
     stored["data"] |= {"url": "https://example.org/text.zip", "sha256": None}
     assert from_dict(stored) == base
+    assert from_dict(stored["data"], DataConfig) == base.data
     assert resume_differences(stored, to_dict(base)) == []

@@ -9,13 +9,14 @@ from typing import Any, TypeVar, get_type_hints
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from txl.config.data import VocabKind
+from txl.config.data import DataConfig, VocabKind
 from txl.config.did_you_mean import unknown_key
 from txl.config.error_messages import clear_error
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node
 from txl.errors import ConfigError
 
-REMOVED = ("data.url", "data.sha256")  # options of earlier versions; stored configurations may still have them
+# Options of earlier versions, by section; stored configurations may still have them.
+REMOVED = {DataConfig: ("url", "sha256")}
 
 Config = TypeVar("Config", RunConfig, EvaluateConfig, BenchmarkConfig)
 
@@ -84,14 +85,16 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def without_removed(values: dict[str, Any]) -> dict[str, Any]:
-    """Drops the options that this version no longer has from a stored configuration."""
-    kept = dict(values)
-    for key in REMOVED:
-        section, _, name = key.rpartition(".")
-        if isinstance(kept.get(section), dict):
-            kept[section] = {option: value for option, value in kept[section].items() if option != name}
-    return kept
+def without_removed(values: Any, kind: type) -> Any:
+    """Drops the options that this version no longer has from a stored configuration, or from a section of one."""
+    if not isinstance(values, dict):
+        return values
+    hints = get_type_hints(kind)
+    return {
+        key: without_removed(value, hints[key]) if is_dataclass(hints.get(key)) else value
+        for key, value in values.items()
+        if key not in REMOVED.get(kind, ())
+    }
 
 
 def from_dict(values: dict[str, Any], kind: type[Config] = RunConfig) -> Config:
@@ -99,7 +102,7 @@ def from_dict(values: dict[str, Any], kind: type[Config] = RunConfig) -> Config:
     if not isinstance(values, dict):
         raise ConfigError(f"a configuration is a table of keys, not {type(values).__name__}: the file is damaged")
     try:
-        cfg = OmegaConf.merge(OmegaConf.structured(kind), without_removed(values))
+        cfg = OmegaConf.merge(OmegaConf.structured(kind), without_removed(values, kind))
         return _build(kind, OmegaConf.to_container(cfg, throw_on_missing=True), kind)
     except OmegaConfBaseException as error:
         raise clear_error(error, kind) from None
