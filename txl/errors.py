@@ -1,5 +1,51 @@
-"""Mistakes in a configuration, said in one line: dotted key, value, rule, remedy."""
+"""Mistakes in a configuration, and how a message shows their values: one line with key, value, rule and remedy."""
+
+import json
+from enum import Enum
+from typing import Any
+
+MOST_SHOWN = 60  # characters of a value in a message
 
 
 class ConfigError(ValueError):
-    """A value that the user can correct: the message names key, value, rule and remedy."""
+    """A mistake that the user can correct. The message names the key, the value, the rule and the remedy."""
+
+
+def refuse_unless(ok: object, key: str, value: Any, rule: str) -> None:
+    """Raises ConfigError unless a rule holds.
+
+    Args:
+        ok: Whether the rule holds.
+        key: The dotted key, such as train.max_step.
+        value: Its value.
+        rule: The rest of the message after `key=value`; it ends with the remedy.
+
+    Raises:
+        ConfigError: The rule does not hold.
+    """
+    if not ok:
+        raise ConfigError(f"{key}={shown(value)} {rule}")
+
+
+def shown(value: Any) -> str:
+    """Returns a value as one would write it on the command line; a long one is shortened."""
+    if isinstance(value, Enum):
+        value = value.name
+    if isinstance(value, str):
+        return shortened(value)
+    text = json.dumps(value, default=lambda item: item.name if isinstance(item, Enum) else str(item))
+    return shortened(text.replace('"', "").replace(" ", ""))
+
+
+def shortened(text: str, most: int = MOST_SHOWN) -> str:
+    """Returns a text on one line, with `...` for its middle if it is longer than `most` characters."""
+    line = " ".join(text.split()) if "\n" in text or "\r" in text else text
+    if len(line) <= most:
+        return line
+    tail = (most - 3) // 3
+    return f"{line[: most - 3 - tail]}...{line[len(line) - tail :]}"
+
+
+def any_of(words: list[str]) -> str:
+    """Lists alternatives: ["a", "b", "c"] becomes `a, b or c`."""
+    return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

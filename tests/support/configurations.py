@@ -8,7 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
-from txl.config.compose import register, to_typed
+from txl.config.compose import register_types, to_typed
 from txl.config.rules import validate
 from txl.config.schema import RunConfig
 
@@ -32,6 +32,6 @@ def composed(*overrides: str, name: str = "train", kind: type = RunConfig):
 
 @cache
 def _chosen(name: str, *choices: str) -> DictConfig:
-    register()
+    register_types()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose(name, list(choices))

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 
 from txl.config.geometry import Geometry
+from txl.config.machine_rules import check_cpu_arithmetic
 from txl.config.precision import Arithmetic
-from txl.config.rules import check_cpu_arithmetic
 from txl.config.schema import BenchmarkConfig, Runtime
 from txl.config.training import longest_context
 from txl.data.synthetic_text import zipf_tokens

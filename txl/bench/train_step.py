@@ -14,8 +14,8 @@ import numpy as np
 import torch
 
 from txl.config.geometry import train_geometry
+from txl.config.machine_rules import check_cpu_arithmetic
 from txl.config.precision import Arithmetic
-from txl.config.rules import check_cpu_arithmetic
 from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.synthetic_text import zipf_tokens
 from txl.files import write_json

@@ -16,9 +16,9 @@ from torch import Tensor
 from txl.checkpoint.checkpoint_files import CheckpointError, read_checkpoint_file, verify_checkpoint
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.compose import to_dict
-from txl.config.rules import shown
 from txl.config.schema import RunConfig
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
+from txl.errors import shown
 from txl.model.clusters import VocabularyClusters
 from txl.model.transformer import TransformerXL
 

@@ -10,9 +10,9 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from txl.config.compose import Config, register, to_typed
+from txl.config.compose import Config, register_types, to_typed
 from txl.config.did_you_mean import did_you_mean, dotted_keys
-from txl.config.error_messages import explain
+from txl.config.error_messages import hydra_error
 from txl.config.rules import validate
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
@@ -58,13 +58,13 @@ def run(name: str, kind: type[Config], about: str) -> int:
     from txl.launch.start import Launcher
 
     launcher = Launcher()
-    register()
+    register_types()
     if not {"-m", "--multirun"} & set(sys.argv):
         sys.argv[1:] = map(quoted, sys.argv[1:])
     codes: list[int] = []
 
     def point(cfg: DictConfig) -> None:
-        register()  # again: such a job starts here
+        register_types()  # again: such a job starts here
         codes.append(_guarded(lambda: launcher.start(checked(cfg, kind))))
         if codes[-1] in STOPPED:
             raise KeyboardInterrupt  # the points that are left, too
@@ -73,7 +73,7 @@ def run(name: str, kind: type[Config], about: str) -> int:
         hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
         codes.append(launcher.wait())
     except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        return complain(explain(error, kind))
+        return complain(hydra_error(error, kind))
     except KeyboardInterrupt:
         if not STOPPED & set(codes):
             codes.append(complain("interrupted", INTERRUPTED))

@@ -1,28 +1,32 @@
-"""From Hydra's configuration to the types of config.py, and between those and plain dicts."""
+"""Hydra's configuration to the types of schema.py, and between those and plain dicts."""
 
 from __future__ import annotations
 
-from dataclasses import is_dataclass
+from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, get_type_hints, overload
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from txl.config.data import DataConfig, VocabKind
 from txl.config.did_you_mean import unknown_key
-from txl.config.error_messages import clear_error
+from txl.config.error_messages import missing_value, omegaconf_error
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node
 from txl.errors import ConfigError
 
 # Options of earlier versions, by section; stored configurations may still have them.
-REMOVED = {DataConfig: ("url", "sha256")}
+REMOVED: dict[type, tuple[str, ...]] = {DataConfig: ("url", "sha256")}
 
-Config = TypeVar("Config", RunConfig, EvaluateConfig, BenchmarkConfig)
+Config = TypeVar("Config", bound=RunConfig | EvaluateConfig)
+Section = TypeVar("Section")  # a configuration, or a section of one
 
 
-def register() -> None:
-    """Make the types and the resolvers of `conf/` known to Hydra."""
+# --------------------------------------------------------------------------- Hydra
+
+
+def register_types() -> None:
+    """Tells Hydra the types of the configurations, and OmegaConf the resolvers that `conf/` uses."""
     from hydra.core.config_store import ConfigStore
 
     store = ConfigStore.instance()
@@ -38,44 +42,55 @@ def register() -> None:
 
 
 def _by_recipe(single_node: Any, multi_node: Any, *, _root_: DictConfig) -> Any:
+    """${by_recipe:0.01,0.02}: the published value for one node, or for several."""
     return multi_node if is_multi_node(_root_.recipe, _root_.nodes) else single_node
 
 
 def _metric_of(kind: VocabKind) -> str:
-    return "ppl" if kind in (VocabKind.word, VocabKind.bpe) else "bpc"
+    """${metric_of:${data.vocab}}: how a loss per token of this kind is reported."""
+    return kind.facts.metric.name
 
 
 def _for_words(value: Any, otherwise: Any, *, _root_: DictConfig) -> Any:
-    """What is known of a data set as words holds for nothing else that it may be read as."""
+    """${for_words:267735,null}: a value that holds only if the data set is read as words."""
     return value if _root_.data.vocab is VocabKind.word else otherwise
 
 
 def _world_size(*, _root_: DictConfig) -> int:
-    return _root_.nodes * (_root_.gpus or _root_.hardware.gpus or 1)
+    """${world_size:}: number of processes, as far as it is known without asking the machine."""
+    return int(_root_.nodes * (_root_.gpus or _root_.hardware.gpus or 1))
 
 
 def _is_machine(name: str, *, _root_: DictConfig) -> bool:
-    """Whether this is the machine that the published configurations call `dgx1_8gpu_fp16`, and one of it."""
+    """${is_machine:dgx1_8gpu_fp16}: whether this is one node of the machine that a published configuration names."""
     here = f"{_root_.hardware.name}_{_world_size(_root_=_root_)}gpu_{_root_.precision.name.name}"
-    return _root_.nodes == 1 and here == name
+    return bool(_root_.nodes == 1 and here == name)
 
 
-def to_typed(cfg: DictConfig, kind: type[Config] = RunConfig) -> Config:
-    """Hydra's configuration -> dataclasses: keys and types are checked here, values by `rules.validate`.
+@overload
+def to_typed(cfg: DictConfig) -> RunConfig: ...
+@overload
+def to_typed(cfg: DictConfig, kind: type[Config]) -> Config: ...
+def to_typed(cfg: DictConfig, kind: type[Any] = RunConfig) -> Any:
+    """Converts Hydra's configuration to dataclasses. Keys and types are checked here, values by `rules.validate`.
 
-    `+key=value` gets past Hydra's own check; here it is a ConfigError as any other misspelt key.
+    Raises:
+        ConfigError: A key is unknown (Hydra lets `+key=value` pass), a type is wrong, or a value is missing.
     """
     try:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise clear_error(error, kind) from None
+        raise omegaconf_error(error, kind) from None
     return _build(kind, values, kind)
 
 
+# --------------------------------------------------------------------------- plain dicts
+
+
 def to_dict(config: Any) -> Any:
-    """Dataclasses -> plain dicts, lists, numbers and text, for YAML and JSON; enumerations as their names."""
+    """Converts dataclasses to dicts, lists, numbers and text, for YAML and JSON; enumerations become their names."""
     if is_dataclass(config):
-        return {name: to_dict(getattr(config, name)) for name in config.__dataclass_fields__}
+        return {option.name: to_dict(getattr(config, option.name)) for option in fields(config)}
     if isinstance(config, Enum):
         return config.name
     if isinstance(config, dict):
@@ -85,34 +100,49 @@ def to_dict(config: Any) -> Any:
     return config
 
 
-def without_removed(values: Any, kind: type) -> Any:
-    """Drops the options that this version no longer has from a stored configuration, or from a section of one."""
+@overload
+def from_dict(values: Any) -> RunConfig: ...
+@overload
+def from_dict(values: Any, kind: type[Section]) -> Section: ...
+def from_dict(values: Any, kind: type[Any] = RunConfig) -> Any:
+    """The inverse of `to_dict`, for a stored configuration or a section of one.
+
+    Options that this version no longer has are ignored. Keys and types are checked; rules are not, because they held
+    when the configuration was written.
+
+    Raises:
+        ConfigError: The values are no configuration of this kind.
+    """
+    if not isinstance(values, dict):
+        raise ConfigError(f"a configuration is a table of keys, not {type(values).__name__}: the file is damaged")
+    try:
+        cfg = OmegaConf.merge(OmegaConf.structured(kind), _without_removed(values, kind))
+        return _build(kind, OmegaConf.to_container(cfg, throw_on_missing=True), kind)
+    except OmegaConfBaseException as error:
+        raise omegaconf_error(error, kind) from None
+
+
+def _without_removed(values: Any, kind: type) -> Any:
     if not isinstance(values, dict):
         return values
     hints = get_type_hints(kind)
     return {
-        key: without_removed(value, hints[key]) if is_dataclass(hints.get(key)) else value
+        key: _without_removed(value, hints[key]) if is_dataclass(hints.get(key)) else value
         for key, value in values.items()
         if key not in REMOVED.get(kind, ())
     }
 
 
-def from_dict(values: dict[str, Any], kind: type[Config] = RunConfig) -> Config:
-    """The inverse of `to_dict`: keys and types are checked, rules are not (they held where it was written)."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"a configuration is a table of keys, not {type(values).__name__}: the file is damaged")
-    try:
-        cfg = OmegaConf.merge(OmegaConf.structured(kind), without_removed(values, kind))
-        return _build(kind, OmegaConf.to_container(cfg, throw_on_missing=True), kind)
-    except OmegaConfBaseException as error:
-        raise clear_error(error, kind) from None
-
-
-def _build(cls: type, values: dict[str, Any], kind: type, prefix: str = "") -> Any:
+def _build(cls: type[Any], values: Any, kind: type, prefix: str = "") -> Any:
+    """A dataclass from the values of its fields; `prefix` is its place in the whole configuration, `kind`."""
     hints = get_type_hints(cls)
     for key in values:
         if key not in hints:
             raise unknown_key(f"{prefix}{key}", kind)
+    for option in fields(cls):
+        needed = is_dataclass(hints[option.name]) or option.default == MISSING
+        if needed and option.name not in values:  # `~seed` on the command line
+            raise missing_value(f"{prefix}{option.name}")
     return cls(
         **{
             key: _build(hints[key], value, kind, f"{prefix}{key}.") if is_dataclass(hints[key]) else value

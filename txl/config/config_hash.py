@@ -1,6 +1,6 @@
-"""Which runs are the same run: what names a run folder, and what a resume may change.
+"""The hash that names a run folder: two configurations that compute the same have the same hash.
 
-Decided from the configuration alone, as the rules are.
+It is computed from the configuration alone.
 """
 
 import os
@@ -11,7 +11,8 @@ from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig
 from txl.files import flatten, sha256_of_json
 
-# What cannot change the mathematics of training: a resume may change it, and it does not make another run.
+# Keys and sections that cannot change the mathematics of training: a resume may change them, and they are not part of
+# the hash.
 FREE = """
     name runs run_dir resume sample_tokens deterministic attention compile recompute dry_run nodes gpus recipe
     then preflight preflight_torch debug
@@ -22,24 +23,23 @@ FREE = """
     data.path data.cache data.vocab_size data.shards
 """
 
-
 # Options that came after runs existed, and the value with which a run computes what it computed before. An option with
 # that value is not part of the hash, so that existing runs keep their folder. A new option outside FREE belongs here.
 ADDED: dict[str, Any] = {}
 
-
-# Where the text is: part of a run's name, but it may move between two starts (its content has a fingerprint).
+# Where the text is. Part of the hash, but a resume may change it: the content of the text has a fingerprint.
 FILES = ["data.train", "data.valid", "data.test", "data.file", "data.vocab_file", "data.merges_file"]
 
 
 def mathematics(values: dict[str, Any]) -> dict[str, Any]:
-    """The dotted keys, of a configuration as a dict, that make two runs different whatever their seeds.
+    """Returns the dotted keys that make two runs different, whatever their seeds. `values` are as from `to_dict`.
 
-    The number of steps is no part of it, unless the learning rate's curve ends there: a longer run goes on where
-    the shorter one stopped. The validation interval is one where the plateau schedule counts validations.
+    The number of steps is not one of them unless the learning rate's curve ends there: otherwise a longer run
+    continues where the shorter one stopped. The validation interval is one of them only if the schedule counts
+    validations.
     """
-    keys = {key: value for key, value in flatten(values).items() if not is_free(key)}
-    keys.setdefault("init_from", None)  # older checkpoints do not know it
+    keys = {key: value for key, value in flatten(values).items() if not _is_free(key)}
+    keys.setdefault("init_from", None)  # older checkpoints do not have it
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
     del keys["train.max_step"], keys["seed"]
@@ -51,7 +51,7 @@ def mathematics(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: RunConfig) -> str:
-    """Eight hex digits that name what a run computes."""
+    """Returns eight hex digits that name what a run computes."""
     keys = mathematics(to_dict(config))
     folder = config.data.path or ""
     keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
@@ -59,5 +59,5 @@ def config_hash(config: RunConfig) -> str:
     return sha256_of_json(keys)[:8]
 
 
-def is_free(key: str) -> bool:
+def _is_free(key: str) -> bool:
     return any(key == free or key.startswith(free + ".") for free in FREE.split())

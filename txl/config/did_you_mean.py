@@ -1,25 +1,28 @@
-"""Keys of a configuration, and what a misspelt one may have meant."""
+"""The keys of a configuration, and which of them a misspelt key may mean."""
 
 import difflib
 from collections.abc import Iterable
 from dataclasses import is_dataclass
 from typing import Any, get_type_hints
 
-from txl.errors import ConfigError
+from txl.errors import ConfigError, shortened
 
 
 def dotted_keys(kind: type, prefix: str = "") -> dict[str, Any]:
-    """Every key of a configuration and its type: {"train.max_step": int, ...}."""
+    """Returns every key of a configuration and its type: {"train.max_step": int, ...}."""
     keys: dict[str, Any] = {}
     for name, hint in get_type_hints(kind).items():
         keys[prefix + name] = hint
-        if is_dataclass(hint):
+        if isinstance(hint, type) and is_dataclass(hint):
             keys |= dotted_keys(hint, f"{prefix}{name}.")
     return keys
 
 
 def did_you_mean(word: str, known: Iterable[str]) -> str:
-    """`; did you mean train.max_step?`, or nothing: what is spelt alike in that section, or so called in another."""
+    """Returns `; did you mean train.max_step?`, or an empty text if nothing is similar.
+
+    The candidates are keys with a similar name in the same section, and those with the same name in other sections.
+    """
     section, _, name = word.rpartition(".")
     parts = {option: option.rpartition(".") for option in known}
     beside = {last: option for option, (first, _, last) in parts.items() if first == section}
@@ -31,4 +34,6 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 
 
 def unknown_key(key: str, kind: type) -> ConfigError:
-    return ConfigError(f"{key} is not an option{did_you_mean(key, dotted_keys(kind))}")
+    """Returns the error for a key that the configuration does not have."""
+    suggestion = did_you_mean(key, dotted_keys(kind)) if len(key) < 100 else ""
+    return ConfigError(f"{shortened(key)} is not an option{suggestion}")

@@ -6,12 +6,10 @@ from dataclasses import dataclass
 
 from txl.config.schema import RunConfig
 
-# --------------------------------------------------------------------------- sections
-
 
 @dataclass(frozen=True)
 class Geometry:
-    """The lengths under which a loss is computed. No perplexity is printed without them."""
+    """The lengths under which a loss is computed, in tokens. Every perplexity is printed with them."""
 
     tgt_len: int
     mem_len: int
@@ -26,16 +24,18 @@ class Geometry:
         return f"{text} clamp_len {self.clamp_len} same_length {str(self.same_length).lower()}"
 
 
-# --------------------------------------------------------------------------- derived lengths
-
-
 def train_geometry(config: RunConfig) -> Geometry:
+    """Returns the lengths of training."""
     t = config.train
     return Geometry(t.tgt_len, t.mem_len, t.ext_len, t.clamp_len, t.same_length)
 
 
 def valid_geometry(config: RunConfig) -> Geometry:
-    """Lengths of validation: what shorter segments give up goes to the memory, or to ext_len where there is none."""
+    """Returns the lengths of validation.
+
+    Its segments may be shorter than those of training. The memory grows by the difference, or ext_len does if there
+    is no memory, so that validation sees as far back as training (as in the original).
+    """
     t, tgt_len = config.train, config.valid.tgt_len
     spare = t.tgt_len - tgt_len
     if t.mem_len == 0:

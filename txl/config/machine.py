@@ -6,33 +6,37 @@ from dataclasses import dataclass, field
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero, zero_or_more
+
 
 @dataclass
 class HardwareConfig:
+    """The machine, or one node of several equal ones."""
+
     name: str = MISSING
-    gpus: int | None = MISSING  # per node; 0: CPU processes; null: as many as the machine has
-    gpu: str | None = MISSING  # name of the accelerator, for tables; null: what the machine has
-    memory_gb: float | None = MISSING  # of one accelerator
+    gpus: int | None = zero_or_more(most=1024)  # per node; 0: CPU processes; null: as many as the machine has
+    gpu: str | None = MISSING  # name of the accelerator, for tables; null: ask the machine
+    memory_gb: float | None = above_zero()  # of one accelerator
 
 
 @dataclass
 class ClusterConfig:
-    """Where ranks run. All but the name is for cluster=slurm."""
+    """Who starts the ranks. All options but the name belong to cluster=slurm."""
 
-    name: str = MISSING  # local; slurm: submit a job; srun: be a rank of the step that srun started
+    name: str = MISSING  # local; slurm: submit a job; srun: this process is a rank of the step that srun started
     partition: str | None = None
     account: str | None = None
     qos: str | None = None
     constraint: str | None = None
-    minutes: int | None = None  # time limit of one attempt; a run goes on over as many as it takes
-    cpus_per_task: int | None = None
-    mem_gb: int | None = None  # per node
-    signal_delay: int | None = None  # seconds before the time limit at which ranks save and requeue
-    max_timeouts: int | None = None  # requeues after a time limit
+    minutes: int | None = above_zero(None)  # time limit of one attempt; a run continues in the next attempt
+    cpus_per_task: int | None = above_zero(None)
+    mem_gb: int | None = above_zero(None)  # per node
+    signal_delay: int | None = above_zero(None)  # seconds before the time limit at which ranks save and requeue
+    max_timeouts: int | None = above_zero(None)  # requeues after a time limit
     sbatch: list[str] = field(default_factory=list)  # further flags: ["--exclusive", "--gres=gpu:16"]
     srun: list[str] = field(default_factory=list)  # further flags: ["--cpu-bind=cores"]
     setup: list[str] = field(default_factory=list)  # shell lines before srun, such as "module load cuda"
     container: str | None = None  # image, for pyxis
     container_mounts: list[str] = field(default_factory=list)  # from:to, besides the working directory
-    python: str | None = None  # on the nodes; null: the one that submits
-    wait: bool = False  # follow rank 0's log and end with the job's status
+    python: str | None = None  # Python on the nodes; null: the same path as the Python that submits
+    wait: bool = False  # follow rank 0's log and exit with the job's status

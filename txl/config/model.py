@@ -11,6 +11,12 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero, zero_or_more
+
+MOST_LAYERS = 10_000
+MOST_UNITS = 10**6  # of a width; larger numbers are mistakes
+MOST_DROPOUT = 0.999  # a mask is drawn with 16 bits: nothing would pass at 0.99999
+
 
 class Positions(Enum):
     """The choices of `model.positions`: how a model knows where a token stands."""
@@ -27,17 +33,19 @@ class Positions(Enum):
 
 
 class Init(Enum):
+    """The distribution of initial weights."""
+
     normal = "normal"
     uniform = "uniform"
 
 
 class AttentionBackend(Enum):
-    """What computes attention in training (attention.py); all are equal but for rounding."""
+    """What computes attention in training. The results differ by rounding only."""
 
     auto = "auto"  # triton on GPUs since Ampere, in half precision and TF32; eager otherwise
     eager = "eager"
-    sdpa = "sdpa"  # torch's scaled_dot_product_attention, with the distances' scores as its mask
-    triton = "triton"  # one kernel for all of it (kernels/relative_attention.py); GPUs only
+    sdpa = "sdpa"  # torch's scaled_dot_product_attention, with the scores by distance as its mask
+    triton = "triton"  # one kernel (txl/model/attention_kernel.py); GPUs only
 
 
 @dataclass
@@ -45,27 +53,27 @@ class ModelConfig:
     """Architecture and initialisation; the names are the paper's."""
 
     name: str = MISSING
-    n_layer: int = MISSING
-    n_head: int = MISSING
-    d_model: int = MISSING
-    d_head: int = MISSING
-    d_inner: int = MISSING
-    d_embed: int | None = None  # embedding width; null: d_model
-    dropout: float = MISSING
-    dropatt: float = MISSING
+    n_layer: int = above_zero(most=MOST_LAYERS)
+    n_head: int = above_zero(most=MOST_UNITS)
+    d_model: int = above_zero(most=MOST_UNITS)
+    d_head: int = above_zero(most=MOST_UNITS)
+    d_inner: int = above_zero(most=MOST_UNITS)
+    d_embed: int | None = above_zero(None, most=MOST_UNITS)  # width of the embedding; null: d_model
+    dropout: float = zero_or_more(most=MOST_DROPOUT)
+    dropatt: float = zero_or_more(most=MOST_DROPOUT)  # of attention's probabilities
     positions: Positions = MISSING
     pre_lnorm: bool = MISSING
     untie_r: bool = MISSING  # one pair of attention biases (u, w) per layer
     adaptive: bool = MISSING  # adaptive input and softmax over data.cutoffs
-    div_val: int = MISSING  # each further cluster is this much narrower
+    div_val: int = above_zero(most=MOST_UNITS)  # the width of each further cluster is divided by this
     tie_weight: bool = MISSING  # softmax weights are the embedding's
-    tie_projs: list[bool] = MISSING  # per cluster; the last entry holds for all further ones
+    tie_projs: list[bool] = MISSING  # share the embedding's projection, per cluster; the last entry: and all further
     init: Init = MISSING
-    init_std: float = MISSING
-    init_range: float = MISSING
+    init_std: float = zero_or_more()
+    init_range: float = zero_or_more()  # of init=uniform
     emb_init: Init = MISSING
-    emb_init_range: float = MISSING
-    proj_init_std: float = MISSING
+    emb_init_range: float = zero_or_more()  # of emb_init=uniform
+    proj_init_std: float = zero_or_more()
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero, below_one, zero_or_more
+
 
 class OptimizerName(Enum):
     """The choices of `optimizer=`."""
@@ -31,11 +33,11 @@ class OptimizerConfig:
     """Options of all optimizers. Those with a default belong to some of them: `OptimizerFacts.options` names whose."""
 
     name: OptimizerName = MISSING
-    lr: float = MISSING
-    weight_decay: float = MISSING
+    lr: float = above_zero()
+    weight_decay: float = zero_or_more()
     betas: list[float] = field(default_factory=list)  # decay of the first and the second moment
-    eps: float | None = None  # added to the divisor
-    momentum: float | None = None  # decay of the gradients' average
+    eps: float | None = zero_or_more(None)  # added to the divisor
+    momentum: float | None = below_one(None)  # decay of the gradients' average
 
 
 @dataclass(frozen=True)

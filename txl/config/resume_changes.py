@@ -3,13 +3,14 @@
 from typing import Any
 
 from txl.config.config_hash import FILES, mathematics
-from txl.config.rules import shown
+from txl.errors import shown
 
 
 def resume_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """What a resume may not change: ["optimizer.lr was 0.01, is 0.02", ...]. Both as from `to_dict`.
+    """Lists what a resume must not change: ["optimizer.lr was 0.01, is 0.02", ...]; empty if it may go on.
 
-    A key that only one of them knows (it came or went with a version) is passed over.
+    Both are configurations as from `to_dict`. A key that only one of them has came or went with a version: it is
+    ignored.
     """
     before, after = mathematics(old), mathematics(new)
     differences = []

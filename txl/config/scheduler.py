@@ -1,4 +1,4 @@
-"""The options of `scheduler=`: the learning rate's curve."""
+"""The options of `scheduler=`: the learning rate over time."""
 
 from __future__ import annotations
 
@@ -7,21 +7,28 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero, zero_or_more
+from txl.config.training import MOST_STEPS
+
 
 class SchedulerName(Enum):
-    cosine = "cosine"
-    inv_sqrt = "inv_sqrt"
-    dev_perf = "dev_perf"
+    """The choices of `scheduler=`. All begin with a linear warm-up."""
+
+    cosine = "cosine"  # half a cosine from optimizer.lr to eta_min
+    inv_sqrt = "inv_sqrt"  # falls with the inverse square root of the step
+    dev_perf = "dev_perf"  # falls by a factor when the validation loss no longer improves
     constant = "constant"
 
 
 @dataclass
 class SchedulerConfig:
+    """The learning rate as a function of the step."""
+
     name: SchedulerName = MISSING
-    warmup_step: int = MISSING
-    max_step: int | None = None  # length of the curve; null: train.max_step
-    eta_min: float = MISSING  # where the cosine ends
-    decay_rate: float | None = None  # dev_perf: factor on the rate after more than
-    patience: int | None = None  # this many validations without progress,
-    lr_min: float | None = None  # and its lower end
-    first_update_at_base_lr: bool = MISSING  # as the reference: update n+1 uses lr_at(n), the first the base rate
+    warmup_step: int = zero_or_more(most=MOST_STEPS)
+    max_step: int | None = above_zero(None, most=MOST_STEPS)  # step at which the cosine ends; null: train.max_step
+    eta_min: float = zero_or_more()  # learning rate at the end of the cosine
+    decay_rate: float | None = None  # dev_perf: factor on the learning rate ...
+    patience: int | None = zero_or_more(None)  # ... after more than this number of validations without improvement
+    lr_min: float | None = zero_or_more(None)  # dev_perf: the learning rate does not fall below this
+    first_update_at_base_lr: bool = MISSING  # as the reference: update n+1 uses lr_at(n), the first one optimizer.lr

@@ -1,8 +1,8 @@
-"""What a run is: every option as a typed field. Each section of options has a file of its own.
+"""The whole configurations: what `train.py`, `evaluate.py` and `benchmark.py` need, every option as a typed field.
 
-Fields have no defaults here if `conf/` gives them a value: one home per value. The rules between values are in
-rules.py; compose.py makes these types of Hydra's configuration. Nothing here imports torch or Hydra, so that a mistake
-is answered at once.
+Each section has a file of its own. A field has no default here if `conf/` gives it a value, so that every value has
+one home. The rules between values are in rules.py, and compose.py converts Hydra's configuration to these types.
+Nothing here imports torch or Hydra, because a mistake must be answered at once.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero, zero_or_more
 from txl.config.data import DataConfig
 from txl.config.machine import ClusterConfig, HardwareConfig
 from txl.config.model import AttentionBackend, ModelConfig
@@ -19,16 +20,31 @@ from txl.config.optimizer import OptimizerConfig
 from txl.config.precision import Arithmetic, PrecisionConfig
 from txl.config.scheduler import SchedulerConfig
 from txl.config.tracking import TrackingConfig
-from txl.config.training import CheckpointConfig, EvaluationConfig, TrainConfig, ValidConfig
+from txl.config.training import (
+    MOST_SEQUENCES,
+    MOST_TOKENS,
+    CheckpointConfig,
+    EvaluationConfig,
+    TrainConfig,
+    ValidConfig,
+)
+
+MOST_SEED = 2**64 - 1  # of torch's generators
+MOST_NODES = 100_000
+MOST_GPUS = 1024  # per node
 
 
 class Recipe(Enum):
-    auto = "auto"
+    """Which of the published values hold."""
+
+    auto = "auto"  # those for several nodes if `nodes` is above 1
     single_node = "single_node"
     multi_node = "multi_node"
 
 
 class Split(Enum):
+    """The parts of a data set."""
+
     train = "train"
     valid = "valid"
     test = "test"
@@ -36,29 +52,33 @@ class Split(Enum):
 
 
 class Task(Enum):
+    """What `evaluate.py` does with a model."""
+
     evaluate = "evaluate"
     generate = "generate"
 
 
 class Runtime(Enum):
-    """How a model with fixed weights is run (inference.py)."""
+    """How a trained model is run."""
 
-    auto = "auto"  # cached where that is exact, else eager
-    eager = "eager"  # the training's own code
-    cached = "cached"  # keys and values are remembered, not hidden states
-    graphs = "graphs"  # the same, as CUDA graphs
-    compile = "compile"  # the eager code through torch.compile
-    torchscript = "torchscript"  # the cached step, traced for fixed lengths
-    export = "export"  # the cached step, compiled ahead of time from torch.export
+    auto = "auto"  # cached if it computes the same as eager, else eager
+    eager = "eager"  # the code of training
+    cached = "cached"  # remembers keys and values instead of hidden states
+    graphs = "graphs"  # cached, as CUDA graphs
+    compile = "compile"  # eager, through torch.compile
+    torchscript = "torchscript"  # cached, traced for fixed lengths
+    export = "export"  # cached, compiled ahead of time from torch.export
 
 
 class Then(Enum):
+    """What follows a training in the same job."""
+
     nothing = "nothing"
-    evaluate = "evaluate"  # the recipe's published evaluation block
+    evaluate = "evaluate"  # the evaluation that was published with the recipe
 
 
 class Suite(Enum):
-    """What benchmark.py measures."""
+    """What `benchmark.py` measures."""
 
     inference = "inference"
     train = "train"
@@ -67,7 +87,7 @@ class Suite(Enum):
 
 @dataclass
 class RunConfig:
-    """Everything `train.py` needs."""
+    """Everything that `train.py` needs."""
 
     model: ModelConfig = MISSING
     data: DataConfig = MISSING
@@ -82,92 +102,98 @@ class RunConfig:
     cluster: ClusterConfig = MISSING
     tracking: TrackingConfig = MISSING
     recipe: Recipe = MISSING
-    nodes: int = MISSING
-    gpus: int | None = None  # processes per node; null: hardware.gpus, one on a CPU
-    seed: int = MISSING
+    nodes: int = above_zero(most=MOST_NODES)
+    gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes per node; null: hardware.gpus, or 1 on a CPU
+    seed: int = zero_or_more(most=MOST_SEED)
     name: str = MISSING  # runs/<name>/<config hash>-s<seed>
     runs: str = MISSING  # folder of all runs
-    run_dir: str | None = None  # null: derived from the three above
+    run_dir: str | None = None  # null: the folder that the three options above name
     resume: str | None = None  # auto, or a checkpoint folder
-    init_from: str | None = None  # run folder or checkpoint whose weights the run begins with (fine_tuning.py)
-    sample_tokens: int = MISSING  # length of the text written after training; 0: none
+    init_from: str | None = None  # run folder or checkpoint whose weights the run begins with
+    sample_tokens: int = zero_or_more()  # length of the text that is generated after training; 0: none
     attention: AttentionBackend = MISSING
     compile: bool | str = MISSING  # layers through torch.compile; auto: on a GPU
-    recompute: bool = MISSING  # layers' activations in the backward pass: less memory, a third more work
-    deterministic: bool = MISSING
-    then: Then = MISSING  # what follows training in the same job
+    recompute: bool = MISSING  # compute activations again in the backward pass: less memory, a third more work
+    deterministic: bool = MISSING  # deterministic kernels, also where they cost speed
+    then: Then = MISSING
     preflight: bool = MISSING  # start the ranks and check them, train nothing
-    preflight_torch: bool = MISSING  # with devices and collectives; false: only what needs no torch
-    debug: bool = MISSING  # leave no trace: no run folder, no checkpoint, no log
-    dry_run: bool = MISSING
+    preflight_torch: bool = MISSING  # check devices and collectives too; false: only what needs no torch
+    debug: bool = MISSING  # train without a run folder, checkpoints or logs
+    dry_run: bool = MISSING  # print the plan, start nothing
 
 
 @dataclass
 class EvaluateConfig:
-    """Everything `evaluate.py` needs; null: as the checkpoint's recipe was published (`evaluation` of its run)."""
+    """Everything that `evaluate.py` needs.
+
+    Lengths and batch_size that are null are those of the evaluation that was published with the checkpoint's recipe
+    (`evaluation` in the run's configuration).
+    """
 
     task: Task = MISSING
-    checkpoint: str = MISSING  # run folder, or one of its checkpoints
-    config_file: str | None = None  # for weights without one: a run's configuration, YAML or JSON
+    checkpoint: str = MISSING  # a run folder, or one of its checkpoints
+    config_file: str | None = None  # configuration of a run (YAML or JSON), if the checkpoint is weights alone
     split: Split = MISSING
     runtime: Runtime = MISSING
-    program: str | None = None  # torchscript, export: file to load the program from, or to write it to
-    tgt_len: int | None = None
-    mem_len: int | None = None
-    ext_len: int | None = None
+    program: str | None = None  # torchscript, export: load the program from this file, or write it there
+    tgt_len: int | None = above_zero(None, most=MOST_TOKENS)
+    mem_len: int | None = zero_or_more(None, most=MOST_TOKENS)
+    ext_len: int | None = zero_or_more(None, most=MOST_TOKENS)
     clamp_len: int | None = None
     same_length: bool | None = None
-    batch_size: int | None = None
-    max_steps: int | None = None  # segments; null: the whole split
-    repeat: int = MISSING  # read the split so often
+    batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)
+    max_steps: int | None = above_zero(None)  # segments; null: the whole split
+    repeat: int = above_zero()  # number of times that the split is read
     data_path: str | None = None  # another folder of the same data set
     precision: PrecisionConfig = MISSING
     hardware: HardwareConfig = MISSING
-    gpus: int | None = None  # processes; null: as many as hardware.gpus, one on a CPU
-    log_interval: int | None = None  # segments; null: no lines before the result
-    latency: bool = MISSING  # time every segment on its own, its losses included
+    gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes; null: hardware.gpus, or 1 on a CPU
+    log_interval: int | None = above_zero(None)  # segments; null: print only the result
+    latency: bool = MISSING  # measure the time of every segment, its loss included
     percentiles: list[float] = MISSING  # of the latencies
-    target_perplexity: float | None = None  # (or bits per character) missed: exit code 3
-    target_throughput: float | None = None  # tokens/s; missed: exit code 3
-    json: str | None = None  # file for the result
-    npz: str | None = None  # file for the latency and the tokens/s of every segment
-    log: str | None = None  # file that what is said is appended to
-    dllogger: str | None = None  # file for the result in the original's format, lines of `DLLL {json}`
-    text: str | None = None  # evaluate this text, typed by hand; -: standard input
-    token_losses: bool = MISSING  # of `text`: a table of every token's loss
-    prompt: str | None = None  # generate: the text to go on from; -: standard input
-    prompts: str | None = None  # generate: a file with one prompt per line
-    max_tokens: int = MISSING
-    temperature: float = MISSING
-    top_k: int | None = None  # choose among the k likeliest tokens only
-    top_p: float | None = None  # choose among the likeliest tokens that together have this probability
-    seed: int = MISSING
+    target_perplexity: float | None = above_zero(None)  # or bits per character; exit code 3 if it is missed
+    target_throughput: float | None = above_zero(None)  # tokens/s; exit code 3 if it is missed
+    json: str | None = None  # write the result to this file
+    npz: str | None = None  # write every segment's latency and tokens/s to this file
+    log: str | None = None  # append what is printed to this file
+    dllogger: str | None = None  # write the result in the original's format, lines of `DLLL {json}`
+    text: str | None = None  # evaluate this text; -: standard input
+    token_losses: bool = MISSING  # with text: print the loss of every token
+    prompt: str | None = None  # task=generate: the beginning of the text; -: standard input
+    prompts: str | None = None  # task=generate: file with one prompt per line
+    max_tokens: int = above_zero()
+    temperature: float = above_zero()
+    top_k: int | None = above_zero(None)  # choose among the k likeliest tokens
+    top_p: float | None = above_zero(None, most=1)  # choose among the likeliest tokens that have this probability
+    seed: int = zero_or_more(most=MOST_SEED)
 
 
 @dataclass
 class BenchmarkSection:
+    """What `benchmark.py` varies and how long it measures."""
+
     batch_sizes: list[int] = MISSING
     runtimes: list[Runtime] = MISSING
     precisions: list[Arithmetic] = MISSING
-    segments: int = MISSING  # measured, after the memory is full and the first few are over
+    segments: int = above_zero()  # measured after the memory is full and the first segments are over
     micro_batch_sizes: list[int] = MISSING  # suite=train
-    processes: list[int] | None = None  # suite=train: on this machine; null: as gpus= and hardware= say
-    steps: int = MISSING  # suite=train: measured, after the warm-up
-    warmup_steps: int = MISSING
-    megabytes: int = MISSING  # suite=encoding: of the text that is made and encoded
+    processes: list[int] | None = None  # suite=train: numbers of processes on this machine; null: gpus= and hardware=
+    steps: int = above_zero()  # suite=train: measured after the warm-up
+    warmup_steps: int = zero_or_more()
+    megabytes: int = above_zero()  # suite=encoding: size of the text that is generated and encoded
     profile: str | None = None  # suite=train: file for a trace of torch's profiler (of the last row)
-    checkpoint: str | None = None  # these weights; null: random ones of the model's shape
-    json: str | None = None  # file for the table
+    checkpoint: str | None = None  # weights; null: random ones of the model's shape
+    json: str | None = None  # write the table to this file
 
 
 @dataclass
 class BenchmarkConfig(RunConfig):
-    """Everything `benchmark.py` needs: a run's configuration, and what to measure of it."""
+    """Everything that `benchmark.py` needs: a run's configuration, and what to measure."""
 
     suite: Suite = MISSING
     benchmark: BenchmarkSection = MISSING
 
 
 def is_multi_node(recipe: Recipe, nodes: int) -> bool:
-    """Whether the published multi-node values hold."""
+    """Whether the published values for several nodes hold."""
     return recipe is Recipe.multi_node or (recipe is Recipe.auto and nodes > 1)

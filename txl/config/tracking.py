@@ -1,4 +1,4 @@
-"""The options of `tracking=`."""
+"""The options of `tracking=`: where metrics go besides the console and the run folder."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from omegaconf import MISSING
 
 
 class WandbMode(Enum):
+    """The modes of Weights & Biases; none: do not use it."""
+
     none = "none"
     online = "online"
     offline = "offline"
@@ -17,6 +19,8 @@ class WandbMode(Enum):
 
 @dataclass
 class WandbConfig:
+    """Weights & Biases."""
+
     mode: WandbMode = MISSING
     project: str = MISSING
     entity: str | None = None
@@ -28,6 +32,8 @@ class WandbConfig:
 
 @dataclass
 class TrackingConfig:
+    """Records of a run that can be switched on and off."""
+
     wandb: WandbConfig = field(default_factory=WandbConfig)
     environment: bool = MISSING  # write environment.json (versions, devices, git state)
     dllogger: str | None = None  # file in the run folder: metrics in the original's format, lines of `DLLL {json}`

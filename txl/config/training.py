@@ -8,69 +8,82 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero, zero_or_more
+
+# Larger numbers are mistakes: no machine could compute with them.
+MOST_STEPS = 10**12
+MOST_SEQUENCES = 10**6  # in a batch
+MOST_TOKENS = 10**6  # in a segment or a memory
+
+VARLEN_SHORTEST = 5  # train.varlen: a segment has at least this many tokens,
+VARLEN_EXCESS = 15  # and at most this many more than train.tgt_len
+
 
 @dataclass
 class TrainConfig:
-    batch_size: int = MISSING  # sequences per optimizer step, all ranks together
-    local_batch_size: int | None = None  # ... of one rank: overrides batch_size with so many times the ranks
-    micro_batch_size: int | None = None  # sequences per device and forward; null: from the cap
-    grad_accum_steps: int | None = None  # instead of micro_batch_size: forward passes per optimizer step
-    first_rank_batch_size: int | None = None  # of the first rank, whose device has less room; null: as the others
+    """The training loop: batch, lengths, and what a step does."""
+
+    batch_size: int = above_zero(most=MOST_SEQUENCES)  # sequences per optimizer step, all ranks together
+    local_batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)  # ... of one rank; replaces batch_size
+    micro_batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)  # per device and forward; null: from the cap
+    grad_accum_steps: int | None = above_zero(None, most=MOST_SEQUENCES)  # forwards per step, for micro_batch_size
+    first_rank_batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)  # null: the same as other ranks'
     micro_batch_cap: dict[str, dict[str, int]] | None = MISSING  # hardware -> precision -> largest micro batch
-    max_step: int = MISSING
-    tgt_len: int = MISSING
-    mem_len: int = MISSING
-    ext_len: int = MISSING
-    clamp_len: int = MISSING
-    same_length: bool = MISSING
-    clip: float = MISSING  # largest gradient norm; 0: no clipping
-    clip_nonemb: bool = MISSING  # measure and clip all but the embedding's gradient
-    swap_mem: bool = MISSING  # keep the memories in the host's RAM between their uses (GPUs)
-    sampled_softmax: int | None = None  # words that a step's softmax is computed over, besides targets; null: all
-    varlen: bool = MISSING  # segments of varying length, around tgt_len
+    max_step: int = above_zero(most=MOST_STEPS)
+    tgt_len: int = above_zero(most=MOST_TOKENS)
+    mem_len: int = zero_or_more(most=MOST_TOKENS)
+    ext_len: int = zero_or_more(most=MOST_TOKENS)
+    clamp_len: int = MISSING  # larger distances count as this one; -1: no clamping
+    same_length: bool = MISSING  # every token attends to exactly mem_len tokens before it
+    clip: float = zero_or_more()  # largest gradient norm; 0: no clipping
+    clip_nonemb: bool = MISSING  # leave the embedding's gradient out of the norm and unclipped
+    swap_mem: bool = MISSING  # keep memories in the host's RAM between steps (GPUs)
+    sampled_softmax: int | None = above_zero(None)  # words drawn for a step's softmax; null: the whole vocabulary
+    varlen: bool = MISSING  # draw segments' lengths around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
-    log_interval: int = MISSING
-    time_limit_minutes: float | None = None  # of every start: save, stop cleanly; resume=auto goes on
-    target_throughput: float | None = None  # tokens/s; missed: exit code 3
-    target_perplexity: float | None = None  # of the final test; missed: exit code 3
+    log_interval: int = above_zero(most=MOST_STEPS)
+    time_limit_minutes: float | None = above_zero(None)  # of one start: save and stop; resume=auto continues
+    target_throughput: float | None = above_zero(None)  # tokens/s; exit code 3 if it is missed
+    target_perplexity: float | None = above_zero(None)  # of the final test; exit code 3 if it is missed
 
 
 @dataclass
 class ValidConfig:
-    enabled: bool = MISSING  # false: neither validate nor test, only train
-    interval: int = MISSING
-    batch_size: int = MISSING
-    tgt_len: int = MISSING
-    max_steps: int | None = None  # segments; null: the whole split
+    """Validation during training, and the test at its end."""
+
+    enabled: bool = MISSING  # false: neither validate nor test
+    interval: int = above_zero(most=MOST_STEPS)
+    batch_size: int = above_zero(most=MOST_SEQUENCES)
+    tgt_len: int = above_zero(most=MOST_TOKENS)
+    max_steps: int | None = above_zero(None)  # segments; null: the whole split
 
 
 @dataclass
 class EvaluationConfig:
-    """The published evaluation block that goes with the recipe (longer memory, clamped distances)."""
+    """The evaluation that was published with the recipe: longer memory, clamped distances."""
 
-    tgt_len: int = MISSING
-    mem_len: int = MISSING
-    ext_len: int = MISSING
+    tgt_len: int = above_zero(most=MOST_TOKENS)
+    mem_len: int = zero_or_more(most=MOST_TOKENS)
+    ext_len: int = zero_or_more(most=MOST_TOKENS)
     clamp_len: int = MISSING
     same_length: bool = MISSING
-    batch_size: int = MISSING
+    batch_size: int = above_zero(most=MOST_SEQUENCES)
 
 
 @dataclass
 class CheckpointConfig:
-    interval: int = MISSING  # steps; 0: only at validation and at the end
-    minutes: float | None = MISSING  # and whenever this long has passed
-    keep: int = MISSING  # newest checkpoints kept besides the best one
-    save_all: bool = MISSING  # keep every one
+    """When checkpoints are saved, and which are kept."""
 
-
-VARLEN_SHORTEST, VARLEN_EXCESS = 5, 15  # train.varlen: tokens at least; at most so many more than train.tgt_len
+    interval: int = zero_or_more(most=MOST_STEPS)  # steps; 0: only at validation and at the end
+    minutes: float | None = above_zero()  # save also when this long has passed since the last one
+    keep: int = above_zero()  # number of newest checkpoints that are kept besides the best one
+    save_all: bool = MISSING  # keep all of them
 
 
 def longest_context(train: Mapping[str, Any]) -> int:
-    """Tokens that training sees at once, at most: the rows of learned position tables.
+    """Returns how many tokens training sees at once, at most: the number of rows of learned position tables.
 
-    train: lengths by name, of a TrainConfig, or of a checkpoint that may be older than `varlen`.
+    `train` holds lengths by name: those of a TrainConfig, or of a checkpoint that may be older than `varlen`.
     """
     longest: int = train["tgt_len"] + VARLEN_EXCESS * bool(train.get("varlen"))
     return longest + int(train["ext_len"]) + int(train["mem_len"])

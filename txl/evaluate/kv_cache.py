@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from txl.config.geometry import Geometry
 from txl.config.model import Positions
-from txl.config.rules import any_of
-from txl.errors import ConfigError
+from txl.errors import ConfigError, any_of
 from txl.model.positions.scheme import PositionKeys, attention_window
 from txl.model.transformer import TransformerXL
 

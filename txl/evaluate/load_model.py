@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 
 import torch
 import yaml
@@ -14,7 +13,7 @@ from txl.config.compose import from_dict
 from txl.config.data import DataConfig
 from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
-from txl.config.rules import check_architecture, check_clamp
+from txl.config.model_rules import check_architecture, check_clamp
 from txl.config.schema import EvaluateConfig, Runtime
 from txl.config.training import EvaluationConfig, longest_context
 from txl.data.corpus import open_corpus
@@ -93,7 +92,7 @@ def read_description(path: str) -> dict:
             typed[name] = from_dict(section, kind)
         except ConfigError as error:
             raise ConfigError(f"config_file={path}: {name}.{error}") from None
-    check_architecture(SimpleNamespace(**typed))
+    check_architecture(typed["model"], typed["data"])
     return values
 
 

@@ -75,7 +75,7 @@ def rank_main(
 
 def set_up_process(config: RunConfig | EvaluateConfig, world: World) -> "torch.device":
     """Pick this rank's device, set its cores, threads and allocator, and meet the other ranks."""
-    from txl.config.rules import check_cpu_arithmetic
+    from txl.config.machine_rules import check_cpu_arithmetic
     from txl.system.devices import bind_to_numa_node, keep_freed_memory, pick_device, set_threads
     from txl.system.distributed import init_process_group
 

@@ -1,19 +1,23 @@
 """How many processes there are, and how they share the global batch."""
 
+import math
 import os
 from dataclasses import replace
+from typing import TypeVar
 
-from txl.config.rules import check_cpu_arithmetic
+from txl.config.machine_rules import check_cpu_arithmetic
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 from txl.system.hardware import detect_gpus
 
+Run = TypeVar("Run", bound=RunConfig)
 
-def with_global_batch(config: RunConfig) -> RunConfig:
-    """The same run with train.batch_size in place of train.local_batch_size.
 
-    It is the global batch that training computes with, that names the run and that a resume must not change, so it
-    takes its place before anything else reads the configuration.
+def with_global_batch(config: Run) -> Run:
+    """Returns the same run with train.batch_size in place of train.local_batch_size.
+
+    The global batch is what training computes with, what names the run, and what a resume must not change. So it is
+    set before anything else reads the configuration.
     """
     local = config.train.local_batch_size
     if local is None:
@@ -23,11 +27,15 @@ def with_global_batch(config: RunConfig) -> RunConfig:
     return replace(config, train=train)
 
 
-# --------------------------------------------------------------------------- processes and batch
+# --------------------------------------------------------------------------- processes
 
 
 def processes(config: RunConfig) -> tuple[int, int]:
-    """(nodes, processes per node), from the configuration, from torchrun, or from the machine."""
+    """Returns (nodes, processes per node): from the configuration, from torchrun, or from the machine.
+
+    Raises:
+        ConfigError: A launcher started another number, or the machine has fewer GPUs.
+    """
     wanted = config.gpus or config.hardware.gpus or None
     if "WORLD_SIZE" in os.environ:
         world, local = int(os.environ["WORLD_SIZE"]), int(os.environ.get("LOCAL_WORLD_SIZE", wanted or 1))
@@ -45,10 +53,18 @@ def processes(config: RunConfig) -> tuple[int, int]:
     return config.nodes, wanted or 1
 
 
-def split_batch(config: RunConfig, world_size: int) -> tuple[int, int, int]:
-    """(sequences of the first process, of every other, micro batch), which is a divisor of the second.
+# --------------------------------------------------------------------------- batch
 
-    first + (world_size - 1) * other = train.batch_size.
+
+def split_batch(config: RunConfig, world_size: int) -> tuple[int, int, int]:
+    """Splits train.batch_size among the processes.
+
+    Returns:
+        Sequences of the first process, sequences of every other process, and the micro batch, which divides both or,
+        with train.first_rank_batch_size, the second. first + (world_size - 1) * other = train.batch_size.
+
+    Raises:
+        ConfigError: The batch cannot be split like this. The message names sizes that can.
     """
     train, batch = config.train, config.train.batch_size
     first, others = train.first_rank_batch_size, world_size - 1
@@ -57,28 +73,33 @@ def split_batch(config: RunConfig, world_size: int) -> tuple[int, int, int]:
             fitting = [g for g in range(1, world_size // config.nodes) if batch % (config.nodes * g) == 0]
             raise ConfigError(
                 f"train.batch_size={batch} must be a multiple of world_size = {world_size}; "
-                f"use {multiples(batch, world_size)}" + (f", or gpus={fitting[-1]}" if fitting else "")
+                f"use {_multiples(batch, world_size)}" + (f", or gpus={fitting[-1]}" if fitting else "")
             )
         first = batch // world_size
     elif others == 0:
         raise ConfigError(f"train.first_rank_batch_size={first} needs several processes; leave it out, or use gpus=2")
     elif (batch - first) % others:
-        fitting = [size for size in range(1, batch) if (batch - size) % others == 0]
-        near = min(fitting, key=lambda size: abs(size - first), default=None)
         raise ConfigError(
             f"train.first_rank_batch_size={first} leaves {batch - first} of train.batch_size={batch}, no multiple of "
-            f"{others}, for the other processes; use " + (f"{near}" if near else f"train.batch_size={first + others}")
+            f"{others}, for the other processes; use {_first_share(batch, first, others)}"
         )
     local = (batch - first) // others if others else first
-    return first, local, micro_batch_of(config, local, world_size)
+    return first, local, _micro_batch(config, local, world_size)
 
 
-def micro_batch_of(config: RunConfig, local: int, world_size: int) -> int:
-    """Of a process with `local` sequences per step: as given, or as many as fit."""
+def _first_share(batch: int, first: int, others: int) -> str:
+    """The nearest size to `first` that leaves each of the other processes the same, or a batch for which it does."""
+    near = [size for size in (first - (first - batch) % others, first + (batch - first) % others) if 0 < size < batch]
+    best = min(near, key=lambda size: abs(size - first), default=None)
+    return str(best) if best else f"train.batch_size={first + others}"
+
+
+def _micro_batch(config: RunConfig, local: int, world_size: int) -> int:
+    """Sequences of a forward pass of a process that has `local` per step: as configured, or as many as fit."""
     train, steps = config.train, config.train.grad_accum_steps
     if steps:
         if local % steps:
-            fitting = " or ".join(str(n) for n in nearest_divisors(local, steps))
+            fitting = " or ".join(str(n) for n in _nearest_divisors(local, steps))
             raise ConfigError(
                 f"train.grad_accum_steps={steps} must divide the {local} sequences of each process "
                 f"(train.batch_size={train.batch_size}); use {fitting}"
@@ -88,26 +109,32 @@ def micro_batch_of(config: RunConfig, local: int, world_size: int) -> int:
     micro = train.micro_batch_size or min(local, caps.get(config.precision.name.name, local))
     if local % micro == 0:
         return micro
-    fitting = max(size for size in range(1, micro + 1) if local % size == 0)
+    largest = max(size for size in _divisors(local) if size <= micro)
     if train.first_rank_batch_size is not None:
         raise ConfigError(
             f"train.micro_batch_size={micro} must divide {local}, what train.first_rank_batch_size="
-            f"{train.first_rank_batch_size} leaves for every other process; use {fitting}"
+            f"{train.first_rank_batch_size} leaves for every other process; use {largest}"
         )
     raise ConfigError(
         f"train.batch_size={train.batch_size} must be a multiple of world_size * micro_batch_size = "
-        f"{world_size} * {micro}; use {multiples(train.batch_size, world_size * micro)}, "
-        f"or train.micro_batch_size={fitting}"
+        f"{world_size} * {micro}; use {_multiples(train.batch_size, world_size * micro)}, "
+        f"or train.micro_batch_size={largest}"
     )
 
 
-def nearest_divisors(value: int, to: int) -> list[int]:
-    """Of `value`: the largest below `to` and the smallest above it, as far as there are such."""
-    divisors = [n for n in range(1, value + 1) if value % n == 0]
+def _divisors(value: int) -> list[int]:
+    """All divisors of a number, in rising order."""
+    small = [n for n in range(1, math.isqrt(value) + 1) if value % n == 0]
+    return sorted({*small, *(value // n for n in small)})
+
+
+def _nearest_divisors(value: int, to: int) -> list[int]:
+    """The largest divisor of `value` below `to` and the smallest above it, as far as they exist."""
+    divisors = _divisors(value)
     return [n for n in divisors if n < to][-1:] + [n for n in divisors if n > to][:1]
 
 
-def multiples(value: int, of: int) -> str:
+def _multiples(value: int, of: int) -> str:
     """The multiples of `of` around a value: `192 or 384`."""
     below = value // of * of
     return f"{below} or {below + of}" if below else str(of)

@@ -1,83 +1,103 @@
-"""How much memory a training step takes on one device, from its configuration alone."""
+"""How much memory a training step takes on one device, estimated from its configuration alone.
+
+Shapes: B sequences (the micro batch), T queries (ext_len + tgt_len), M memory (mem_len), K = M + T keys, N heads,
+D model dim, W = N * d_head, F = d_inner, L layers.
+"""
 
 from itertools import pairwise
 
-from txl.config.model import AttentionBackend
-from txl.config.precision import Arithmetic
+from txl.config.model import AttentionBackend, ModelConfig
 from txl.config.schema import RunConfig
 from txl.config.training import longest_context
 from txl.plan.parameter_count import layer_matrix_parameters, layer_parameters
 
-# --------------------------------------------------------------------------- memory
+TAIL_SHARE = 0.15  # of all tokens that fall into one tail cluster of an adaptive softmax, at most
 
-TAIL_SHARE = 0.15  # at most, of all tokens, in one tail cluster of an adaptive softmax
-
-
-LOGITS_AT_ONCE = 2**25  # adaptive.py's, which would import torch
-
-
-def optimizer_states(config: RunConfig, parameters: int) -> int:
-    """How many numbers the optimizer keeps for all `parameters` of the model."""
-    states, matrices = config.optimizer.name.facts.states, layer_matrix_parameters(config.model)
-    return matrices * states(config.optimizer, True) + (parameters - matrices) * states(config.optimizer, False)
+LOGITS_AT_ONCE = 2**25  # the adaptive softmax's (txl/model/adaptive_softmax.py, which would import torch)
 
 
 def memory_terms(
     config: RunConfig, vocab_size: int, parameters: int, micro: int, local: int, world_size: int
 ) -> dict[str, float]:
-    """Bytes on one device at the end of a forward pass, by what they are for.
+    """Estimates the memory of one device at the end of a forward pass. attention=auto and sdpa count as eager.
 
-    An estimate; attention=auto and sdpa count as eager.
+    Args:
+        config: The configuration of the run.
+        vocab_size: Number of tokens in the vocabulary.
+        parameters: Number of parameters of the model.
+        micro: Sequences of a forward pass.
+        local: Sequences of this process per step; more than `micro` if gradients are accumulated.
+        world_size: Number of processes.
 
-    With b the micro batch, T = ext_len + tgt_len, K = mem_len + T, D, W = n_head * d_head, F = d_inner, N heads,
-    a the bytes of an activation (2 in half precision, with the parameters' 4), and one byte for each of a mask's:
+    Returns:
+        Bytes by what they are for:
 
-        weights      4 P, and 2 P of them cast where arithmetic is half
-        gradients    4 P, twice with several processes (the buckets that are reduced); with accumulation twice for
-                     all but the layers, because the softmax's are there before the backward pass
-        optimizer    4 bytes for each number that the optimizer keeps: 8 P (LAMB, Adam), 4 P (Adagrad) ...
-        activations  b L [ a (2 K W + T (3 W + 3 D)) + 8 T D         inputs of products; of the LayerNorms
-                           + a mem_len D, where it is half           memories, cast
-                           + N T K (a + dropatt (a + 1))             probabilities; triton: N T (K a + 4)
-                           + T F (a + dropout (a + 1)) + 2 T D ]     feed-forward; masks
-                     with `recompute`: b [L 4 T D + the insides of one layer, as above]
-        logits       LOGITS_AT_ONCE, or b T (head + 1), in float32, and their probabilities; with a sampled softmax
-                     b T sampled_softmax three times: as they come, corrected, without hits
-        mems         (local batch) L max(mem_len, T) D 4: a view of the segment where that is long enough; with
-                     swap_mem none on a GPU
+        weights      a copy in half precision included, if the arithmetic is half
+        gradients    twice with several processes (the buckets that are reduced); with accumulation the gradients of
+                     all but the layers twice, because the softmax's are there before the backward pass
+        optimizer    the numbers that it keeps for each parameter
+        activations  what the layers keep for the backward pass
+        logits       and their probabilities
+        mems         memories of the local batch: views of the segment if that is long enough; none on a GPU with
+                     swap_mem
     """
     model, train, arithmetic = config.model, config.train, config.precision.name
-    full = 8 if arithmetic is Arithmetic.fp64 else 4
-    half = arithmetic in (Arithmetic.bf16, Arithmetic.fp16)
-    a, on_cpu = 2 if half else full, config.hardware.gpus == 0
-    K = longest_context(vars(train))
-    T, D, F, N, L = K - train.mem_len, model.d_model, model.d_inner, model.n_head, model.n_layer
-    W = model.n_head * model.d_head
-    fused = config.attention is AttentionBackend.triton
-    dropped, attention_dropped = (a + 1) * (model.dropout > 0), (a + 1) * (model.dropatt > 0)
-    per_layer = (
-        a * (2 * K * W + T * (3 * W + 3 * D))
-        + 2 * full * T * D
-        + half * a * train.mem_len * D
-        + N * T * (K * a + 4 if fused else K * (a + attention_dropped))
-        + T * F * (a + dropped)
-        + 2 * T * D * (model.dropout > 0)
-    )
-    edges = [0, *(config.data.cutoffs if model.adaptive else []), vocab_size]
-    head, tails = edges[1] + len(edges) - 2, [end - begin for begin, end in pairwise(edges[1:])]
-    tokens, limit = micro * train.tgt_len, LOGITS_AT_ONCE
-    clusters = [(tokens, head), *((TAIL_SHARE * tokens, words) for words in tails)]
-    logits = 2 * max(min(n * words, max(limit, words)) for n, words in clusters)
-    if train.sampled_softmax:
-        logits = 3 * tokens * train.sampled_softmax
-    twice = parameters if world_size > 1 else 0
-    twice += parameters - layer_parameters(model) if local > micro else 0
-    layers = L * full * T * D + per_layer if config.recompute else L * per_layer
+    full = arithmetic.parameter_bytes
+    copies = parameters if world_size > 1 else 0
+    copies += parameters - layer_parameters(model) if local > micro else 0
+    T = longest_context(vars(train)) - train.mem_len
+    on_device = train.mem_len > 0 and (config.hardware.gpus == 0 or not train.swap_mem)
     return {
-        "weights": parameters * (full + (2 if half else 0)),
-        "gradients": (parameters + twice) * full,
-        "optimizer": full * optimizer_states(config, parameters),
-        "activations": micro * layers,
-        "logits": full * logits,
-        "mems": local * L * max(train.mem_len, T) * D * full if train.mem_len and (on_cpu or not train.swap_mem) else 0,
+        "weights": parameters * (full + (2 if arithmetic.is_half else 0)),
+        "gradients": (parameters + copies) * full,
+        "optimizer": full * _optimizer_states(config, parameters),
+        "activations": micro * _activation_bytes(config),
+        "logits": full * _logits(config, micro * train.tgt_len, vocab_size),
+        "mems": local * model.n_layer * max(train.mem_len, T) * model.d_model * full if on_device else 0,
     }
+
+
+def _optimizer_states(config: RunConfig, parameters: int) -> int:
+    """How many numbers the optimizer keeps for all `parameters` of the model."""
+    states, matrices = config.optimizer.name.facts.states, layer_matrix_parameters(config.model)
+    return matrices * states(config.optimizer, True) + (parameters - matrices) * states(config.optimizer, False)
+
+
+def _activation_bytes(config: RunConfig) -> float:
+    """What all layers keep of one sequence. With `recompute`: every layer's input, and the inside of one layer."""
+    model, train, full = config.model, config.train, config.precision.name.parameter_bytes
+    T = longest_context(vars(train)) - train.mem_len
+    inside = _layer_bytes(config, T, train.mem_len)
+    if config.recompute:
+        return model.n_layer * full * T * model.d_model + inside
+    return model.n_layer * inside
+
+
+def _layer_bytes(config: RunConfig, T: int, M: int) -> float:
+    """What one layer keeps of one sequence; a mask of dropout has one byte per element."""
+    model: ModelConfig = config.model
+    full, half = config.precision.name.parameter_bytes, config.precision.name.is_half
+    element = 2 if half else full  # bytes of an activation
+    K, N, D, F = M + T, model.n_head, model.d_model, model.d_inner
+    W = N * model.d_head
+    of_key = element + (element + 1) * (model.dropatt > 0)  # a probability; after dropout, and the mask
+    fused = config.attention is AttentionBackend.triton
+    products = element * (2 * K * W + T * (3 * W + 3 * D))  # their inputs
+    norms = 2 * full * T * D  # inputs of the two LayerNorms
+    memory = element * M * D if half else 0  # cast to half precision
+    probabilities = N * T * (K * element + 4 if fused else K * of_key)
+    feed_forward = T * F * (element + (element + 1) * (model.dropout > 0)) + 2 * T * D * (model.dropout > 0)
+    return products + norms + memory + probabilities + feed_forward
+
+
+def _logits(config: RunConfig, tokens: int, vocab_size: int) -> float:
+    """Numbers that the softmax of `tokens` tokens holds at once: logits and probabilities of the largest cluster.
+
+    A sampled softmax holds its logits three times: as computed, corrected, and without accidental hits.
+    """
+    if config.train.sampled_softmax:
+        return 3 * tokens * config.train.sampled_softmax
+    edges = [0, *(config.data.cutoffs if config.model.adaptive else []), vocab_size]
+    head, tails = edges[1] + len(edges) - 2, [end - begin for begin, end in pairwise(edges[1:])]
+    clusters = [(float(tokens), head), *((TAIL_SHARE * tokens, words) for words in tails)]
+    return 2 * max(min(n * words, max(LOGITS_AT_ONCE, words)) for n, words in clusters)

@@ -1,15 +1,16 @@
-"""The plan of a run: how the batch is split, how big the model is, what it costs. Nothing here imports torch.
+"""The plan of a run: how the batch is split, how large the model is, how much memory it takes. Imports no torch.
 
-`print(make_plan(config))` is what `dry_run=true` shows; `Plan.to_dict()` goes into the run folder.
+`dry_run=true` prints `make_plan(config)`, and `Plan.to_dict()` is written into the run folder.
 """
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from txl.config.config_hash import config_hash
 from txl.config.data import DataConfig
 from txl.config.schema import RunConfig, is_multi_node
-from txl.errors import ConfigError
+from txl.errors import refuse_unless
 from txl.plan.batch_split import processes, split_batch
 from txl.plan.memory_estimate import memory_terms
 from txl.plan.parameter_count import layer_parameters, other_parameters
@@ -22,25 +23,26 @@ class Plan:
     """What follows from a configuration on a machine."""
 
     run_dir: str
-    debug: bool  # nothing is written there
+    debug: bool  # nothing is written into run_dir
     recipe: str  # single_node or multi_node: which of the published values hold
     nodes: int
-    gpus_per_node: int  # processes, on a CPU
-    gpu: str | None  # None: what the machine has
+    gpus_per_node: int  # on a CPU: processes per node
+    gpu: str | None  # name of the GPU; None: not configured
     world_size: int
     local_batch_size: int  # sequences per process and step
-    first_rank_batch_size: int  # ... of the first process
-    micro_batch_size: int  # ... and forward pass
+    first_rank_batch_size: int  # the same of the first process
+    micro_batch_size: int  # sequences per forward pass
     grad_accum_steps: int
     tokens_per_step: int
     max_step: int
     total_tokens: int
-    parameters: int | None  # None: the vocabulary is not built yet
+    parameters: int | None  # None: the size of the vocabulary is not known yet
     layer_parameters: int
     memory_gb: float | None  # estimate, per process
     device_memory_gb: float | None
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the plan as plain values, for JSON."""
         return asdict(self)
 
     def __str__(self) -> str:
@@ -66,12 +68,20 @@ class Plan:
 
 
 def run_folder(config: RunConfig) -> str:
-    """`run_dir`, or <runs>/<name>/<hash of the configuration>-s<seed>."""
+    """Returns the folder of a run: `run_dir`, or <runs>/<name>/<hash of the configuration>-s<seed>."""
     return config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}")
 
 
 def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
-    """Raises ConfigError where nodes, gpus and batch do not fit. `vocab_size` None: as far as it is known."""
+    """Plans a run: processes, batch, sizes.
+
+    Args:
+        config: A checked configuration, whose train.batch_size is the global batch (`with_global_batch`).
+        vocab_size: Number of tokens in the vocabulary; None: as far as it is known without encoding the text.
+
+    Raises:
+        ConfigError: Processes and batch do not fit, or the vocabulary is too small for a value.
+    """
     assert config.train.local_batch_size is None, "with_global_batch comes first"
     train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
     nodes, gpus = processes(config)
@@ -80,16 +90,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     layers = layer_parameters(config.model)
     parameters = memory = None
     if vocab_size:
-        if config.model.adaptive and config.data.cutoffs and config.data.cutoffs[-1] >= vocab_size:
-            raise ConfigError(
-                f"data.cutoffs={config.data.cutoffs} must end below the vocabulary's size {vocab_size}; use fewer, "
-                "or data.cutoffs=[]"
-            )
-        if (train.sampled_softmax or 0) > vocab_size:
-            raise ConfigError(
-                f"train.sampled_softmax={train.sampled_softmax} must be at most the vocabulary's size {vocab_size}; "
-                "lower it, or leave it out"
-            )
+        _check_vocab_size(config, vocab_size)
         parameters = layers + other_parameters(config.model, train, config.data.cutoffs, vocab_size)
         terms = memory_terms(config, vocab_size, parameters, micro, max(first, local), world_size)
         memory = round(sum(terms.values()) / GB, 2)
@@ -116,11 +117,20 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     )
 
 
-# --------------------------------------------------------------------------- parameters
+def _check_vocab_size(config: RunConfig, vocab_size: int) -> None:
+    """Values that the rules could not check, because the vocabulary was not known."""
+    cutoffs, drawn = config.data.cutoffs, config.train.sampled_softmax or 0
+    rule = f"must end below the vocabulary's size {vocab_size}; use fewer, or data.cutoffs=[]"
+    refuse_unless(not config.model.adaptive or max(cutoffs, default=0) < vocab_size, "data.cutoffs", cutoffs, rule)
+    rule = f"must be at most the vocabulary's size {vocab_size}; lower it, or leave it out"
+    refuse_unless(drawn <= vocab_size, "train.sampled_softmax", drawn, rule)
 
 
 def known_vocab_size(data: DataConfig) -> int | None:
-    """As encoded before, as data.vocab_file has it, or as conf/data/ says; a plan encodes nothing."""
+    """Returns the size of the vocabulary if it is known without encoding the text, else None.
+
+    It is the size of an earlier encoding, else the number of words in data.vocab_file, else data.vocab_size.
+    """
     if data.vocab_file is None and not Path(data.cache).expanduser().is_dir():
         return data.vocab_size
     from txl.data.corpus import encoded_vocab_size, vocab_size_from_files

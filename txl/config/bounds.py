@@ -1,0 +1,69 @@
+"""The range of a numeric option, which stands beside it in its dataclass: `n_layer: int = above_zero()`."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Any
+
+from omegaconf import MISSING
+
+from txl.errors import refuse_unless, shown
+
+BOUNDS = "bounds"  # key in a field's metadata
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """A range of numbers from `lowest` to `most`."""
+
+    lowest: float
+    most: float = math.inf
+    includes_lowest: bool = True
+    includes_most: bool = True
+
+    def contains(self, value: float) -> bool:
+        """Whether a number lies in the range. NaN and infinity never do."""
+        above = value >= self.lowest if self.includes_lowest else value > self.lowest
+        below = value <= self.most if self.includes_most else value < self.most
+        return above and below and value < math.inf
+
+    def __str__(self) -> str:
+        lower = f"{self.lowest:g} or more" if self.includes_lowest else f"above {self.lowest:g}"
+        if self.most == math.inf:
+            return f"must be {lower}"
+        return f"must be {lower} and {'at most' if self.includes_most else 'below'} {shown(self.most)}"
+
+
+def above_zero(default: Any = MISSING, most: float = math.inf) -> Any:
+    """A dataclass field whose value, unless it is None, lies above 0 and is at most `most`."""
+    return field(default=default, metadata={BOUNDS: Bounds(0, most, includes_lowest=False)})
+
+
+def zero_or_more(default: Any = MISSING, most: float = math.inf) -> Any:
+    """A dataclass field whose value, unless it is None, is 0 or more and at most `most`."""
+    return field(default=default, metadata={BOUNDS: Bounds(0, most)})
+
+
+def below_one(default: Any = MISSING) -> Any:
+    """A dataclass field whose value, unless it is None, is 0 or more and below 1."""
+    return field(default=default, metadata={BOUNDS: Bounds(0, 1, includes_most=False)})
+
+
+def check_bounds(section: Any, prefix: str = "") -> None:
+    """Raises ConfigError for the first number of a configuration that lies outside of its range.
+
+    Args:
+        section: A configuration, or one of its sections.
+        prefix: The section's own key with a dot, such as `train.`; empty for a whole configuration.
+    """
+    for key, value, bounds in _numbers(section, prefix):
+        refuse_unless(value is None or bounds.contains(value), key, value, str(bounds))
+
+
+def _numbers(section: Any, prefix: str) -> Iterator[tuple[str, Any, Bounds]]:
+    for option in fields(section):
+        value = getattr(section, option.name)
+        if is_dataclass(value):
+            yield from _numbers(value, f"{prefix}{option.name}.")
+        elif BOUNDS in option.metadata:
+            yield prefix + option.name, value, option.metadata[BOUNDS]

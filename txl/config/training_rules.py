@@ -1,0 +1,120 @@
+"""The rules of training: lengths, batch, validation, optimizer, learning rate."""
+
+from omegaconf import MISSING
+
+from txl.config.model_rules import check_clamp
+from txl.config.optimizer import OptimizerConfig, OptimizerName
+from txl.config.scheduler import SchedulerName
+from txl.config.schema import RunConfig, Then
+from txl.config.training import VARLEN_SHORTEST
+from txl.errors import any_of, refuse_unless, shown
+
+
+def check_training(config: RunConfig) -> None:
+    """Raises ConfigError for options of a training that do not go together."""
+    _check_lengths(config)
+    _check_batch(config)
+    _check_without_validation(config)
+    _check_optimizer(config)
+    _check_sampled_softmax(config)
+    _check_cosine(config)
+    _check_plateau(config)
+
+
+def _check_lengths(config: RunConfig) -> None:
+    train, valid, evaluation = config.train, config.valid, config.evaluation
+    for name, section in (("train", train), ("evaluation", evaluation)):
+        check_clamp(f"{name}.clamp_len", section.clamp_len, config.model)
+        rule = f"needs a memory; set {name}.mem_len above 0, or leave it out"
+        refuse_unless(section.mem_len > 0 or not section.same_length, f"{name}.same_length", True, rule)
+    other = "mem_len" if train.mem_len else "ext_len"
+    most = train.tgt_len + getattr(train, other)
+    rule = f"must be at most train.tgt_len + train.{other} = {most}: validation sees no further than training"
+    refuse_unless(valid.tgt_len <= most, "valid.tgt_len", valid.tgt_len, rule)
+    rule = f"draws lengths of {VARLEN_SHORTEST} and more around train.tgt_len={train.tgt_len}; raise it to that"
+    refuse_unless(not train.varlen or train.tgt_len >= VARLEN_SHORTEST, "train.varlen", train.varlen, rule)
+
+
+def _check_batch(config: RunConfig) -> None:
+    train = config.train
+    steps, micro, first = train.grad_accum_steps, train.micro_batch_size, train.first_rank_batch_size
+    rule = f"excludes train.micro_batch_size={micro}, from which it follows: give one of them"
+    refuse_unless(steps is None or micro is None, "train.grad_accum_steps", steps, rule)
+    if first is not None:
+        rule = "excludes train.local_batch_size, which is the same for every process; use train.batch_size"
+        refuse_unless(train.local_batch_size is None, "train.first_rank_batch_size", first, rule)
+        rule = f"must be below train.batch_size={train.batch_size}, which all processes share; lower it"
+        refuse_unless(first < train.batch_size, "train.first_rank_batch_size", first, rule)
+
+
+def _check_without_validation(config: RunConfig) -> None:
+    if config.valid.enabled:
+        return
+    plateau, target = config.scheduler.name is SchedulerName.dev_perf, config.train.target_perplexity
+    rule = "leaves scheduler=dev_perf nothing to follow; use another scheduler, or valid.enabled=true"
+    refuse_unless(not plateau, "valid.enabled", False, rule)
+    rule = "excludes then=evaluate: leave one of them out"
+    refuse_unless(config.then is Then.nothing, "valid.enabled", False, rule)
+    rule = f"excludes train.target_perplexity={target:g}: leave one of them out" if target else ""
+    refuse_unless(target is None, "valid.enabled", False, rule)
+
+
+def _check_optimizer(config: RunConfig) -> None:
+    optimizer, name = config.optimizer, config.optimizer.name.name
+    needed = optimizer.name.facts.options
+    if "betas" in needed:
+        valid = len(optimizer.betas) == 2 and all(0 <= beta < 1 for beta in optimizer.betas)
+        rule = "must be two numbers, each at least 0 and below 1, such as [0.9,0.999]"
+        refuse_unless(valid, "optimizer.betas", optimizer.betas, rule)
+    for option, absent in vars(OptimizerConfig()).items():
+        if absent == MISSING:  # every optimizer has it
+            continue
+        value, key = getattr(optimizer, option), f"optimizer.{option}"
+        if option in needed:
+            refuse_unless(value != absent, key, value, f"is needed by optimizer={name}; give it")
+        else:
+            refuse_unless(value == absent, key, value, f"has no meaning for optimizer={name}; leave it out")
+
+
+def _check_sampled_softmax(config: RunConfig) -> None:
+    key, count, decay = "train.sampled_softmax", config.train.sampled_softmax, config.optimizer.weight_decay
+    if count is None:
+        return
+    whole = not config.model.adaptive or not config.data.cutoffs
+    rule = f"needs one softmax, and data.cutoffs={shown(config.data.cutoffs)} divide it; use model.adaptive=false"
+    refuse_unless(whole, key, count, rule)
+    optimizer, reason = config.optimizer.name, config.optimizer.name.facts.sparse_refusal
+    able = [name.name for name in OptimizerName if name.facts.sparse_refusal is None]
+    rule = f"steps drawn rows only, but optimizer={optimizer.name} {reason}; use optimizer={any_of(able)}"
+    refuse_unless(reason is None, key, count, rule)
+    rule = f"excludes optimizer.weight_decay={decay:g}: rows would decay only when they are drawn; use 0"
+    refuse_unless(decay == 0, key, count, rule)
+
+
+def _check_cosine(config: RunConfig) -> None:
+    scheduler, lr = config.scheduler, config.optimizer.lr
+    if scheduler.name is not SchedulerName.cosine:
+        return
+    owner = "scheduler" if scheduler.max_step else "train"
+    length = scheduler.max_step or config.train.max_step
+    rule = (
+        f"must be below {owner}.max_step={length}, where the cosine ends; lower it, or set scheduler.max_step "
+        "to the length of the whole curve"
+    )
+    refuse_unless(scheduler.warmup_step < length, "scheduler.warmup_step", scheduler.warmup_step, rule)
+    rule = f"must be at most optimizer.lr={lr:g}, from where the cosine falls; lower it"
+    refuse_unless(scheduler.eta_min <= lr, "scheduler.eta_min", scheduler.eta_min, rule)
+
+
+def _check_plateau(config: RunConfig) -> None:
+    scheduler = config.scheduler
+    plateau = scheduler.name is SchedulerName.dev_perf
+    for option in ("decay_rate", "patience", "lr_min"):
+        value, key = getattr(scheduler, option), f"scheduler.{option}"
+        refuse_unless(plateau or value is None, key, value, f"has no meaning for scheduler={scheduler.name.name}")
+        refuse_unless(not plateau or value is not None, key, value, "is needed by scheduler=dev_perf")
+    if plateau:
+        rate, interval = scheduler.decay_rate, config.valid.interval
+        refuse_unless(rate is not None and 0 < rate < 1, "scheduler.decay_rate", rate, "must be in (0,1)")
+        rule = f"must be below train.max_step={config.train.max_step}: scheduler=dev_perf needs validations; lower it"
+        refuse_unless(interval < config.train.max_step, "valid.interval", interval, rule)
