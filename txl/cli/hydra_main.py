@@ -123,5 +123,8 @@ def help_text(name: str, about: str) -> str:
 
 
 def complain(message: str, code: int = BAD_CONFIGURATION) -> int:
+    """Print an error as one line, on rank 0 only; returns the exit code."""
+    if os.environ.get("RANK", "0") not in ("0", ""):
+        return code
     print(f"error: {message}", file=sys.stderr, flush=True)
     return code

@@ -23,11 +23,10 @@ def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -
     Raises:
         ConfigError: If the folder holds a run that must not be overwritten, or the checkpoint is not of this run.
     """
-    resume, begun = config.resume, (run_dir / "config.yaml").exists() and not submitted
-    taken = f"run_dir={run_dir} holds a run already; resume=auto continues it, another name or run_dir keeps both"
+    resume = config.resume
     if resume is None:
-        if begun:
-            raise ConfigError(taken)
+        if not submitted:
+            check_not_begun(run_dir)
         check_init_from(config)
         return None, False
     # These import torch, which takes seconds: mistakes in a fresh run are reported without it.
@@ -43,11 +42,19 @@ def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -
             return None, False
     else:
         found = resolve_checkpoint(resume, "resume")
-        if begun and run_dir.resolve() not in found.parents:
-            raise ConfigError(f"resume={resume} is of another run, and {taken}")
+        if run_dir.resolve() not in found.parents and not submitted:
+            check_not_begun(run_dir, f"resume={resume} is of another run, and ")
         verify_checkpoint(found)
     check_resume(config, found)
     return str(found), is_finished(config, run_dir, found)
+
+
+def check_not_begun(run_dir: Path, intro: str = "") -> None:
+    """Raises ConfigError if a training has begun in the folder. One that failed before its first step has not."""
+    metrics = run_dir / "metrics.jsonl"
+    if newest_checkpoint(run_dir) or (metrics.exists() and metrics.stat().st_size > 0):
+        remedy = "resume=auto continues it, another name or run_dir keeps both"
+        raise ConfigError(f"{intro}run_dir={run_dir} holds a run already; {remedy}")
 
 
 def check_init_from(config: RunConfig) -> None:

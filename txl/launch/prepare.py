@@ -7,6 +7,7 @@ torchrun and SLURM get it from rank 0.
 import contextlib
 import json
 import logging
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,13 +19,15 @@ from txl.data.corpus import Corpus, open_corpus
 from txl.data.sentence_batches import training_stream
 from txl.errors import ConfigError
 from txl.files import write_json
-from txl.launch.choose_checkpoint import check_init_from, find_checkpoint
+from txl.launch.choose_checkpoint import check_init_from, check_not_begun, find_checkpoint
 from txl.launch.run_folder import write_run_folder
-from txl.launch.run_lock import held_lock
+from txl.launch.run_lock import LOCK, held_lock
 from txl.plan.run_plan import Plan, make_plan, run_folder
 
 log = logging.getLogger(__name__)
 
+RUN_FILES = {"config.yaml", "plan.json", "logs", "slurm", LOCK}  # at least one of them is in every run folder
+PROBE_BYTES = 4096  # written once to find a read-only or full file system
 START = "start.json"  # in the run folder: the checkpoint that its ranks continue from
 
 
@@ -71,7 +74,10 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
         ConfigError: If data, checkpoint or run folder do not fit the configuration.
     """
     run_dir = Path(run_folder(config))
-    if config.init_from is not None:  # before a large text is encoded
+    # What takes no time comes before a large text is encoded.
+    if not config.debug:
+        check_run_folder(config, run_dir, submitted)
+    if config.init_from is not None:
         check_init_from(config) if config.debug else find_checkpoint(config, run_dir, submitted)
     corpus = open_corpus(config.data)
     plan = make_plan(config, len(corpus.vocab))
@@ -79,7 +85,6 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
     if config.debug:
         yield Prepared(plan, corpus=corpus)
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
     with held_lock(run_dir, insist=not submitted) as lock:
         checkpoint, finished = find_checkpoint(config, run_dir, submitted)
         if checkpoint:
@@ -97,6 +102,34 @@ def plan_without_data(config: RunConfig) -> Plan:
 
 
 # --------------------------------------------------------------------------- checks
+
+
+def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
+    """Make the run folder, and find out whether a run can be written there.
+
+    Raises:
+        ConfigError: If the folder holds a run that `resume` does not continue, or files that are no run's, or if it
+            cannot be written.
+    """
+    if run_dir.exists() and not run_dir.is_dir():
+        raise ConfigError(f"run_dir={run_dir} is a file; name a folder")
+    there = set(os.listdir(run_dir)) if run_dir.is_dir() else set()
+    if there and not there & RUN_FILES:
+        raise ConfigError(f"run_dir={run_dir} holds files that are no run's ({min(there)}); name a new folder")
+    if config.resume is None and not submitted:
+        check_not_begun(run_dir)
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        probe = run_dir / f".probe-{os.getpid()}"
+        probe.write_bytes(b"0" * PROBE_BYTES)
+        probe.unlink()
+    except OSError as error:
+        with contextlib.suppress(OSError, UnboundLocalError):
+            probe.unlink()
+        raise ConfigError(
+            f"run_dir={run_dir} cannot be written: {error.strerror}; free some room or change permissions there, or "
+            "choose another folder (run_dir= or runs=)"
+        ) from None
 
 
 def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:

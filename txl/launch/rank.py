@@ -23,7 +23,7 @@ from txl.errors import ConfigError
 from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
 from txl.launch.run_folder import job_folder, read_config
-from txl.system.process_exit import leave
+from txl.system.process_exit import BAD_CONFIGURATION, leave
 from txl.system.world import World
 
 if TYPE_CHECKING:
@@ -187,7 +187,12 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
             print(prepared.plan, flush=True)
         except ConfigError as error:
             problem = str(error)
-    init_process_group(world, pick_device(config.hardware, world.local_rank))
+    try:
+        device = pick_device(config.hardware, world.local_rank)
+    except ConfigError as error:  # perhaps on this rank alone, which must say it
+        print(f"error: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+        os._exit(BAD_CONFIGURATION)
+    init_process_group(world, device)
     decided, problem = broadcast_object((prepared and prepared.for_other_processes(), problem))
     if problem is not None or decided is None:
         raise ConfigError(problem or "rank 0 could not prepare the run")

@@ -4,9 +4,20 @@ import os
 import socket
 from collections.abc import Mapping
 
+from txl.errors import ConfigError
+
 
 def adopt_slurm_environment() -> None:
-    """Set RANK, WORLD_SIZE, MASTER_ADDR, ... for this task of a SLURM step, as torchrun would set them."""
+    """Set RANK, WORLD_SIZE, MASTER_ADDR, ... for this task of a SLURM step, as torchrun would set them.
+
+    Raises:
+        ConfigError: If this process is no task of a SLURM step.
+    """
+    if "SLURM_PROCID" not in os.environ:
+        raise ConfigError(
+            "cluster=srun is for a task of a SLURM step, and this process is none; start it with "
+            "srun python train.py cluster=srun ..., or use cluster=slurm or cluster=local"
+        )
     os.environ.update(slurm_variables(os.environ))
 
 

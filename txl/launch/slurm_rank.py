@@ -45,7 +45,8 @@ def slurm_rank_main(config: RunConfig, submitted: bool = False) -> int:
         claim = Attempt(Path(run_folder(config)), attempt) if claims else None
         code = rank_main(config, submitted=submitted, before_save=claim)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr, flush=True)
+        if is_main:  # all ranks failed for the same reason
+            print(f"error: {error}", file=sys.stderr, flush=True)
         os._exit(BAD_CONFIGURATION)
     except BaseException:
         traceback.print_exc()

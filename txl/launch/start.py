@@ -17,6 +17,7 @@ from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
 from txl.system.console import log_to_console
 from txl.system.hardware import detect_gpus
+from txl.system.world import World
 
 
 class Launcher:
@@ -27,7 +28,8 @@ class Launcher:
 
     def start(self, config: RunConfig | EvaluateConfig) -> int:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
-        log_to_console()
+        if shows_console(config):
+            log_to_console()
         if isinstance(config, EvaluateConfig):
             return start_evaluation(config)
         if isinstance(config, BenchmarkConfig) and config.suite is not Suite.train:
@@ -71,6 +73,14 @@ class Launcher:
         from txl.launch.wait_for_jobs import wait_for_jobs
 
         return wait_for_jobs(self.submitted)
+
+
+def shows_console(config: RunConfig | EvaluateConfig) -> bool:
+    """Whether this process writes to the console: alone, or as rank 0 of those that torchrun or srun started."""
+    if "RANK" in os.environ:
+        return World.from_environment().is_main
+    is_rank = isinstance(config, RunConfig) and is_slurm_task(config)
+    return not is_rank or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
 def is_slurm_task(config: RunConfig) -> bool:

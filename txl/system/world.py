@@ -3,6 +3,8 @@
 import os
 from dataclasses import dataclass
 
+from txl.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class World:
@@ -20,10 +22,24 @@ class World:
 
     @staticmethod
     def from_environment() -> "World":
-        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun and our launcher set them."""
-        rank, size = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-        local = int(os.environ.get("LOCAL_RANK", rank))
-        return World(rank, size, local, int(os.environ.get("LOCAL_WORLD_SIZE", size)))
+        """RANK, WORLD_SIZE, LOCAL_RANK and LOCAL_WORLD_SIZE, as torchrun and our launcher set them.
+
+        Raises:
+            ConfigError: If one of them is not a number.
+        """
+        rank, size = _number("RANK", 0), _number("WORLD_SIZE", 1)
+        return World(rank, size, _number("LOCAL_RANK", rank), _number("LOCAL_WORLD_SIZE", size))
+
+
+def _number(variable: str, default: int) -> int:
+    value = os.environ.get(variable)
+    if value is None:
+        return default
+    if not value.isdecimal():
+        raise ConfigError(
+            f"{variable}={value!r} in the environment is not a number; unset it, or start the ranks with torchrun"
+        )
+    return int(value)
 
 
 def columns_of(rank: int, world_size: int, batch_size: int, first: int | None = None) -> range:
