@@ -26,7 +26,7 @@ from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram
 from txl.evaluate.kv_cache import CachedTransformerXL
-from txl.evaluate.loss import evaluate
+from txl.evaluate.loss import evaluate_stream
 from txl.evaluate.typed_text import typed_tokens
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 333)
@@ -62,19 +62,19 @@ def test_the_mean_is_over_the_counted_tokens_after_the_memory_was_warmed():
             hidden, mems = model(batch.input, mems, GEOMETRY)
             if batch.counted:
                 nats += model.loss(hidden, batch.target).flatten().tolist()
-    result = evaluate(model, stream(), GEOMETRY, 3)
+    result = evaluate_stream(model, stream(), GEOMETRY, 3)
     assert result.tokens == len(nats) == 3 * (333 // 3 - 1)
     assert result.loss == pytest.approx(np.mean(nats), rel=1e-12)
 
 
 def test_every_runtime_and_every_way_to_gather_losses_gives_the_same_number():
     model, latencies = build(), []
-    expected = evaluate(model, stream(), GEOMETRY, 3).loss
+    expected = evaluate_stream(model, stream(), GEOMETRY, 3).loss
     others = {
-        "cached": evaluate(CachedTransformerXL(model), stream(), GEOMETRY, 3),
-        "segment by segment": evaluate(model, stream(), GEOMETRY, 3, latencies=latencies),
-        "twice": evaluate(model, stream(), GEOMETRY, 3, repeat=2),
-        "a step with fixed shapes": evaluate(
+        "cached": evaluate_stream(CachedTransformerXL(model), stream(), GEOMETRY, 3),
+        "segment by segment": evaluate_stream(model, stream(), GEOMETRY, 3, latencies=latencies),
+        "twice": evaluate_stream(model, stream(), GEOMETRY, 3, repeat=2),
+        "a step with fixed shapes": evaluate_stream(
             FixedShapeProgram(step := CachedStep(model, GEOMETRY), step), stream(), GEOMETRY, 3
         ),
     }
@@ -86,15 +86,15 @@ def test_every_runtime_and_every_way_to_gather_losses_gives_the_same_number():
 
 def test_columns_of_several_ranks_add_up_to_the_whole():
     model = build()
-    parts = [evaluate(model, stream(columns=columns), GEOMETRY, 3) for columns in (range(0, 1), range(1, 3))]
+    parts = [evaluate_stream(model, stream(columns=columns), GEOMETRY, 3) for columns in (range(0, 1), range(1, 3))]
     tokens = sum(part.tokens for part in parts)
     assert sum(part.loss * part.tokens for part in parts) / tokens == pytest.approx(
-        evaluate(model, stream(), GEOMETRY, 3).loss, rel=1e-12
+        evaluate_stream(model, stream(), GEOMETRY, 3).loss, rel=1e-12
     )
 
 
 def test_max_steps_counts_segments_after_the_warming():
-    assert evaluate(build(), stream(), GEOMETRY, 3, max_steps=2).tokens == 2 * 3 * 7
+    assert evaluate_stream(build(), stream(), GEOMETRY, 3, max_steps=2).tokens == 2 * 3 * 7
 
 
 def test_the_published_evaluation_is_the_default_and_stands_beside_the_result(trained, tmp_path, capsys):
@@ -242,5 +242,5 @@ def test_a_damaged_checkpoint_is_refused(trained, tmp_path):
 
 def test_ext_len_is_evaluated_by_the_eager_runtime():
     geometry = replace(GEOMETRY, ext_len=3, mem_len=0, same_length=False)
-    result = evaluate(build(), stream(geometry=geometry), geometry, 3)
+    result = evaluate_stream(build(), stream(geometry=geometry), geometry, 3)
     assert result.tokens == 330

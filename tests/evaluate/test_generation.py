@@ -15,7 +15,7 @@ from txl.config.geometry import Geometry
 from txl.data.byte_vocabulary import ByteVocabulary
 from txl.data.word_vocabulary import WordVocabulary
 from txl.evaluate.kv_cache import CachedTransformerXL
-from txl.evaluate.sampling import Sampling, continue_texts, likely
+from txl.evaluate.sampling import Sampling, continue_prompts, sampling_probabilities
 from txl.evaluate.text_stream import TextStream
 
 GEOMETRY = Geometry(4, 64, 0, 9, True)
@@ -39,7 +39,7 @@ def evaluated(model, prompt, tokens, geometry):
 def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime, geometry):
     """Also of one that is longer than the memory: with same_length, or read a token at a time."""
     model = build()
-    texts = continue_texts(runtime(model), PROMPTS, 30, geometry, Sampling(seed=5))
+    texts = continue_prompts(runtime(model), PROMPTS, 30, geometry, Sampling(seed=5))
     for prompt, text in zip(PROMPTS, texts, strict=True):
         assert len(text.tokens) == 30
         assert text.log_prob == pytest.approx(evaluated(model, prompt, text.tokens, geometry), rel=1e-10)
@@ -47,22 +47,22 @@ def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime, 
 
 def test_a_text_does_not_depend_on_its_neighbours_nor_on_the_runtime():
     model = build()
-    together = continue_texts(CachedTransformerXL(model), PROMPTS, 20, GEOMETRY, Sampling(seed=7))
-    alone = continue_texts(model, PROMPTS[:1], 20, GEOMETRY, Sampling(seed=7))
+    together = continue_prompts(CachedTransformerXL(model), PROMPTS, 20, GEOMETRY, Sampling(seed=7))
+    alone = continue_prompts(model, PROMPTS[:1], 20, GEOMETRY, Sampling(seed=7))
     assert together[0].tokens == alone[0].tokens
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another():
     model = build()
-    texts = [continue_texts(model, [[1]], 20, GEOMETRY, Sampling(seed=s))[0].tokens for s in (1, 1, 2)]
+    texts = [continue_prompts(model, [[1]], 20, GEOMETRY, Sampling(seed=s))[0].tokens for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_prompt_longer_than_the_memory_is_read_to_its_end():
     model, geometry = build(), Geometry(4, 6, same_length=True)
     prompt = [i % 50 for i in range(33)]
-    text = continue_texts(CachedTransformerXL(model), [prompt], 10, geometry, Sampling())[0]
-    again = continue_texts(model, [prompt], 10, geometry, Sampling())[0]
+    text = continue_prompts(CachedTransformerXL(model), [prompt], 10, geometry, Sampling())[0]
+    again = continue_prompts(model, [prompt], 10, geometry, Sampling())[0]
     assert len(text.tokens) == 10 and text.tokens == again.tokens
 
 
@@ -71,18 +71,19 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text():
     model, seen = CachedTransformerXL(build()), []
     read = model.position_keys
     model.position_keys = lambda K, geometry: (seen.append(K), read(K, geometry))[1]
-    continue_texts(model, [[1]], 50, Geometry(4, 16), Sampling())
+    continue_prompts(model, [[1]], 50, Geometry(4, 16), Sampling())
     assert seen[:3] == [1, 2, 3] and set(seen[19:]) == {20}
 
 
 def test_sampling_leaves_the_unlikely_out():
     log_prob = torch.tensor([0.5, 0.3, 0.15, 0.05]).log()
-    torch.testing.assert_close(likely(log_prob, Sampling()), log_prob.exp())
-    assert likely(log_prob, Sampling(top_k=2)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
-    assert likely(log_prob, Sampling(top_p=0.6)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
-    assert likely(log_prob, Sampling(top_p=1e-9)).tolist() == [1, 0, 0, 0]
-    assert likely(log_prob, Sampling(temperature=0.5))[0] > 0.5
-    assert math.isclose(likely(log_prob, Sampling(temperature=2, top_k=3, top_p=0.9)).sum().item(), 1, rel_tol=1e-6)
+    torch.testing.assert_close(sampling_probabilities(log_prob, Sampling()), log_prob.exp())
+    assert sampling_probabilities(log_prob, Sampling(top_k=2)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert sampling_probabilities(log_prob, Sampling(top_p=0.6)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert sampling_probabilities(log_prob, Sampling(top_p=1e-9)).tolist() == [1, 0, 0, 0]
+    assert sampling_probabilities(log_prob, Sampling(temperature=0.5))[0] > 0.5
+    together = sampling_probabilities(log_prob, Sampling(temperature=2, top_k=3, top_p=0.9))
+    assert math.isclose(together.sum().item(), 1, rel_tol=1e-6)
 
 
 def test_words_are_written_as_one_types_them(capsys):

@@ -19,7 +19,7 @@ from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, count_graphs
-from txl.evaluate.loss import LossSum, advance
+from txl.evaluate.loss import LossSum, run_segment
 from txl.model.transformer import TransformerXL
 
 
@@ -145,7 +145,7 @@ def test_what_is_allocated_is_what_is_stated(B):
         losses = LossSum(cached, at_least=1)
         for begin in range(0, 20 * 8, 8):
             input, target = ids[:, begin : begin + 8], ids[:, begin + 1 : begin + 9]
-            cache = advance(cached, input, target, cache, geometry, losses)
+            cache = run_segment(cached, input, target, cache, geometry, losses)
         return cached, cache
 
     with torch.no_grad():

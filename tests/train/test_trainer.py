@@ -97,7 +97,7 @@ def test_missed_targets_set_the_exit_code_and_are_named(text, tmp_path, capsys):
     assert train(tmp_path / "b", text, *few, "train.target_perplexity=1.5") == 3
     assert train(tmp_path / "c", text, *few, "train.target_throughput=1e12") == 3
     said = capsys.readouterr().out
-    assert "train.target_perplexity=1.5 was missed: bits per character" in said
+    assert "train.target_perplexity=1.5 was missed: test bpc" in said
     assert "train.target_throughput=1e+12 was missed: " in said
 
 

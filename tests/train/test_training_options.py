@@ -272,7 +272,7 @@ def test_a_training_that_misses_its_targets_ends_with_code_3(train, capsys):
     train("train.target_throughput=1e12", "train.target_perplexity=1.5", expect=3)
     said = capsys.readouterr().out
     assert "train.target_throughput=1e+12 was missed" in said
-    assert "train.target_perplexity=1.5 was missed: bits per character" in said
+    assert "train.target_perplexity=1.5 was missed: test bpc" in said
     train("train.target_throughput=1e-3", "train.target_perplexity=99")
 
 

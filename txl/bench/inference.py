@@ -19,8 +19,9 @@ from txl.config.training import longest_context
 from txl.data.synthetic_text import zipf_tokens
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import count_graphs
-from txl.evaluate.load_model import choose_runtime, in_runtime, load
-from txl.evaluate.loss import LossSum, advance
+from txl.evaluate.load_model import load_trained_model
+from txl.evaluate.loss import LossSum, run_segment
+from txl.evaluate.runtimes import build_runtime, choose_runtime
 from txl.files import write_json
 from txl.model.transformer import TransformerXL
 from txl.system.devices import keep_freed_memory, pick_device, set_threads
@@ -78,7 +79,7 @@ def build_model(config: BenchmarkConfig, device: torch.device, precision: Arithm
     set_matmul_precision(precision)
     dtype = parameter_dtype(precision)
     if config.benchmark.checkpoint:
-        return load(config.benchmark.checkpoint, device, dtype).model
+        return load_trained_model(config.benchmark.checkpoint, device, dtype).model
     if config.data.vocab_size is None:
         raise ConfigError(f"data={config.data.name} does not say data.vocab_size; give it, or benchmark.checkpoint")
     torch.manual_seed(config.seed)
@@ -99,13 +100,13 @@ def measure(
     ids = zipf_tokens(np.random.default_rng(0), batch_size * length, model.vocab_size)
     tokens = torch.from_numpy(ids).reshape(batch_size, length).to(device)
     with autocast(precision, device):
-        fast = in_runtime(model, runtime, geometry, batch_size)
+        fast = build_runtime(model, runtime, geometry, batch_size)
         losses, mems, seconds = LossSum(fast, at_least=1), [], []
         for begin in range(0, (warm + segments) * T, T):
             input, target = tokens[:, begin : begin + T], tokens[:, begin + 1 : begin + T + 1]
             synchronize()
             began = time.perf_counter()
-            mems = advance(fast, input, target, mems, geometry, losses)
+            mems = run_segment(fast, input, target, mems, geometry, losses)
             synchronize()
             seconds.append(time.perf_counter() - began)
     found = percentiles(seconds[warm:])

@@ -1,1 +1,1 @@
-"""Models with fixed weights: losses over a split, fast runtimes, generation."""
+"""Models with fixed weights: the loss over a split or a text, fast runtimes, generation."""

@@ -1,9 +1,13 @@
-"""The loss of a model over a split, with the geometry that it was measured under."""
+"""The loss of a model over a split, with the lengths that it was measured under.
+
+Shapes: B batch, T segment, T' segment with extended context, D model width.
+"""
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,19 +17,17 @@ from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus
 from txl.evaluate.exported_program import FixedShapeProgram
+from txl.evaluate.runtimes import Memory, RunnableModel
 from txl.system.distributed import sum_over_ranks
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
 from txl.system.world import World, columns_of
 
-MISSED_TARGET = 3  # exit code where a target that was asked for is missed
-
-
-LOSS_TOKENS = 2048  # losses are computed for about so many tokens at once: each time, all softmax weights are read
+LOSS_TOKENS = 2048  # losses are computed for about this many tokens at once, because each time reads the whole softmax
 
 
 @dataclass(frozen=True)
-class Result:
+class EvaluationResult:
     """A loss and everything that it depends on."""
 
     loss: float  # nats per token
@@ -36,43 +38,49 @@ class Result:
 
     @property
     def ppl(self) -> float:
+        """Perplexity."""
         return math.exp(min(self.loss, 700.0))
 
     @property
     def bpc(self) -> float:
+        """Bits per token; per character if tokens are characters."""
         return self.loss / math.log(2)
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         return asdict(self) | {"ppl": self.ppl, "bpc": self.bpc, "tokens_per_second": self.tokens / self.seconds}
 
 
 class LossSum:
-    """Nats and tokens, with the hidden states whose losses are still to be computed.
+    """Adds up nats and tokens. Hidden states wait until the losses of many can be computed at once.
 
-    A short segment would read the softmax of a large vocabulary for a few tokens, so several wait for each other.
+    Each computation reads the weights of the whole softmax, which short segments would do for a few tokens.
     """
 
-    def __init__(self, model, at_least: int):
+    def __init__(self, model: RunnableModel, at_least: int):
+        """`at_least`: tokens that wait before their losses are computed; 1 computes every segment's at once."""
         self.model, self.at_least = model, at_least
-        self.total: Tensor | float = 0.0  # on the device: nobody waits for it
+        self.total: Tensor | float = 0.0  # nats, on the device, so that the host does not wait for it
         self.tokens = 0
         self._waiting: list[tuple[Tensor, Tensor]] = []
 
     def add(self, hidden: Tensor, target: Tensor) -> None:
-        """hidden [B, T', D], target [B, T]: the last T positions count."""
+        """Add hidden states [B, T', D] of a segment and its targets [B, T]; the last T positions count."""
         hidden = hidden[:, -target.shape[1] :].flatten(0, 1)
         self._waiting.append((hidden, target.flatten()))
         if sum(len(target) for _, target in self._waiting) >= self.at_least:
             self.flush()
 
     def add_losses(self, loss: Tensor) -> None:
-        """Losses of any shape that a program has computed itself."""
+        """Add losses of any shape that a program has computed itself."""
         self.total = self.total + loss.sum(dtype=torch.float64)
         self.tokens += loss.numel()
 
     def flush(self) -> None:
+        """Compute the losses that wait."""
         if not self._waiting:
             return
+        assert not isinstance(self.model, FixedShapeProgram), "a program computes its losses itself"
         hidden, target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting.clear()
         _, nats = self.model.total_loss(hidden[None], target[None])
@@ -80,51 +88,67 @@ class LossSum:
         self.tokens += target.numel()
 
 
-class Progress:
-    """Every `interval` segments, `tell` gets what they took and lost, in this process.
+class SegmentProgress:
+    """Reports on an evaluation after every `interval` segments.
 
-    {"segments", "batch", "n_batches", "ms_per_batch", "tokens_per_second", "loss"}; no loss where none was counted.
-    `tokens`: of one segment, in all processes.
+    `report` calls `tell` with {"segments", "batch", "n_batches", "ms_per_batch", "tokens_per_second", "loss"} of this
+    process; the loss is left out if none of the segments counted.
     """
 
-    def __init__(self, interval: int, tokens: int, tell: Callable[[dict], None]):
+    def __init__(self, interval: int, tokens: int, tell: Callable[[dict[str, Any]], None]):
+        """`tokens`: of one segment, in all processes together."""
         self.interval, self.tokens, self.tell = interval, tokens, tell
         self._segments = self._counted = 0
         self._nats, self._since = 0.0, time.perf_counter()
 
     def is_due(self) -> bool:
-        """A segment is done: are its `interval` full?"""
+        """Count one more segment; returns whether a report is due."""
         self._segments += 1
         return self._segments % self.interval == 0
 
     def report(self, batch: int, n_batches: int, losses: LossSum) -> None:
+        """Report on the segments since the last report; `batch` of `n_batches` are done."""
         nats, counted = float(losses.total), losses.tokens
         now = time.perf_counter()
         seconds = (now - self._since) / self.interval
-        said = {"segments": self._segments, "batch": batch, "n_batches": n_batches, "ms_per_batch": 1000 * seconds}
-        said["tokens_per_second"] = self.tokens / seconds
+        values = {"segments": self._segments, "batch": batch, "n_batches": n_batches, "ms_per_batch": 1000 * seconds}
+        values["tokens_per_second"] = self.tokens / seconds
         if counted > self._counted:
-            said["loss"] = (nats - self._nats) / (counted - self._counted)
+            values["loss"] = (nats - self._nats) / (counted - self._counted)
         self._nats, self._counted, self._since = nats, counted, now
-        self.tell(said)
+        self.tell(values)
 
 
-def advance(model, input: Tensor, target: Tensor, mems, geometry: Geometry, losses: LossSum | None):
-    """One segment in any runtime; its losses are added if they count. Returns the new memories."""
+def run_segment(
+    model: RunnableModel, input: Tensor, target: Tensor, memory: Memory, geometry: Geometry, losses: LossSum | None
+) -> Memory:
+    """Read one segment in any runtime.
+
+    Args:
+        model: a model in one of its runtimes.
+        input: token ids [B, T'].
+        target: the tokens to predict [B, T].
+        memory: what the last call returned, or an empty list where a text starts.
+        geometry: the lengths to read with.
+        losses: the segment's losses are added to it; None if the segment only fills the memory.
+
+    Returns:
+        The memory for the next segment.
+    """
     if isinstance(model, FixedShapeProgram):
-        loss, mems = model(input, target, mems)
+        loss, memory = model(input, target, memory)
         if losses is not None:
             losses.add_losses(loss)
     else:
-        hidden, mems = model(input, mems, geometry)
+        hidden, memory = model(input, memory, geometry)
         if losses is not None:
             losses.add(hidden, target)
-    return mems
+    return memory
 
 
 @torch.no_grad()
-def evaluate(
-    model,
+def evaluate_stream(
+    model: RunnableModel,
     stream: TokenStream,
     geometry: Geometry,
     batch_size: int,
@@ -132,14 +156,25 @@ def evaluate(
     max_steps: int | None = None,
     repeat: int = 1,
     latencies: list[float] | None = None,
-    progress: "Progress | None" = None,
-) -> Result:
-    """Mean loss over the tokens of `stream` that count, summed over all ranks (each holds its columns).
+    progress: SegmentProgress | None = None,
+) -> EvaluationResult:
+    """Mean loss over the counted tokens of a stream, summed over all ranks. Collective.
 
-    model: a TransformerXL, or one of its runtimes (inference.py). The memory starts empty and is warmed by the
-    stream's uncounted segments. `max_steps`: stop after so many counted segments. `repeat`: read it all so often.
-    `latencies`: gets the seconds of every counted segment, losses included. `progress`: is told of every segment.
-    Collective.
+    The memory starts empty and is filled by the stream's uncounted segments.
+
+    Args:
+        model: a model in one of its runtimes.
+        stream: this rank's columns.
+        geometry: the lengths to read with.
+        batch_size: of all ranks together; only recorded.
+        precision: of the matrix products.
+        max_steps: stop after this many counted segments; None reads everything.
+        repeat: how often the stream is read.
+        latencies: gets the seconds of every counted segment, with its losses.
+        progress: is told of every segment.
+
+    Returns:
+        The loss, and what it depends on.
     """
     device = next(model.parameters()).device
     training = model.training
@@ -147,7 +182,8 @@ def evaluate(
     losses = LossSum(model, at_least=LOSS_TOKENS if latencies is None else 1)
     started = time.perf_counter()
     for _ in range(repeat):
-        mems, counted = [], 0
+        memory: Memory = []
+        counted = 0
         for index in range(stream.n_batches if len(stream.columns) else 0):
             batch = stream.batch(1, index)
             if batch.counted and counted == max_steps:
@@ -156,7 +192,7 @@ def evaluate(
             began = time.perf_counter()
             input, target = batch.input.to(device), batch.target.to(device)
             with autocast(precision, device):
-                mems = advance(model, input, target, mems, geometry, losses if batch.counted else None)
+                memory = run_segment(model, input, target, memory, geometry, losses if batch.counted else None)
             if latencies is not None and batch.counted:
                 synchronize()
                 latencies.append(time.perf_counter() - began)
@@ -170,11 +206,22 @@ def evaluate(
     total = torch.tensor([0.0, losses.tokens], dtype=torch.float64, device=device)
     total[0] += losses.total
     nats, tokens = sum_over_ranks(total).tolist()
-    return Result(nats / tokens, int(tokens), time.perf_counter() - started, geometry, batch_size)
+    return EvaluationResult(nats / tokens, int(tokens), time.perf_counter() - started, geometry, batch_size)
 
 
 def evaluation_stream(corpus: Corpus, split: str, geometry: Geometry, batch_size: int, world: World) -> TokenStream:
-    """This rank's columns of a split, with the segments before them that warm the memory."""
+    """This rank's columns of a split, with the uncounted segments that fill the memory.
+
+    Args:
+        corpus: where the split is read from.
+        split: `valid` or `test`.
+        geometry: the lengths of segments and memory.
+        batch_size: columns of all ranks together.
+        world: which of the ranks this is.
+
+    Returns:
+        The stream. Raises ConfigError if the split is too short for one segment.
+    """
     return TokenStream(
         corpus.tokens(split),
         batch_size,
@@ -185,8 +232,8 @@ def evaluation_stream(corpus: Corpus, split: str, geometry: Geometry, batch_size
     )
 
 
-def loss_over(
-    model,
+def evaluate_split(
+    model: RunnableModel,
     corpus: Corpus,
     split: str,
     geometry: Geometry,
@@ -194,7 +241,7 @@ def loss_over(
     precision: Arithmetic,
     world: World,
     max_steps: int | None = None,
-) -> Result:
-    """`evaluate` on one split of a corpus. Collective."""
+) -> EvaluationResult:
+    """`evaluate_stream` on one split of a corpus; the arguments are those of the two functions. Collective."""
     stream = evaluation_stream(corpus, split, geometry, batch_size, world)
-    return evaluate(model, stream, geometry, batch_size, precision, max_steps)
+    return evaluate_stream(model, stream, geometry, batch_size, precision, max_steps)

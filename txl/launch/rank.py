@@ -150,11 +150,11 @@ def draw_loss_curve(run_dir: Path) -> None:
 def _evaluate(config: EvaluateConfig, world: World) -> int:
     from txl.config.schema import Task
     from txl.evaluate.evaluator import Evaluator
-    from txl.evaluate.generate import write
+    from txl.evaluate.generate import generate_texts
     from txl.system.distributed import close_process_group
 
     device = set_up_process(config, world)
-    code = write(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()
+    code = generate_texts(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()
     close_process_group()
     return code
 

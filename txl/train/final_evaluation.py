@@ -1,25 +1,34 @@
-"""What follows the last step: best weights on the test split, the recipe's evaluation, a text, the targets."""
+"""What follows the last training step: the test split, the recipe's evaluation, a sample, the targets."""
+
+from typing import Any
 
 from txl.config.data import Metric
 from txl.config.geometry import Geometry, valid_geometry
 from txl.config.schema import RunConfig, Then
 from txl.data.corpus import Corpus
-from txl.evaluate.loss import MISSED_TARGET, Result, loss_over
-from txl.evaluate.sampling import generate
+from txl.evaluate.loss import EvaluationResult, evaluate_split
+from txl.evaluate.sampling import Sampling, continue_prompts
+from txl.evaluate.targets import MISSED_TARGET, Targets
 from txl.model.transformer import TransformerXL
 from txl.system.world import World
 from txl.tracking.tracker import Tracker
 
+SAMPLE_PROMPT = 64  # tokens of the validation split that the sample begins with
 
-class Ending:
-    """`model` has the weights that are to be judged: those of the best validation."""
+
+class FinalEvaluation:
+    """The evaluations at the end of a training."""
 
     def __init__(self, config: RunConfig, corpus: Corpus, model: TransformerXL, world: World, tracker: Tracker):
+        """`model` holds the weights to evaluate: those of the best validation, if there was one."""
         self.config, self.corpus, self.model, self.world, self.tracker = config, corpus, model, world, tracker
 
-    def evaluate(self, step: int) -> dict:
-        """What the summary says beyond training: `test`, `evaluation` and `sample`, where there are such."""
-        values = {}
+    def evaluate(self, step: int) -> dict[str, Any]:
+        """The entries `test`, `evaluation` and `sample` of the summary, as far as they are asked for.
+
+        `step`: the step that the weights are from.
+        """
+        values: dict[str, Any] = {}
         if self.config.valid.enabled and "test" in self.corpus.splits:
             values["test"] = self._test(step).to_dict()
         if self.config.then is Then.evaluate:
@@ -28,27 +37,24 @@ class Ending:
             values["sample"] = self._sample(self.config.sample_tokens)
         return values
 
-    def missed_targets(self, values: dict) -> int:
-        """The exit code: not 0 where the summary's numbers are short of what was asked for."""
-        train, speed, code = self.config.train, values["tokens_per_second"], 0
-        if train.target_throughput is not None and speed < train.target_throughput:
-            self.tracker.message(f"train.target_throughput={train.target_throughput:g} was missed: {speed:.0f} tok/s")
-            code = MISSED_TARGET
-        if train.target_perplexity is not None:
-            metric = self.config.data.metric
-            reached = values["test"][metric.value]  # data.py saw to it that there is a test split
-            if reached > train.target_perplexity:
-                missed = f"{'perplexity' if metric is Metric.ppl else 'bits per character'} {reached:.3f}"
-                self.tracker.message(f"train.target_perplexity={train.target_perplexity:g} was missed: {missed}")
-                code = MISSED_TARGET
-        return code
+    def check_targets(self, values: dict[str, Any]) -> int:
+        """Print every target that the summary's numbers miss; returns the exit code of the run."""
+        train, metric = self.config.train, self.config.data.metric
+        targets = Targets(train.target_perplexity, train.target_throughput, "train.")
+        missed = [targets.missed_speed(values["tokens_per_second"])]
+        if train.target_perplexity is not None:  # there is a test split: `prepare` has checked it
+            missed.append(targets.missed_score("test", metric, values["test"][metric.name]))
+        for message in filter(None, missed):
+            self.tracker.message(message)
+        return MISSED_TARGET if any(missed) else 0
 
-    def _loss_over(self, split: str, geometry: Geometry, batch_size: int) -> Result:
-        return loss_over(self.model, self.corpus, split, geometry, batch_size, self.config.precision.name, self.world)
+    def _evaluate_split(self, split: str, geometry: Geometry, batch_size: int) -> EvaluationResult:
+        precision = self.config.precision.name
+        return evaluate_split(self.model, self.corpus, split, geometry, batch_size, precision, self.world)
 
-    def _test(self, step: int) -> Result:
-        """With the lengths of validation."""
-        result = self._loss_over("test", valid_geometry(self.config), self.config.valid.batch_size)
+    def _test(self, step: int) -> EvaluationResult:
+        """The test split, with the lengths of validation."""
+        result = self._evaluate_split("test", valid_geometry(self.config), self.config.valid.batch_size)
         self.tracker.test(
             split="test",
             seconds=result.seconds,
@@ -60,21 +66,23 @@ class Ending:
         )
         return result
 
-    def _published_evaluation(self) -> dict:
-        """The recipe's evaluation block, on the test split (or valid, where there is none); also as a log line."""
+    def _published_evaluation(self) -> dict[str, Any]:
+        """The recipe's evaluation on the test split, or on the validation split if there is no test split."""
         block, split = self.config.evaluation, "test" if "test" in self.corpus.splits else "valid"
         geometry = Geometry(block.tgt_len, block.mem_len, block.ext_len, block.clamp_len, block.same_length)
-        result = self._loss_over(split, geometry, block.batch_size)
-        score = result.ppl if self.config.data.metric is Metric.ppl else result.bpc
-        name = self.config.data.metric.value
+        result = self._evaluate_split(split, geometry, block.batch_size)
+        metric = self.config.data.metric
+        score = result.ppl if metric is Metric.ppl else result.bpc
         self.tracker.message(
             f"| Evaluation | {split} time: {result.seconds:5.2f}s | {split} loss {result.loss:5.2f} "
-            f"| {split} {name} {score:9.3f} | {geometry} batch {block.batch_size}"
+            f"| {split} {metric.name} {score:9.3f} | {geometry} batch {block.batch_size}"
         )
         return result.to_dict() | {"split": split}
 
     def _sample(self, max_tokens: int) -> str:
-        prompt = self.corpus.tokens("valid")[:64].tolist()
-        mem_len = self.config.train.mem_len
-        ids = generate(self.model, prompt, max_tokens, mem_len, temperature=0.8, top_k=40, seed=self.config.seed)
-        return self.corpus.vocab.decode(ids)
+        """A text that continues the beginning of the validation split."""
+        prompt, mem_len = self.corpus.tokens("valid")[:SAMPLE_PROMPT].tolist(), self.config.train.mem_len
+        geometry = Geometry(tgt_len=max(1, len(prompt)), mem_len=mem_len, same_length=mem_len > 0)
+        sampling = Sampling(temperature=0.8, top_k=40, seed=self.config.seed)
+        text = continue_prompts(self.model, [prompt], max_tokens, geometry, sampling)[0]
+        return self.corpus.vocab.decode(text.tokens)

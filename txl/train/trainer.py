@@ -21,7 +21,7 @@ from txl.config.schema import RunConfig
 from txl.config.training import longest_context
 from txl.data.corpus import Corpus
 from txl.data.sentence_batches import training_stream
-from txl.evaluate.loss import loss_over
+from txl.evaluate.loss import evaluate_split
 from txl.model.attention import choose_backend
 from txl.model.sampled_softmax import prepare_sampled_softmax, sampled_loss
 from txl.model.transformer import TransformerXL
@@ -34,7 +34,7 @@ from txl.system.distributed import AsyncMaximum, average_sparse_gradient, sum_ov
 from txl.system.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
 from txl.system.world import World, columns_of
 from txl.tracking.tracker import Tracker
-from txl.train.final_evaluation import Ending
+from txl.train.final_evaluation import FinalEvaluation
 from txl.train.memories import Memories
 from txl.train.train_state import TrainState, random_state, restore_random_state, seed_everything
 
@@ -250,7 +250,7 @@ class Trainer:
     def validate(self) -> None:
         """Loss on the validation split; a checkpoint; the plateau schedule's decision."""
         config, state, began = self.config, self.state, time.perf_counter()
-        result = loss_over(
+        result = evaluate_split(
             self.model,
             self.corpus,
             "valid",
@@ -390,9 +390,9 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             "run_dir": str(self.run_dir),
         }
-        ending = Ending(config, self.corpus, self.model, self.world, self.tracker)
+        ending = FinalEvaluation(config, self.corpus, self.model, self.world, self.tracker)
         values |= ending.evaluate(state.best_step)
         self.tracker.summary(values)
-        code = ending.missed_targets(values)
+        code = ending.check_targets(values)
         self.tracker.close(code)
         return code

@@ -1,0 +1,50 @@
+"""The ways to run a model with fixed weights (`runtime=`), with one surface for all of them."""
+
+from typing import Any
+
+from txl.config.geometry import Geometry
+from txl.config.schema import Runtime
+from txl.errors import ConfigError
+from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
+from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL
+from txl.model.transformer import TransformerXL
+
+RunnableModel = TransformerXL | CachedTransformerXL | FixedShapeProgram
+Memory = Any  # what a runtime returned for the last segment; an empty list where a text starts
+
+
+def choose_runtime(runtime: Runtime, model: TransformerXL, geometry: Geometry) -> Runtime:
+    """The runtime that was asked for; for `auto` the cached one if the model can be cached, else the eager one."""
+    if runtime is not Runtime.auto:
+        return runtime
+    return Runtime.cached if model.positions.facts.caches_keys and not geometry.ext_len else Runtime.eager
+
+
+def build_runtime(
+    model: TransformerXL, runtime: Runtime, geometry: Geometry, batch_size: int, program: str | None = None
+) -> RunnableModel:
+    """The model in a runtime. Programs are made under the autocast that is active now.
+
+    Args:
+        model: the weights.
+        runtime: any but `auto` (see `choose_runtime`).
+        geometry: the lengths to read with; fixed for a program.
+        batch_size: of this process; fixed for a program.
+        program: file of a torchscript or export program (see `make_program`).
+
+    Returns:
+        The model, or what runs it faster.
+
+    Raises:
+        ConfigError: if the runtime cannot run this model, these lengths, or on this device.
+    """
+    if runtime is Runtime.eager:
+        return model
+    if runtime is Runtime.cached:
+        return CachedTransformerXL(model, geometry)
+    if runtime is Runtime.graphs:
+        if next(model.parameters()).device.type != "cuda":
+            raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
+        return GraphedTransformerXL(model, geometry)
+    step = CachedStep(model, geometry, runtime.name)
+    return FixedShapeProgram(step, make_program(step, runtime, batch_size, program))
