@@ -10,12 +10,13 @@ from txl.config.schema import EvaluateConfig, RunConfig
 from txl.errors import refuse_unless
 
 
-def check_machine(config: RunConfig) -> None:
+def check_machine(config: RunConfig | EvaluateConfig) -> None:
     """Raises ConfigError if the machine cannot compute so, or if nothing would start the ranks."""
     check_arithmetic(config)
     here = config.cluster.name == "local" and not {"RANK", "SUBMITIT_EXECUTOR"} & set(os.environ)
+    planned = isinstance(config, RunConfig) and config.dry_run
     rule = "needs a launcher that starts every node, and cluster=local is this machine; use cluster=slurm or torchrun"
-    refuse_unless(config.nodes == 1 or not here or config.dry_run, "nodes", config.nodes, rule)
+    refuse_unless(config.nodes == 1 or not here or planned, "nodes", config.nodes, rule)
     known = config.cluster.name in ("local", "slurm", "srun")
     refuse_unless(known, "cluster.name", config.cluster.name, "must be local, slurm or srun")
     if config.cluster.name == "slurm":
@@ -61,7 +62,7 @@ def _check_no_slurm_options(cluster: ClusterConfig) -> None:
         refuse_unless(value == getattr(plain, option), f"cluster.{option}", value, rule)
 
 
-def _check_slurm(config: RunConfig) -> None:
+def _check_slurm(config: RunConfig | EvaluateConfig) -> None:
     cluster = config.cluster
     for option in ("minutes", "signal_delay", "max_timeouts"):
         value = getattr(cluster, option)

@@ -9,7 +9,7 @@ import re
 from txl.config.bounds import check_bounds
 from txl.config.compose import Config
 from txl.config.data_rules import check_data_options
-from txl.config.machine_rules import check_arithmetic, check_kernels, check_machine
+from txl.config.machine_rules import check_kernels, check_machine
 from txl.config.model_rules import check_clamp, check_model
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Task
 from txl.config.training_rules import check_training
@@ -72,7 +72,7 @@ def _check_benchmark(config: BenchmarkConfig) -> None:
 
 def _check_evaluate_config(config: EvaluateConfig) -> None:
     check_clamp("clamp_len", config.clamp_len)
-    check_arithmetic(config)
+    check_machine(config)
     within = config.percentiles and all(0 <= percent <= 100 for percent in config.percentiles)
     rule = "must be numbers from 0 to 100, such as [50,90,95,99]"
     refuse_unless(within, "percentiles", config.percentiles, rule)

@@ -147,7 +147,11 @@ class EvaluateConfig:
     data_path: str | None = None  # another folder of the same data set
     precision: PrecisionConfig = MISSING
     hardware: HardwareConfig = MISSING
-    gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes; null: hardware.gpus, or 1 on a CPU
+    cluster: ClusterConfig = MISSING
+    nodes: int = above_zero(most=MOST_GPUS)
+    gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes per node; null: hardware.gpus, or 1 on a CPU
+    name: str = MISSING  # of a SLURM job
+    run_dir: str | None = None  # folder of a SLURM job; null: evaluations/<hash> in the checkpoint's run folder
     log_interval: int | None = above_zero(None)  # segments; null: print only the result
     latency: bool = MISSING  # measure the time of every segment, its loss included
     percentiles: list[float] = MISSING  # of the latencies

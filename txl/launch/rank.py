@@ -54,6 +54,7 @@ def rank_main(
     """
     world = World.from_environment()
     if isinstance(config, EvaluateConfig):
+        folder = folder or (Path(config.run_dir) if config.run_dir else None)
         return reporting_failure(functools.partial(_evaluate, config, world), folder, world)
     if config.preflight:
         from txl.launch.preflight import preflight
@@ -71,6 +72,11 @@ def rank_main(
             return 0
         train = functools.partial(_train, config, prepared, world, before_save)
         return reporting_failure(train, folder or Path(prepared.plan.run_dir), world)
+
+
+def is_training(config: RunConfig | EvaluateConfig) -> bool:
+    """Whether this is a training, and no benchmark, preflight or evaluation."""
+    return isinstance(config, RunConfig) and not isinstance(config, BenchmarkConfig) and not config.preflight
 
 
 def set_up_process(config: RunConfig | EvaluateConfig, world: World) -> "torch.device":
@@ -215,8 +221,7 @@ def main(folder: Path) -> int:
         signal.signal(number, lambda number, frame: leave(128 + number))
     end_with_the_launcher()
     config = read_config(folder)
-    is_training = not isinstance(config, EvaluateConfig | BenchmarkConfig) and not config.preflight
-    return rank_main(config, folder, Prepared.read(folder) if is_training else None)
+    return rank_main(config, folder, Prepared.read(folder) if is_training(config) else None)
 
 
 if __name__ == "__main__":

@@ -11,10 +11,10 @@ import traceback
 from dataclasses import replace
 from pathlib import Path
 
-from txl.config.schema import BenchmarkConfig, RunConfig
+from txl.config.schema import EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 from txl.launch.choose_checkpoint import newest_checkpoint
-from txl.launch.rank import rank_main
+from txl.launch.rank import is_training, rank_main
 from txl.launch.slurm_environment import adopt_slurm_environment
 from txl.plan.run_plan import run_folder
 from txl.system.process_exit import BAD_CONFIGURATION, PREEMPTED, TERMINATED, leave, leave_once_noted
@@ -22,7 +22,7 @@ from txl.system.process_exit import BAD_CONFIGURATION, PREEMPTED, TERMINATED, le
 WAIT_FOR_SLURM = 600  # seconds that a terminated rank waits for SLURM to end it
 
 
-def slurm_rank_main(config: RunConfig, submitted: bool = False) -> int:
+def slurm_rank_main(config: RunConfig | EvaluateConfig, submitted: bool = False) -> int:
     """Be one task of a SLURM step: rank_main, and what SLURM needs around it.
 
     Ends the process itself unless all is well: Hydra's and submitit's code above would report success.
@@ -37,12 +37,13 @@ def slurm_rank_main(config: RunConfig, submitted: bool = False) -> int:
     requeue = signal.getsignal(signal.SIGUSR2)  # submitit's handler, if submitit started this process
     adopt_slurm_environment()
     is_main, attempt = os.environ["RANK"] == "0", int(os.environ.get("SLURM_RESTART_COUNT", 0))
-    is_training = not config.preflight and not isinstance(config, BenchmarkConfig)
-    if attempt and is_training:
-        config, submitted = replace(config, resume=resume_after_requeue(config)), True
+    claim = None
     try:
-        claims = is_main and is_training and not config.debug
-        claim = Attempt(Path(run_folder(config)), attempt) if claims else None
+        if isinstance(config, RunConfig) and is_training(config):
+            if attempt:
+                config, submitted = replace(config, resume=resume_after_requeue(config)), True
+            if is_main and not config.debug:
+                claim = Attempt(Path(run_folder(config)), attempt)
         code = rank_main(config, submitted=submitted, before_save=claim)
     except ConfigError as error:
         if is_main:  # all ranks failed for the same reason

@@ -8,9 +8,9 @@ import shlex
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from txl.config.schema import RunConfig
+from txl.config.schema import EvaluateConfig, RunConfig
 from txl.data.find_files import find_text_files, find_vocabulary_files
 from txl.errors import ConfigError
 from txl.plan.run_plan import Plan
@@ -33,8 +33,21 @@ submitit_main()"""
 EARLY_SIGNAL = "TXL_EARLY_SIGNAL"
 
 
+class JobShape(NamedTuple):
+    """What a job asks SLURM for, beside `cluster.*`."""
+
+    nodes: int
+    tasks_per_node: int
+    folders: frozenset[Path]  # that it reads or writes; a container mounts them
+
+
+def shape_of_run(config: RunConfig, plan: Plan) -> JobShape:
+    """The shape of a training's, a benchmark's or a preflight's job."""
+    return JobShape(plan.nodes, plan.gpus_per_node, folders_used(config, plan))
+
+
 def make_executor(
-    folder: Path, code: Path, config: RunConfig, plan: Plan, parallel: int | None
+    folder: Path, code: Path, config: RunConfig | EvaluateConfig, shape: JobShape, parallel: int | None
 ) -> submitit.SlurmExecutor:
     """submitit's SLURM executor, with tasks that import the copied code and nothing from the working directory.
 
@@ -42,7 +55,7 @@ def make_executor(
         folder: For submitit's files and the logs.
         code: The copy of the code.
         config: The run; `cluster` says what to ask SLURM for.
-        plan: Nodes and processes of the run.
+        shape: Nodes, tasks and folders of the job.
         parallel: Jobs of an array that run at once; None: no array.
 
     Returns:
@@ -62,11 +75,11 @@ def make_executor(
             return shlex.join([*task, str(self.folder)])
 
     executor = Executor(folder, max_num_timeout=config.cluster.max_timeouts or 0)
-    executor.update_parameters(**job_parameters(config, plan), **({"array_parallelism": parallel} if parallel else {}))
+    executor.update_parameters(**job_parameters(config, shape), **({"array_parallelism": parallel} if parallel else {}))
     return executor
 
 
-def job_parameters(config: RunConfig, plan: Plan) -> dict[str, Any]:
+def job_parameters(config: RunConfig | EvaluateConfig, shape: JobShape) -> dict[str, Any]:
     """What sbatch and srun are told, as submitit's parameters."""
     cluster = config.cluster
     optional: dict[str, Any] = {
@@ -78,20 +91,20 @@ def job_parameters(config: RunConfig, plan: Plan) -> dict[str, Any]:
         optional["mem"] = f"{cluster.mem_gb}GB"
     further = dict(sbatch_flag(flag) for flag in cluster.sbatch)
     if config.hardware.gpus and "gres" not in further:
-        optional["gpus_per_node"] = plan.gpus_per_node
+        optional["gpus_per_node"] = shape.tasks_per_node
     # One dead rank ends the job; a requeued attempt goes on in the same logs.
     srun = ["--kill-on-bad-exit=1", "--open-mode=append"]
     if cluster.cpus_per_task:
         srun.append(f"--cpus-per-task={cluster.cpus_per_task}")  # which srun no longer takes from sbatch
     if cluster.container:
-        own = [f"{folder}:{folder}" for folder in outermost(folders_used(config, plan))]
+        own = [f"{folder}:{folder}" for folder in outermost(shape.folders)]
         mounts = ",".join([*own, *cluster.container_mounts])
         srun += [f"--container-image={cluster.container}", f"--container-mounts={mounts}"]
         srun.append(f"--container-workdir={os.getcwd()}")
     return optional | {
         "job_name": config.name,
-        "nodes": plan.nodes,
-        "ntasks_per_node": plan.gpus_per_node,
+        "nodes": shape.nodes,
+        "ntasks_per_node": shape.tasks_per_node,
         "time": cluster.minutes,
         "signal_delay_s": cluster.signal_delay,
         "stderr_to_stdout": True,
@@ -102,17 +115,17 @@ def job_parameters(config: RunConfig, plan: Plan) -> dict[str, Any]:
     }
 
 
-def folders_used(config: RunConfig, plan: Plan) -> set[Path]:
+def folders_used(config: RunConfig, plan: Plan) -> frozenset[Path]:
     """The folders that a job reads or writes, which a container must mount."""
     paths = [Path.cwd(), Path(plan.run_dir).parent, Path(config.data.cache)]
     with contextlib.suppress(ConfigError):  # for dry_run=true, which needs no data
         texts, vocabulary_files = find_text_files(config.data), find_vocabulary_files(config.data)
         paths += [file.parent for files in [*texts.values(), vocabulary_files.values()] for file in files]
     paths += [Path(folder) for folder in (config.resume, config.init_from) if folder not in (None, "auto")]
-    return {Path(os.path.abspath(path.expanduser())) for path in paths}
+    return frozenset(Path(os.path.abspath(path.expanduser())) for path in paths)
 
 
-def outermost(folders: set[Path]) -> list[Path]:
+def outermost(folders: frozenset[Path]) -> list[Path]:
     """The folders without those that lie inside another one."""
     return sorted(folder for folder in folders if not folders & set(folder.parents))
 
@@ -126,7 +139,7 @@ def sbatch_flag(flag: str) -> tuple[str, str | bool]:
 def sbatch_script(config: RunConfig, plan: Plan) -> str:
     """For dry_run=true: what would be submitted."""
     run_dir = Path(os.path.abspath(plan.run_dir))
-    executor = make_executor(run_dir / "slurm", run_dir / "code", config, plan, None)
+    executor = make_executor(run_dir / "slurm", run_dir / "code", config, shape_of_run(config, plan), None)
     text: str = executor._make_submission_file_text(executor._submitit_command_str, "0")
     return text
 

@@ -12,20 +12,30 @@ import re
 import shutil
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from txl.config.schema import BenchmarkConfig, RunConfig
+from txl.config.compose import to_dict
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Task
 from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.find_files import find_text_files, find_vocabulary_files
 from txl.errors import ConfigError
-from txl.files import write_json
+from txl.files import sha256_of_json, write_json
 from txl.launch.choose_checkpoint import check_init_from, check_resume, find_checkpoint, is_finished, newest_checkpoint
 from txl.launch.job_state import ENDED, SubmittedJob, job_state
 from txl.launch.prepare import check_splits, plan_without_data
-from txl.launch.run_folder import copy_code, job_folder, read_config, write_run_folder
+from txl.launch.run_folder import copy_code, job_folder, read_config, write_config, write_run_folder
 from txl.launch.run_lock import is_locked, lock_owner
-from txl.launch.slurm_script import EARLY_SIGNAL, job_parameters, make_executor, without_job_environment
+from txl.launch.slurm_script import (
+    EARLY_SIGNAL,
+    JobShape,
+    job_parameters,
+    make_executor,
+    shape_of_run,
+    without_job_environment,
+)
+from txl.plan.batch_split import processes
 from txl.plan.run_plan import Plan
 
 if TYPE_CHECKING:
@@ -35,10 +45,11 @@ ENCODED_HERE = 8 << 20  # bytes of text that the login node encodes at most
 
 
 class PlannedJob(NamedTuple):
-    """A run that is to be submitted."""
+    """A run or an evaluation that is to be submitted."""
 
-    config: RunConfig
-    plan: Plan
+    config: RunConfig | EvaluateConfig
+    plan: Plan | None  # None: an evaluation
+    shape: JobShape
     run_dir: Path
 
 
@@ -53,9 +64,7 @@ class Job:
             os.kill(os.getpid(), signal.SIGUSR2)
         from txl.launch.slurm_rank import slurm_rank_main
 
-        config = read_config(Path(self.run_dir))
-        assert isinstance(config, RunConfig), "only trainings, benchmarks and preflights are submitted"
-        return slurm_rank_main(config, submitted=True)
+        return slurm_rank_main(read_config(Path(self.run_dir)), submitted=True)
 
     def checkpoint(self) -> "DelayedSubmission":
         """What submitit requeues when a signal announces the end of the job: the same job."""
@@ -81,8 +90,7 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
     Raises:
         ConfigError: If a run may not start, or SLURM refuses a job. A refused job leaves no run folder behind.
     """
-    if shutil.which("sbatch") is None:
-        raise ConfigError("cluster=slurm needs sbatch, which is not here; submit on a login node, or use cluster=local")
+    check_sbatch()
     todo: list[PlannedJob] = []
     queued_already: list[SubmittedJob] = []
     for config in configs:
@@ -95,13 +103,13 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
         if queued := still_queued(config, run_dir):
             queued_already.append(queued)
         elif has_work(config, run_dir):
-            todo.append(PlannedJob(config, plan, run_dir))
+            todo.append(PlannedJob(config, plan, shape_of_run(config, plan), run_dir))
     fresh = [job.run_dir for job in todo if not job.run_dir.exists()]
     jobs: list[SubmittedJob] = []
     try:
         groups: dict[str, list[PlannedJob]] = {}
         for job in todo:
-            key = repr(job_parameters(job.config, job.plan)) if parallel else str(job.run_dir)
+            key = repr(job_parameters(job.config, job.shape)) if parallel else str(job.run_dir)
             groups.setdefault(key, []).append(job)
         for group in groups.values():
             jobs += submit_together(group, parallel)
@@ -111,6 +119,52 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
                 shutil.rmtree(run_dir, ignore_errors=True)
         raise
     return jobs, queued_already
+
+
+def submit_evaluation(config: EvaluateConfig) -> SubmittedJob:
+    """Submit an evaluation or a generation; its result is also written to result.json in the job's folder.
+
+    Raises:
+        ConfigError: If there is no such checkpoint, the folder is in use by another job, or SLURM refuses the job.
+    """
+    from txl.checkpoint.resolve import resolve_checkpoint
+
+    check_sbatch()
+    checkpoint = Path(config.checkpoint)
+    if config.config_file is None:
+        checkpoint = resolve_checkpoint(config.checkpoint)
+    run_dir = Path(os.path.abspath(config.run_dir or evaluation_folder(config, checkpoint)))
+    queued = SubmittedJob.of(run_dir)
+    state = job_state(queued.job) if queued else None
+    if queued is not None and state is not None and state not in ENDED:
+        raise ConfigError(f"run_dir={run_dir} is in use by job {queued.job} ({state}); scancel {queued.job}, or wait")
+    fresh = not run_dir.exists()
+    nodes, per_node = processes(config)
+    if config.task is Task.generate:
+        nodes = per_node = 1
+    folders = frozenset({Path.cwd(), checkpoint.absolute(), run_dir.parent})
+    config = replace(config, run_dir=str(run_dir), json=config.json or str(run_dir / "result.json"))
+    try:
+        return submit_together([PlannedJob(config, None, JobShape(nodes, per_node, folders), run_dir)], None)[0]
+    except ConfigError:
+        if fresh:
+            shutil.rmtree(run_dir, ignore_errors=True)
+        raise
+
+
+def evaluation_folder(config: EvaluateConfig, checkpoint: Path) -> Path:
+    """evaluations/<hash of the options> in the checkpoint's run folder; the same command has the same folder."""
+    values = to_dict(config)
+    for key in ("cluster", "hardware", "nodes", "gpus", "name", "run_dir", "json", "log"):
+        del values[key]
+    run = next((folder.parent for folder in checkpoint.parents if folder.name == "checkpoints"), checkpoint.parent)
+    return run / "evaluations" / sha256_of_json(values)[:8]
+
+
+def check_sbatch() -> None:
+    """Raises ConfigError if this machine cannot submit jobs."""
+    if shutil.which("sbatch") is None:
+        raise ConfigError("cluster=slurm needs sbatch, which is not here; submit on a login node, or use cluster=local")
 
 
 def check_data_here(config: RunConfig) -> None:
@@ -165,16 +219,19 @@ def has_work(config: RunConfig, run_dir: Path) -> bool:
 
 def submit_together(group: list[PlannedJob], parallel: int | None) -> list[SubmittedJob]:
     """Submit one job, or several of the same shape as one array."""
-    config, plan, first = group[0]
+    config, first = group[0].config, group[0].run_dir
     is_array = len(group) > 1
     folder = first.parent / "arrays" / time.strftime("%Y%m%d-%H%M%S") if is_array else first
     for job in group:
-        write_run_folder(*job, code=False)
+        if isinstance(job.config, RunConfig) and job.plan is not None:
+            write_run_folder(job.config, job.plan, job.run_dir, code=False)
+        else:
+            write_config(job.config, job.run_dir)
         (job.run_dir / "slurm").mkdir(exist_ok=True)
     copy_code(folder / "code")
-    if config.cluster.container:
+    if config.cluster.container and isinstance(config, RunConfig):
         Path(config.data.cache).expanduser().mkdir(parents=True, exist_ok=True)  # to be mounted
-    executor = make_executor(folder / "slurm", folder / "code", config, plan, parallel)
+    executor = make_executor(folder / "slurm", folder / "code", config, group[0].shape, parallel)
     try:
         with without_job_environment():
             jobs = executor.submit_array([Job(str(job.run_dir)) for job in group])
@@ -183,15 +240,15 @@ def submit_together(group: list[PlannedJob], parallel: int | None) -> list[Submi
             shutil.rmtree(folder)
         raise ConfigError(refusal_message(str(error), config)) from None
     submitted = []
-    for (_, _, run_dir), sent in zip(group, jobs, strict=True):
-        one = SubmittedJob(run_dir, sent.job_id, folder / "slurm" / f"{sent.job_id}_0_log.out")
+    for job, sent in zip(group, jobs, strict=True):
+        one = SubmittedJob(job.run_dir, sent.job_id, folder / "slurm" / f"{sent.job_id}_0_log.out")
         record = {"job": one.job, "log": str(one.log), "submitted": time.time()}
-        write_json(run_dir / "slurm" / "job.json", record)
+        write_json(job.run_dir / "slurm" / "job.json", record)
         submitted.append(one)
     return submitted
 
 
-def refusal_message(message: str, config: RunConfig) -> str:
+def refusal_message(message: str, config: RunConfig | EvaluateConfig) -> str:
     """What the user reads when sbatch refused a job: the chosen partition and account, and sbatch's reason."""
     said = re.search(r"sbatch: error: (?!Batch job submission failed)(.*)|Batch job submission failed: (.*)", message)
     text = next(filter(None, said.groups())) if said else message.strip().partition("\n")[0]

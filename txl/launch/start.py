@@ -15,8 +15,8 @@ from txl.launch.job_state import SubmittedJob
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
+from txl.plan.batch_split import processes
 from txl.system.console import log_to_console
-from txl.system.hardware import detect_gpus
 from txl.system.world import World
 
 
@@ -30,11 +30,9 @@ class Launcher:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
         if shows_console(config):
             log_to_console()
-        if isinstance(config, EvaluateConfig):
-            return start_evaluation(config)
         if isinstance(config, BenchmarkConfig) and config.suite is not Suite.train:
             return measure_here(config)
-        if config.dry_run:
+        if isinstance(config, RunConfig) and config.dry_run:
             return print_plan(config)
         if "RANK" in os.environ:
             from txl.launch.rank import rank_main
@@ -44,6 +42,8 @@ class Launcher:
             from txl.launch.slurm_rank import slurm_rank_main
 
             return slurm_rank_main(config)
+        if isinstance(config, EvaluateConfig):
+            return self.submit_evaluation(config) if config.cluster.name == "slurm" else evaluate_here(config)
         if config.cluster.name == "slurm":
             return self.submit([config])
         if isinstance(config, BenchmarkConfig):
@@ -57,13 +57,20 @@ class Launcher:
         from txl.launch.slurm_submit import submit
 
         jobs, queued = submit(configs, parallel)
-        for one in jobs:
-            print(f"job {one.job} submitted: {one.run_dir}\n  follow: tail -F {one.log}", flush=True)
-        if jobs:
-            folder = os.path.commonpath([one.run_dir for one in jobs])
-            print(f"  status: {Path(sys.executable).name} -m txl.launch status {folder}", flush=True)
+        print_submitted(jobs)
         if any(config.cluster.wait for config in configs):
             self.submitted += jobs + queued
+        return 0
+
+    def submit_evaluation(self, config: EvaluateConfig) -> int:
+        """Submit an evaluation or a generation to SLURM."""
+        from txl.launch.slurm_submit import submit_evaluation
+
+        job = submit_evaluation(config)
+        print_submitted([job])
+        print(f"  result: {config.json or job.run_dir / 'result.json'}", flush=True)
+        if config.cluster.wait:
+            self.submitted.append(job)
         return 0
 
     def wait(self) -> int:
@@ -75,15 +82,23 @@ class Launcher:
         return wait_for_jobs(self.submitted)
 
 
+def print_submitted(jobs: list[SubmittedJob]) -> None:
+    """Say how to follow jobs that were just submitted."""
+    for one in jobs:
+        print(f"job {one.job} submitted: {one.run_dir}\n  follow: tail -F {one.log}", flush=True)
+    if jobs:
+        folder = os.path.commonpath([one.run_dir for one in jobs])
+        print(f"  status: {Path(sys.executable).name} -m txl.launch status {folder}", flush=True)
+
+
 def shows_console(config: RunConfig | EvaluateConfig) -> bool:
     """Whether this process writes to the console: alone, or as rank 0 of those that torchrun or srun started."""
     if "RANK" in os.environ:
         return World.from_environment().is_main
-    is_rank = isinstance(config, RunConfig) and is_slurm_task(config)
-    return not is_rank or os.environ.get("SLURM_PROCID", "0") == "0"
+    return not is_slurm_task(config) or os.environ.get("SLURM_PROCID", "0") == "0"
 
 
-def is_slurm_task(config: RunConfig) -> bool:
+def is_slurm_task(config: RunConfig | EvaluateConfig) -> bool:
     """Whether a SLURM step started this process for us: cluster=srun says so, or submitit started it.
 
     A bare SLURM step is not enough: it may be somebody's interactive shell.
@@ -131,10 +146,9 @@ def check_here(config: RunConfig) -> int:
         return run_local_ranks(Path(folder), plan.world_size)
 
 
-def start_evaluation(config: EvaluateConfig) -> int:
+def evaluate_here(config: EvaluateConfig) -> int:
     """Evaluate or generate here, with one process per device; returns the exit code."""
-    devices = detect_gpus()[1] if config.hardware.gpus is None else config.hardware.gpus
-    size = config.gpus or devices or 1
+    size = processes(config)[1]
     if "RANK" in os.environ or size == 1 or config.task is Task.generate:
         from txl.launch.rank import rank_main
 

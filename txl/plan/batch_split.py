@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import TypeVar
 
 from txl.config.machine_rules import check_cpu_arithmetic
-from txl.config.schema import RunConfig
+from txl.config.schema import EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 from txl.system.hardware import detect_gpus
 
@@ -30,7 +30,7 @@ def with_global_batch(config: Run) -> Run:
 # --------------------------------------------------------------------------- processes
 
 
-def processes(config: RunConfig) -> tuple[int, int]:
+def processes(config: RunConfig | EvaluateConfig) -> tuple[int, int]:
     """Returns (nodes, processes per node): from the configuration, from torchrun, or from the machine.
 
     Raises:
