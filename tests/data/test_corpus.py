@@ -15,11 +15,10 @@ import numpy as np
 import pytest
 
 from txl.config.data import DataConfig, Metric, VocabKind
-from txl.data import corpus as data_module
-from txl.data import encode as encoding
-from txl.data import standard_library
+from txl.data import splits, standard_library, text_source
 from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.standard_library import list_library_files, split_library_files
+from txl.data.text_source import TextSource
 from txl.errors import ConfigError
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -54,7 +53,7 @@ def refuse_to_encode(monkeypatch):
     def refuse(*_):
         raise AssertionError("encoded again")
 
-    monkeypatch.setattr(data_module, "encode_text", refuse)
+    monkeypatch.setattr(TextSource, "build", refuse)
 
 
 # --------------------------------------------------------------------------- encoding
@@ -144,11 +143,12 @@ def test_the_same_text_elsewhere_is_the_same_data(text, tmp_path):
 
 
 def test_a_file_that_changes_while_it_is_read_is_an_error(text, monkeypatch):
-    def encode_and_touch(*arguments):
-        encoding.encode_text(*arguments)
+    def split_and_touch(*arguments):
+        spans = splits.split_text(*arguments)
         (text / "train.txt").write_text(TRAIN + " more")
+        return spans
 
-    monkeypatch.setattr(data_module, "encode_text", encode_and_touch)
+    monkeypatch.setattr(text_source, "split_text", split_and_touch)
     with pytest.raises(ConfigError, match="changed while"):
         open_corpus(config(text))
     assert not [path for path in (text / "cache").iterdir() if path.suffix != ".lock"]
@@ -167,15 +167,16 @@ def test_damaged_token_files_are_made_anew(text, file, caplog):
 OPEN = """
 import pickle, sys, time
 from txl.data import corpus as data
-encode, encoded = data.encode_text, []
+from txl.data.text_source import TextSource
+build, encoded = TextSource.build, []
 def slow(*arguments):
     encoded.append(1)
     time.sleep(0.3)
-    encode(*arguments)
-def endless(spans, config, folder, *_):
+    build(*arguments)
+def endless(source, folder):
     (folder / "train.bin").write_bytes(b"half")
     time.sleep(60)
-data.encode_text = {"slow": slow, "endless": endless}[sys.argv[2]]
+TextSource.build = {"slow": slow, "endless": endless}[sys.argv[2]]
 print("ready", flush=True)
 sys.stdin.readline()
 corpus = data.open_corpus(pickle.loads(bytes.fromhex(sys.argv[1])))
@@ -229,14 +230,16 @@ def test_without_locks_the_first_one_done_is_used_by_all(text, monkeypatch):
     def no_locks(*_):
         raise OSError(95, "Operation not supported")
 
+    build = TextSource.build
+
     def be_overtaken(*arguments):
-        encoding.encode_text(*arguments)
-        monkeypatch.setattr(data_module, "encode_text", encoding.encode_text)
+        build(*arguments)
+        monkeypatch.setattr(TextSource, "build", build)
         overtaking.append(open_corpus(config(text)).folder.stat().st_ino)
 
     overtaking = []
     monkeypatch.setattr(fcntl, "flock", no_locks)
-    monkeypatch.setattr(data_module, "encode_text", be_overtaken)
+    monkeypatch.setattr(TextSource, "build", be_overtaken)
     assert [open_corpus(config(text)).folder.stat().st_ino] == overtaking
 
 

@@ -1,15 +1,15 @@
-"""The range of a numeric option, which stands beside it in its dataclass: `n_layer: int = above_zero()`."""
+"""What is known of an option beside its type, in its dataclass: `n_layer: int = above_zero()`."""
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
-from typing import Any
+from typing import Any, get_type_hints
 
 from omegaconf import MISSING
 
 from txl.errors import refuse_unless, shown
 
-BOUNDS = "bounds"  # key in a field's metadata
+BOUNDS, ADDED = "bounds", "added"  # keys in a field's metadata
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,26 @@ def zero_or_more(default: Any = MISSING, most: float = math.inf) -> Any:
 def below_one(default: Any = MISSING) -> Any:
     """A dataclass field whose value, unless it is None, is 0 or more and below 1."""
     return field(default=default, metadata={BOUNDS: Bounds(0, 1, includes_most=False)})
+
+
+def added(default: Any) -> Any:
+    """A dataclass field that came after runs existed. With `default`, a run computes what it computed without it.
+
+    An option with that value is not part of the hash of a configuration, so existing runs keep their folder.
+    """
+    return field(default=default, metadata={ADDED: True})
+
+
+def added_options(section: type, prefix: str = "") -> dict[str, Any]:
+    """{dotted key: default} of all fields of a configuration that `added` made."""
+    found: dict[str, Any] = {}
+    hints = get_type_hints(section)
+    for option in fields(section):
+        if is_dataclass(hints[option.name]):
+            found |= added_options(hints[option.name], f"{prefix}{option.name}.")
+        elif ADDED in option.metadata:
+            found[prefix + option.name] = option.default
+    return found
 
 
 def check_bounds(section: Any, prefix: str = "") -> None:

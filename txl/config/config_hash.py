@@ -6,7 +6,9 @@ It is computed from the configuration alone.
 import os
 from typing import Any
 
+from txl.config.bounds import added_options
 from txl.config.compose import to_dict
+from txl.config.data import FILE_OPTIONS, VOCAB_FILE_OPTIONS
 from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig
 from txl.files import flatten, sha256_of_json
@@ -23,12 +25,8 @@ FREE = """
     data.path data.cache data.vocab_size data.shards
 """
 
-# Options that came after runs existed, and the value with which a run computes what it computed before. An option with
-# that value is not part of the hash, so that existing runs keep their folder. A new option outside FREE belongs here.
-ADDED: dict[str, Any] = {}
-
 # Where the text is. Part of the hash, but a resume may change it: the content of the text has a fingerprint.
-FILES = ["data.train", "data.valid", "data.test", "data.file", "data.vocab_file", "data.merges_file"]
+FILES = [f"data.{option}" for option in (*FILE_OPTIONS, *VOCAB_FILE_OPTIONS)]
 
 
 def mathematics(values: dict[str, Any]) -> dict[str, Any]:
@@ -55,7 +53,8 @@ def config_hash(config: RunConfig) -> str:
     keys = mathematics(to_dict(config))
     folder = config.data.path or ""
     keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
-    keys = {key: value for key, value in keys.items() if key not in ADDED or value != ADDED[key]}
+    unchanged = {key: to_dict(default) for key, default in added_options(RunConfig).items()}
+    keys = {key: value for key, value in keys.items() if key not in unchanged or value != unchanged[key]}
     return sha256_of_json(keys)[:8]
 
 

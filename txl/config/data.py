@@ -1,18 +1,31 @@
 """The options of `data=`: files, vocabulary, tokenization.
 
-To add a kind of vocabulary: its name and its facts here, its implementation in a module of txl/data/.
+To add a source of token ids or a kind of vocabulary: its name and its facts here, its implementation in a module of
+txl/data/ (token_source.py and vocabulary.py say how the module is found).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Any
 
 from omegaconf import MISSING
 
-from txl.config.bounds import above_zero, zero_or_more
+from txl.config.bounds import above_zero, added, zero_or_more
 
 MOST_WORDS = 2**31 - 1  # token ids are at most 32-bit integers
+
+
+class SourceName(Enum):
+    """The choices of `data.source`: where token ids come from."""
+
+    text = "text"  # text files, which are encoded on first use
+
+    @property
+    def facts(self) -> SourceFacts:
+        """What is known of this source without its implementation."""
+        return SOURCE_FACTS[self]
 
 
 class VocabKind(Enum):
@@ -41,6 +54,7 @@ class DataConfig:
     """One data set: files, tokenization, vocabulary."""
 
     name: str = MISSING
+    source: SourceName = added(SourceName.text)
     path: str | None = MISSING  # folder that train, valid and test are relative to
     train: str | None = None  # a file, or a pattern of several
     valid: str | None = None
@@ -65,8 +79,31 @@ class DataConfig:
     max_bytes: int | None = above_zero(None)  # data=stdlib: size of the text, at most
 
 
+FILE_OPTIONS = ("train", "valid", "test", "file")  # the options that name files of the data set
+VOCAB_FILE_OPTIONS = ("vocab_file", "merges_file")  # the options that name files of the vocabulary
+
+# Options of DataConfig that only some sources have, and the value with which each does nothing.
+SOURCE_OPTIONS: dict[str, Any] = {"split_bytes": [], "sentences": False, "shards": None, "max_bytes": None}
+
+
+@dataclass(frozen=True)
+class SourceFacts:
+    """What the rules ask about a source of token ids."""
+
+    options: tuple[str, ...]  # those of SOURCE_OPTIONS that it has
+    example: str  # how its files are given
+
+
+SOURCE_FACTS = {
+    SourceName.text: SourceFacts(
+        options=("split_bytes", "sentences", "shards", "max_bytes"),
+        example="data.train=a.txt data.valid=b.txt data.test=c.txt, or data.file=a.txt data.split=[0.9,0.05,0.05]",
+    ),
+}
+
+
 # Options of DataConfig that only some kinds of vocabulary have, and the value with which each does nothing.
-VOCAB_OPTIONS = {
+VOCAB_OPTIONS: dict[str, Any] = {
     "lower_case": False,
     "min_freq": 0,
     "max_size": None,
@@ -78,26 +115,39 @@ VOCAB_OPTIONS = {
 }
 
 
+class CutAt(Enum):
+    """Where a file may be cut into splits."""
+
+    byte = "byte"
+    character = "character"  # data.split then holds fractions of the characters, otherwise of the bytes
+    line = "line"
+
+
 @dataclass(frozen=True)
 class VocabFacts:
     """What the rules and the data sets' files ask about a kind of vocabulary."""
 
     metric: Metric
+    cut_at: CutAt
+    sources: tuple[SourceName, ...] = (SourceName.text,)  # the sources whose ids it can belong to
     options: tuple[str, ...] = ()  # those of VOCAB_OPTIONS that it has
     needed: tuple[str, ...] = ()  # those of its options that must be given,
     remedy: str = ""  # and where to get them
-    of_lines: bool = False  # a text may be cut between lines only
 
 
 VOCAB_FACTS = {
-    VocabKind.word: VocabFacts(Metric.ppl, tuple(key for key in VOCAB_OPTIONS if key != "merges_file"), of_lines=True),
-    VocabKind.byte: VocabFacts(Metric.bpc),
-    VocabKind.char: VocabFacts(Metric.bpc),
+    VocabKind.word: VocabFacts(
+        Metric.ppl,
+        CutAt.line,
+        options=("lower_case", "min_freq", "max_size", "vocab_file", "eos", "unk", "sentences"),
+    ),
+    VocabKind.byte: VocabFacts(Metric.bpc, CutAt.byte),
+    VocabKind.char: VocabFacts(Metric.bpc, CutAt.character),
     VocabKind.bpe: VocabFacts(
         Metric.ppl,
+        CutAt.line,
         options=("vocab_file", "merges_file"),
         needed=("vocab_file", "merges_file"),
         remedy="GPT-2's two files, or others like them (python -m txl.download gpt2)",
-        of_lines=True,
     ),
 }

@@ -2,7 +2,7 @@
 
 import math
 
-from txl.config.data import VOCAB_OPTIONS, DataConfig
+from txl.config.data import SOURCE_OPTIONS, VOCAB_OPTIONS, DataConfig
 from txl.errors import refuse_unless
 
 
@@ -19,12 +19,23 @@ def check_data_options(data: DataConfig) -> None:
     refuse_unless(whole, "data.split", data.split, rule)
     sizes = not data.split_bytes or (len(data.split_bytes) == 3 and min(data.split_bytes) > 0)
     refuse_unless(sizes, "data.split_bytes", data.split_bytes, "must be three sizes above 0: train, valid, test")
+    _check_source_options(data)
     _check_vocabulary_options(data)
     _check_file_options(data)
 
 
+def _check_source_options(data: DataConfig) -> None:
+    for option, unused in SOURCE_OPTIONS.items():
+        value = getattr(data, option)
+        rule = f"has no meaning for data.source={data.source.name}; leave it out"
+        refuse_unless(value == unused or option in data.source.facts.options, f"data.{option}", value, rule)
+
+
 def _check_vocabulary_options(data: DataConfig) -> None:
     kind, facts = data.vocab.name, data.vocab.facts
+    able = " or ".join(f"data.source={source.name}" for source in facts.sources)
+    rule = f"needs {able}, not data.source={data.source.name}; use another vocabulary"
+    refuse_unless(data.source in facts.sources, "data.vocab", kind, rule)
     for option, unused in VOCAB_OPTIONS.items():
         value = getattr(data, option)
         rule = f"has no meaning for data.vocab={kind}; leave it out"
@@ -49,8 +60,5 @@ def _check_file_options(data: DataConfig) -> None:
     found_elsewhere = data.path is not None or data.max_bytes is not None  # in a folder, or made on first use
     if data.file is None and not found_elsewhere:
         for option in ("train", "valid"):
-            rule = (
-                f"but data={data.name} needs files: data.train=a.txt data.valid=b.txt data.test=c.txt, "
-                "or data.file=a.txt data.split=[0.9,0.05,0.05]"
-            )
+            rule = f"but data={data.name} needs files: {data.source.facts.example}"
             refuse_unless(getattr(data, option) is not None, f"data.{option}", None, rule)

@@ -7,7 +7,6 @@ Shapes: B columns (sequences of a batch), T segment length.
 """
 
 from abc import ABC, abstractmethod
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -94,6 +93,7 @@ class TokenStream(BatchStream):
         warmup_len: Number of tokens that fill the memory before anything counts. Each column then begins with the end
             of the column before it (the first with the end of the last), in ceil(warmup_len / tgt_len) segments that
             are not counted.
+        name: What the tokens are called in an error message, such as "valid split".
 
     Raises:
         ConfigError: If a length is below 1, or the split does not fill one segment.
@@ -109,19 +109,20 @@ class TokenStream(BatchStream):
         roll_seed: int | None = None,
         varlen_seed: int | None = None,
         warmup_len: int = 0,
+        name: str = "text",
     ):
         super().__init__()
-        for name, value, least in (
+        for option, value, least in (
             ("batch_size", batch_size, 1),
             ("tgt_len", tgt_len, 1),
             ("ext_len", ext_len, 0),
             ("mem_len", warmup_len, 0),
         ):
             if value < least:
-                raise ConfigError(f"{name}={value} must be {least} or more")
+                raise ConfigError(f"{option}={value} must be {least} or more")
         random = roll_seed is not None or varlen_seed is not None
         assert not (warmup_len and random), "warmup_len is for evaluation, roll_seed and varlen_seed for training"
-        check_split_fills_segment(tokens, batch_size, tgt_len)
+        check_split_fills_segment(len(tokens), batch_size, tgt_len, name)
         self.batch_size, self.tgt_len, self.ext_len = batch_size, tgt_len, ext_len
         self.roll_seed, self.varlen_seed = roll_seed, varlen_seed
         self.columns = range(batch_size) if columns is None else columns
@@ -184,26 +185,25 @@ class TokenStream(BatchStream):
         return shift
 
 
-def check_split_fills_segment(tokens: np.ndarray, batch_size: int, tgt_len: int, section: str = "") -> None:
+def check_split_fills_segment(tokens: int, batch_size: int, tgt_len: int, name: str, section: str = "") -> None:
     """Raise ConfigError if a split is shorter than one segment of every column.
 
     Args:
-        tokens: [tokens] ids of the split; the name of a memory-mapped file is the split's name in the message.
+        tokens: Number of tokens of the split.
         batch_size: Number of columns.
         tgt_len: Segment length in tokens.
+        name: What the tokens are called in the message, such as "valid split".
         section: Section of the two keys in the message, such as `train.`.
     """
     needed = batch_size * (tgt_len + 1)
-    if len(tokens) >= needed:
+    if tokens >= needed:
         return
-    file = tokens.filename if isinstance(tokens, np.memmap) else None
-    split = f"{Path(file).stem} split" if file else "text"
-    most = len(tokens) // (tgt_len + 1)
+    most = tokens // (tgt_len + 1)
     batch, length = f"{section}batch_size", f"{section}tgt_len"
     remedy = f"lower {batch} to at most {most}, or {length}" if most else f"lower {batch} and {length}"
     raise ConfigError(
-        f"{batch}={batch_size} with {length}={tgt_len} needs {needed:,} tokens for one segment, the {split} has "
-        f"{len(tokens):,}; {remedy}, or give more text"
+        f"{batch}={batch_size} with {length}={tgt_len} needs {needed:,} tokens for one segment, the {name} has "
+        f"{tokens:,}; {remedy}, or give more text"
     )
 
 

@@ -48,13 +48,30 @@ def corpus_fingerprint(vocabulary: Vocabulary, files: list[TokenFile]) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
+def open_token_file(folder: Path, meta: dict[str, Any], split: str) -> np.ndarray:
+    """[tokens] ids of a split, memory-mapped, read-only. `meta` is the content of meta.json."""
+    path, dtype, offset = _token_file(folder, meta, split)
+    return np.memmap(path, dtype, "r", offset, shape=(meta["splits"][split]["tokens"],))
+
+
 def is_complete_corpus(folder: Path) -> bool:
-    """Whether meta.json and all files that it lists are there, with the sizes that it lists."""
+    """Whether meta.json and all files of the folder that it lists are there, with the sizes that it lists."""
     meta = read_json(folder / "meta.json")
     if meta is None:
         return False
-    width = np.dtype(meta["dtype"]).itemsize
-    sizes = {f"{split}.bin": entry["tokens"] * width for split, entry in meta["splits"].items()}
-    sizes["vocabulary.json"] = meta["vocab_bytes"]
-    files = {folder / name: size for name, size in sizes.items()}
-    return all(path.is_file() and path.stat().st_size == size for path, size in files.items())
+    sizes = {folder / "vocabulary.json": meta["vocab_bytes"]}
+    for split, entry in meta["splits"].items():
+        path, dtype, _ = _token_file(folder, meta, split)
+        if path.parent == folder:  # a file of the user is part of the folder's name
+            sizes[path] = entry["tokens"] * dtype.itemsize
+    return all(path.is_file() and path.stat().st_size == size for path, size in sizes.items())
+
+
+def _token_file(folder: Path, meta: dict[str, Any], split: str) -> tuple[Path, np.dtype, int]:
+    """(path, type of the integers, offset of the first one in bytes) of a split.
+
+    An entry of meta.json names them if the ids are in a file of the user; otherwise they are in the folder.
+    """
+    entry = meta["splits"][split]
+    dtype = np.dtype(entry.get("dtype", meta["dtype"]))
+    return folder / entry.get("file", f"{split}.bin"), dtype, entry.get("offset", 0)

@@ -6,9 +6,9 @@ splits, or the standard library of the running interpreter.
 In a folder, the first of these layouts for which there is a train file is used (`{}` is train, valid or test; test may
 be missing):
 
-    {}.txt   wiki.{}.tokens   ptb.{}.txt     words
-    {}.txt.raw   wiki.{}.raw                 bytes and characters look for these first: in the original's preparation,
-                                             {}.txt beside {}.txt.raw holds numbers
+    {}.txt   wiki.{}.tokens   ptb.{}.txt     words, and other kinds of tokens that are read line by line
+    {}.txt.raw   wiki.{}.raw                 bytes, characters, and data.split_bytes look for these first: in the
+                                             original's preparation, {}.txt beside {}.txt.raw holds numbers
     NAME   NAME.txt                          with data.split_bytes: one file, such as enwik8, which is cut by size
 
 A name may be a pattern (news.en-*-of-00100). Its files are read one after the other in the order of their names.
@@ -21,7 +21,7 @@ import re
 import stat
 from pathlib import Path
 
-from txl.config.data import DataConfig, VocabKind
+from txl.config.data import VOCAB_FILE_OPTIONS, CutAt, DataConfig
 from txl.data.download_sources import SOURCES
 from txl.data.splits import SPLITS, Files
 from txl.data.standard_library import standard_library_files
@@ -56,12 +56,12 @@ def find_text_files(data: DataConfig) -> Files:
 
 
 def find_vocabulary_files(data: DataConfig) -> dict[str, Path]:
-    """{option: path} of data.vocab_file and data.merges_file, in data.path or in the working directory.
+    """{option: path} of the files of the vocabulary that options name, in data.path or in the working directory.
 
     Raises ConfigError if a file is missing, empty, or not readable.
     """
     folder, files = Path(data.path or "").expanduser(), {}
-    for key in ("vocab_file", "merges_file"):
+    for key in VOCAB_FILE_OPTIONS:
         name = getattr(data, key)
         if name is not None:
             here = Path(name).expanduser()
@@ -105,7 +105,7 @@ def _find_in_folder(folder: Path, data: DataConfig, named: Files) -> Files:
         raise ConfigError(f"data.{missing} names no file; give data.train and data.valid, or data.file and data.split")
     if folder.is_file():
         return {"file": [folder]}
-    prepared = data.vocab is VocabKind.word or (data.vocab is VocabKind.bpe and not data.split_bytes)
+    prepared = data.vocab.facts.cut_at is CutAt.line and not data.split_bytes
     layouts = LAYOUTS if prepared else RAW_LAYOUTS
     for layout in layouts:
         files = {split: [folder / layout.format(split)] for split in SPLITS} | named

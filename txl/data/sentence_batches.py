@@ -52,6 +52,7 @@ def training_stream(corpus: Corpus, train: TrainConfig, seed: int, columns: rang
         columns=columns,
         roll_seed=seed if train.roll else None,
         varlen_seed=seed if train.varlen else None,
+        name="train split",
     )
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from txl.config.data import DataConfig, VocabKind
+from txl.config.data import CutAt, DataConfig
 from txl.data.text_blocks import Span, SplitSpans, byte_blocks, character_start, line_start
 from txl.errors import ConfigError
 
@@ -47,24 +47,23 @@ def _stops_of_sizes(whole: Span, data: DataConfig) -> list[int]:
             f"data.split_bytes={written} needs {stops[-1]} bytes, {whole} has {whole.stop}; get the whole file, or "
             "cut it by shares: data.split_bytes=[] data.split=[.9,.05,.05]"
         )
-    return [_next_place_to_cut(whole, stop, data.vocab) for stop in stops]
+    return [_next_place_to_cut(whole, stop, data.vocab.facts.cut_at) for stop in stops]
 
 
 def _stops_of_fractions(whole: Span, data: DataConfig) -> list[int]:
     shares = list(itertools.accumulate(Fraction(str(share)) for share in data.split))  # 0.9 is exactly 9/10
-    if data.vocab is VocabKind.char:
+    if data.vocab.facts.cut_at is CutAt.character:
         total = sum(int(_character_starts(block).sum()) for block in byte_blocks(whole))
         inner = [_offset_of_character(whole, int(total * share)) for share in shares[:-1]]
     else:
-        inner = [_next_place_to_cut(whole, int(whole.stop * share), data.vocab) for share in shares[:-1]]
+        inner = [_next_place_to_cut(whole, int(whole.stop * share), data.vocab.facts.cut_at) for share in shares[:-1]]
     return [*inner, whole.stop]
 
 
-def _next_place_to_cut(whole: Span, position: int, kind: VocabKind) -> int:
-    if kind is VocabKind.byte or position >= whole.stop:
+def _next_place_to_cut(whole: Span, position: int, cut_at: CutAt) -> int:
+    if cut_at is CutAt.byte or position >= whole.stop:
         return position
-    lines = kind in (VocabKind.word, VocabKind.bpe)
-    return line_start(whole.path, position) if lines else character_start(whole.path, position)
+    return line_start(whole.path, position) if cut_at is CutAt.line else character_start(whole.path, position)
 
 
 def _character_starts(block: bytes) -> np.ndarray:

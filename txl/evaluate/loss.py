@@ -229,6 +229,7 @@ def evaluation_stream(corpus: Corpus, split: str, geometry: Geometry, batch_size
         ext_len=geometry.ext_len,
         columns=columns_of(world.rank, world.world_size, batch_size),
         warmup_len=geometry.mem_len,
+        name=f"{split} split",
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from txl.config.config_hash import config_hash
 from txl.config.schema import RunConfig
-from txl.data.find_files import find_text_files, find_vocabulary_files
+from txl.data.token_source import open_source
 from txl.errors import ConfigError
 from txl.files import PROJECT, write_json
 from txl.plan.batch_split import processes
@@ -49,8 +49,7 @@ def preflight(config: RunConfig, world: World, run_dir: Path) -> int:
     problems = []
     try:
         processes(config)  # raises if the launcher started another number than configured
-        find_text_files(config.data)
-        find_vocabulary_files(config.data)
+        open_source(config.data)
     except ConfigError as error:
         problems.append(str(error))
     report = {"rank": rank, "problems": problems} | describe_rank()

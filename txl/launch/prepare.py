@@ -153,7 +153,8 @@ def check_splits(config: RunConfig, corpus: Corpus) -> None:
     for split, section in read:
         lengths = getattr(config, section.removesuffix("."))
         if split in corpus.splits:
-            check_split_fills_segment(corpus.tokens(split), lengths.batch_size, lengths.tgt_len, section)
+            tokens = len(corpus.tokens(split))
+            check_split_fills_segment(tokens, lengths.batch_size, lengths.tgt_len, f"{split} split", section)
     training_stream(corpus, config.train, config.seed)
     if config.train.target_perplexity is not None and "test" not in corpus.splits:
         raise ConfigError(

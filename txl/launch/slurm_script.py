@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from txl.config.schema import EvaluateConfig, RunConfig
-from txl.data.find_files import find_text_files, find_vocabulary_files
+from txl.data.token_source import open_source
 from txl.errors import ConfigError
 from txl.plan.run_plan import Plan
 
@@ -119,8 +119,7 @@ def folders_used(config: RunConfig, plan: Plan) -> frozenset[Path]:
     """The folders that a job reads or writes, which a container must mount."""
     paths = [Path.cwd(), Path(plan.run_dir).parent, Path(config.data.cache)]
     with contextlib.suppress(ConfigError):  # for dry_run=true, which needs no data
-        texts, vocabulary_files = find_text_files(config.data), find_vocabulary_files(config.data)
-        paths += [file.parent for files in [*texts.values(), vocabulary_files.values()] for file in files]
+        paths += [file.parent for file in open_source(config.data).files]
     paths += [Path(folder) for folder in (config.resume, config.init_from) if folder not in (None, "auto")]
     return frozenset(Path(os.path.abspath(path.expanduser())) for path in paths)
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from txl.config.compose import to_dict
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Task
 from txl.data.corpus import encoded_vocab_size, open_corpus
-from txl.data.find_files import find_text_files, find_vocabulary_files
+from txl.data.token_source import open_source
 from txl.errors import ConfigError
 from txl.files import sha256_of_json, write_json
 from txl.launch.choose_checkpoint import check_init_from, check_resume, find_checkpoint, is_finished, newest_checkpoint
@@ -169,9 +169,7 @@ def check_sbatch() -> None:
 
 def check_data_here(config: RunConfig) -> None:
     """Check what can be checked at once on the login node: a small text is encoded, a large one only looked for."""
-    files = find_text_files(config.data)
-    find_vocabulary_files(config.data)
-    size = sum(path.stat().st_size for paths in files.values() for path in paths)
+    size = sum(path.stat().st_size for path in open_source(config.data).files)
     if encoded_vocab_size(config.data) is None and size > ENCODED_HERE:
         return  # rank 0 will encode it, not the login node
     check_splits(config, open_corpus(config.data))
