@@ -80,7 +80,7 @@ class ModelConfig:
 class PositionFacts:
     """What the rules, the plan and the runtimes ask about a positional scheme."""
 
-    # Parameters outside of the layers, of a model that sees so many tokens at once (training.longest_context).
+    # Parameters outside of the layers, given the number of tokens that training sees at once (longest_context).
     parameters: Callable[[ModelConfig, int], int]
     projects_distances: bool = False  # every layer has a matrix that projects encoded distances (W_r)
     even_width: str | None = None  # field of ModelConfig that sines and cosines share half and half
