@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,6 +15,8 @@ from txl.data.corpus import open_corpus
 from txl.errors import ConfigError
 from txl.launch.prepare import prepare
 from txl.system.world import World
+from txl.tracking.sinks import TrackedRun
+from txl.tracking.tracker import open_tracker
 from txl.train.trainer import Trainer
 
 
@@ -27,7 +30,12 @@ def train(run_dir, text, *overrides):
     """Train in this process as one rank; returns the exit code."""
     config = composed(*text, *TINY_RUN, f"run_dir={run_dir}", *overrides)
     with prepare(config) as start:
-        return Trainer(config, start.plan, open_corpus(config.data), World(), torch.device("cpu")).train()
+        return trainer_of(config, start).train()
+
+
+def trainer_of(config, start):
+    tracker = open_tracker(TrackedRun.of(config), Path(start.plan.run_dir), rank=0)
+    return Trainer(config, start.plan, open_corpus(config.data), World(), torch.device("cpu"), tracker)
 
 
 # --------------------------------------------------------------------------- every option
@@ -106,7 +114,7 @@ def test_a_time_limit_ends_every_start_cleanly_and_loses_nothing(text, tmp_path,
     config = composed(*text, *TINY_RUN, f"run_dir={tmp_path}", *limited)
     for step in (1, 2, 3):
         with prepare(config) as start:
-            trainer = Trainer(config, start.plan, open_corpus(config.data), World(), torch.device("cpu"))
+            trainer = trainer_of(config, start)
             if start.checkpoint:
                 trainer.restore(tmp_path / "checkpoints" / "last")
             assert trainer.train() == 0 and trainer.state.step == step

@@ -8,7 +8,7 @@ import torch
 
 from tests.support.configurations import composed
 from tests.support.models import model_config
-from txl.bench.train_step import MadeUpCorpus, Silent
+from txl.bench.train_step import MadeUpCorpus
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend
 from txl.config.precision import Arithmetic
@@ -20,6 +20,7 @@ from txl.plan.run_plan import make_plan
 from txl.system import devices
 from txl.system.devices import should_compile
 from txl.system.world import World
+from txl.tracking.tracker import Tracker
 from txl.train.trainer import Trainer
 
 SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=3"]
@@ -30,9 +31,8 @@ SMALL += ["train.tgt_len=8", "train.mem_len=8", "valid.tgt_len=8", "train.batch_
 def trainer_on(device: str, *overrides: str) -> Trainer:
     config = composed("suite=train", *SMALL, *overrides, name="benchmark", kind=BenchmarkConfig)
     corpus = MadeUpCorpus(60, 4 * 8 * 10, seed=0)
-    trainer = Trainer(config, make_plan(config, 60), corpus, World(), torch.device(device))
+    trainer = Trainer(config, make_plan(config, 60), corpus, World(), torch.device(device), Tracker())
     trainer.model.train()
-    trainer.tracker = Silent()
     return trainer
 
 

@@ -26,6 +26,7 @@ from txl.system.precision import AUTOCAST, parameter_dtype
 from txl.system.timing import synchronize
 from txl.system.versions_and_devices import environment_record
 from txl.system.world import World
+from txl.tracking.tracker import Tracker
 from txl.train.trainer import Trainer
 
 PARTS = ("input", "forward", "backward", "optimizer")  # optimizer: clipping as well
@@ -84,13 +85,6 @@ class MadeUpCorpus:
         return self._tokens
 
 
-class Silent:
-    """A tracker that tells nobody."""
-
-    def progress(self, *values) -> None:
-        pass
-
-
 # --------------------------------------------------------------------------- one rank
 
 
@@ -126,9 +120,8 @@ def measure(config: BenchmarkConfig, world: World, device: torch.device) -> Trai
     vocab_size, batch, micro = config.data.vocab_size, config.train.batch_size, config.train.micro_batch_size
     warmup = max(options.warmup_steps, 1 + -(-geometry.mem_len // geometry.tgt_len))  # until the memory is full
     corpus = MadeUpCorpus(vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps) + 2), config.seed)
-    trainer = Trainer(config, make_plan(config, vocab_size), corpus, world, device)
+    trainer = Trainer(config, make_plan(config, vocab_size), corpus, world, device, Tracker())
     trainer.model.train()
-    trainer.tracker = Silent()
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(warmup):

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from txl.config.schema import RunConfig
 
@@ -16,6 +18,11 @@ class Geometry:
     ext_len: int = 0
     clamp_len: int = -1
     same_length: bool = False
+
+    @staticmethod
+    def from_record(values: Mapping[str, Any]) -> Geometry:
+        """The lengths in a record of a validation or a test, which has other keys as well."""
+        return Geometry(**{name: values[name] for name in Geometry.__dataclass_fields__})
 
     def __str__(self) -> str:
         text = f"tgt_len {self.tgt_len} mem_len {self.mem_len}"

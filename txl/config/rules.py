@@ -1,9 +1,10 @@
 """The rules between values: which configurations make sense.
 
-Rules are decided from the configuration alone, without a look at files or devices, and without torch. The range of a
-single number stands beside its option (bounds.py).
+Rules are decided from the configuration and the installed packages, without a look at files or devices, and without
+torch. The range of a single number stands beside its option (bounds.py).
 """
 
+import importlib.util
 import re
 
 from txl.config.bounds import check_bounds
@@ -12,6 +13,7 @@ from txl.config.data_rules import check_data_options
 from txl.config.machine_rules import check_kernels, check_machine
 from txl.config.model_rules import check_clamp, check_model
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Task
+from txl.config.tracking import PACKAGES, TrackingConfig, enabled_sinks
 from txl.config.training_rules import check_training
 from txl.errors import refuse_unless
 
@@ -47,13 +49,22 @@ def _check_run_folder(config: RunConfig) -> None:
     refuse_unless(not config.debug or config.cluster.name != "slurm", "debug", True, rule)
     rule = "would move what was saved in that run folder; leave debug=true out"
     refuse_unless(not config.debug or config.resume in (None, "auto"), "resume", config.resume, rule)
-    file = config.tracking.dllogger
-    free = file is None or (re.fullmatch(r"\w[\w.-]*", file) and file not in OWN_FILES)
-    rule = "must be the name of a file in the run folder that nothing else writes; use train_log.json"
-    refuse_unless(free, "tracking.dllogger", file, rule)
+    _check_tracking(config.tracking)
     for key in ("resume", "init_from", "run_dir", "runs"):
         value = getattr(config, key)
         refuse_unless(value is None or value.strip(), key, "''", "must name a folder; leave it out otherwise")
+
+
+def _check_tracking(options: TrackingConfig) -> None:
+    for sink in enabled_sinks(options):
+        package = PACKAGES.get(sink)
+        installed = package is None or importlib.util.find_spec(package)
+        rule = f"needs the package {package}, which is not installed: pip install {package}, or leave {sink.value} out"
+        refuse_unless(installed, "tracking", sink, rule)
+    file = options.dllogger
+    free = file is None or (re.fullmatch(r"\w[\w.-]*", file) and file not in OWN_FILES)
+    rule = "must be the name of a file in the run folder that nothing else writes; use train_log.json"
+    refuse_unless(free, "tracking.dllogger", file, rule)
 
 
 def _check_benchmark(config: BenchmarkConfig) -> None:

@@ -1,4 +1,4 @@
-"""The options of `tracking=`: where metrics go besides the console and the run folder."""
+"""The options of `tracking=`, and the sinks that they choose."""
 
 from __future__ import annotations
 
@@ -6,6 +6,17 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from omegaconf import MISSING
+
+
+class SinkName(Enum):
+    """Where metrics go besides the console and metrics.jsonl. txl/tracking/<name>_sink.py implements each."""
+
+    dllogger = "dllogger"
+    wandb = "wandb"
+
+
+# The package that a sink needs, as pip names it.
+PACKAGES = {SinkName.wandb: "wandb"}
 
 
 class WandbMode(Enum):
@@ -37,3 +48,12 @@ class TrackingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     environment: bool = MISSING  # write environment.json (versions, devices, git state)
     dllogger: str | None = None  # file in the run folder: metrics in the original's format, lines of `DLLL {json}`
+
+
+def enabled_sinks(options: TrackingConfig) -> list[SinkName]:
+    """The sinks that the options choose."""
+    enabled = {
+        SinkName.dllogger: options.dllogger is not None,
+        SinkName.wandb: options.wandb.mode is not WandbMode.none,
+    }
+    return [name for name in SinkName if enabled[name]]

@@ -21,8 +21,8 @@ from txl.files import write_json
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.system.timing import percentiles
 from txl.system.world import World, columns_of
-from txl.tracking.dllogger import DLLogger, evaluated
-from txl.tracking.tracker import score_of
+from txl.tracking.dllogger import DLLoggerFile, evaluation_summary, with_original_names
+from txl.tracking.scores import score_from_loss
 
 RULE = "=" * 100
 
@@ -51,7 +51,7 @@ class Evaluator:
         self.dllogger = None
         if config.dllogger and world.is_main:
             Path(config.dllogger).unlink(missing_ok=True)
-            self.dllogger = DLLogger(Path(config.dllogger), to_dict(config))
+            self.dllogger = DLLoggerFile(Path(config.dllogger), to_dict(config))
 
     def run(self) -> int:
         """Evaluate, write the files, and return the exit code: 3 if a target was missed."""
@@ -179,11 +179,11 @@ class Evaluator:
         text += f"| ms/batch {values['ms_per_batch']:5.2f} | tok/s {values['tokens_per_second']:7.0f}"
         if "loss" in values:
             metric = self.loaded.data.metric
-            values[metric.name] = score_of(values["loss"], metric.name)
+            values[metric.name] = score_from_loss(values["loss"], metric.name)
             text += f" | loss {values['loss']:5.2f} | {metric.name} {values[metric.name]:5.2f}"
         self._print(text)
         if self.dllogger is not None:
-            self.dllogger.log("eval", values["segments"], values)
+            self.dllogger.append([values["segments"]], with_original_names("eval", values))
 
     def _print_result(self, name: str, result: EvaluationResult, segments: int, latencies: list[float] | None) -> None:
         self._print(f"Time : {result.seconds:.2f}s, {1000 * result.seconds / max(1, segments):.2f}ms/segment")
@@ -195,7 +195,7 @@ class Evaluator:
         self._print(RULE)
         found = percentiles(latencies, self.config.percentiles) if latencies else None
         if self.dllogger is not None:
-            self.dllogger.write([], evaluated(result.to_dict(), found))
+            self.dllogger.append([], evaluation_summary(result.to_dict(), found))
         if latencies and found and self.latencies is not None:
             self.latencies += latencies
             tokens = self.batch_size * self.geometry.tgt_len / found["mean"]

@@ -124,11 +124,14 @@ def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Cal
     from txl.checkpoint.init_from import initialize_from_checkpoint
     from txl.data.corpus import open_corpus
     from txl.system.distributed import close_process_group
+    from txl.tracking.sinks import TrackedRun
+    from txl.tracking.tracker import open_tracker
     from txl.train.trainer import Trainer
 
     device = set_up_process(config, world)
     corpus = prepared.corpus or open_corpus(config.data)
-    trainer = Trainer(config, prepared.plan, corpus, world, device)
+    tracker = open_tracker(TrackedRun.of(config), None if config.debug else Path(prepared.plan.run_dir), world.rank)
+    trainer = Trainer(config, prepared.plan, corpus, world, device, tracker)
     trainer.fence = before_save
     if prepared.checkpoint:
         trainer.restore(Path(prepared.checkpoint))

@@ -78,8 +78,7 @@ def read_run(folder: Path) -> RunRecord:
 
 def describe_geometry(line: MetricsLine) -> str:
     """The lengths and the batch size with which a validation or test was measured, as they are printed."""
-    names = ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")
-    return f"{Geometry(**{name: line[name] for name in names})} batch {line['batch_size']}"
+    return f"{Geometry.from_record(line)} batch {line['batch_size']}"
 
 
 def format_loss(run: RunRecord, line: MetricsLine) -> str:

@@ -1,13 +1,17 @@
-"""Metrics as NVIDIA's DLLogger writes them, for scripts that read the original's logs: lines of `DLLL {json}`.
+"""Files as NVIDIA's DLLogger writes them, for scripts that read the original's logs: lines of `DLLL {json}`.
 
-Its names of the metrics are the original's; its times are text, in seconds.
+The names of metrics are the original's. Times are text, in seconds.
 """
 
 import json
+from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
-# Our names of what is measured -> the original's.
+from txl.files import to_json
+
+# Names of metrics here -> names in the original.
 NAMES = {
     "train": {
         "epoch": "epoch",
@@ -41,21 +45,17 @@ NAMES = {
 }
 
 
-class DLLogger:
-    """Appends to a file. Values are numbers, text and containers of them that JSON can hold."""
+class DLLoggerFile:
+    """A file that DLLogger's lines are appended to, first of all one with the parameters."""
 
-    def __init__(self, path: Path, parameters: dict):
+    def __init__(self, path: Path, parameters: Mapping[str, Any]):
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
         self._began = datetime.now()
-        self.write("PARAMETER", parameters)
+        self.append("PARAMETER", parameters)
 
-    def log(self, kind: str, step: int, values: dict) -> None:
-        """What a record of metrics.jsonl says of a step, as far as the original has a name for it."""
-        self.write([step], named(kind, values))
-
-    def write(self, step: list | str, data: dict) -> None:
-        """`step`: [36000], [] for the end of a run, or "PARAMETER"."""
+    def append(self, step: list[int] | str, data: Mapping[str, Any]) -> None:
+        """Write a line. `step` is [36000] for a step, [] for the end of a run, or "PARAMETER"."""
         now = datetime.now()
         line = {
             "timestamp": str(now.timestamp()),
@@ -63,37 +63,33 @@ class DLLogger:
             "elapsedtime": str((now - self._began).total_seconds()),
             "type": "LOG",
             "step": step,
-            "data": data,
+            "data": dict(data),
         }
-        self._file.write(f"DLLL {json.dumps(line)}\n")
+        self._file.write(f"DLLL {to_json(line)}\n")
         self._file.flush()
 
     def close(self) -> None:
+        """Close the file."""
         self._file.close()
 
 
-def named(kind: str, values: dict) -> dict:
+def with_original_names(kind: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values of a record (kind: train, valid, test, eval) that the original has, under its names."""
     return {theirs: values[ours] for ours, theirs in NAMES[kind].items() if ours in values}
 
 
-def summary(values: dict, best_valid: dict) -> dict:
-    """The end of a training: `values` as in summary.json, `best_valid` as in a record of a validation."""
-    trained = {"train_throughput": values["tokens_per_second"], "train_elapsed": values["train_seconds"] / 60}
-    return named("test", values.get("test", {})) | trained | named("valid", best_valid)
-
-
-def evaluated(result: dict, latencies: dict[str, float] | None) -> dict:
-    """The end of an evaluation; `latencies` in seconds, as timing.percentiles says them."""
+def evaluation_summary(result: Mapping[str, Any], latencies: Mapping[str, float] | None) -> dict[str, Any]:
+    """The line at the end of an evaluation; `latencies` in seconds, as `timing.percentiles` names them."""
     summary = {"eval_loss": result["loss"], "eval_ppl": result["ppl"], "eval_throughput": result["tokens_per_second"]}
     for name, seconds in (latencies or {}).items():
         summary["eval_avg_latency" if name == "mean" else f"eval_{name[1:]}%_latency"] = 1000 * seconds
     return summary
 
 
-def stays(line: bytes, step: int) -> bool:
-    """Is this line whole, and not from after `step`? The end of a run comes again."""
+def is_kept_at(line: bytes, step: int) -> bool:
+    """Whether a line is complete and not later than `step`. The line at the end of a run is written again."""
     try:
         at = json.loads(line.removeprefix(b"DLLL "))["step"] if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return False
-    return at == "PARAMETER" or (isinstance(at, list) and len(at) == 1 and at[0] <= step)
+    return at == "PARAMETER" or (isinstance(at, list) and len(at) == 1 and bool(at[0] <= step))

@@ -1,88 +1,63 @@
-"""What a run tells the world: console lines, train.log, one log per rank, metrics.jsonl, summary.json, wandb.
+"""The record of a run: events of a training become records, and every sink gets each record."""
 
-metrics.jsonl is the truth; a terminal, a pipe or a wandb that goes away never hurts the run.
-"""
-
-import json
 import logging
-import math
-import sys
-import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from txl.config.geometry import Geometry
-from txl.config.tracking import TrackingConfig, WandbMode
-from txl.files import flatten, json_values, write_json
-from txl.system.console import ProgressBar, is_terminal, log_to_console, printable
+from txl.config.tracking import enabled_sinks
+from txl.files import write_json
 from txl.system.versions_and_devices import environment_record
-from txl.tracking import dllogger
-from txl.tracking.metrics_file import cut_back
-from txl.tracking.wandb_sink import WandbSink
+from txl.tracking.console_sink import ConsoleSink
+from txl.tracking.jsonl_sink import JsonlSink
+from txl.tracking.scores import score_from_loss
+from txl.tracking.sinks import Sink, TrackedRun, sink_class
 
 log = logging.getLogger(__name__)
 
 
-WIDTH = 100  # of the lines that frame a block
+def open_tracker(run: TrackedRun, run_dir: Path | None, rank: int) -> "Tracker":
+    """The tracker of a run on one rank.
+
+    Every rank writes its log file. Rank 0 also writes the console, metrics.jsonl and the sinks that the run chose.
+
+    Args:
+        run: the run's description.
+        run_dir: the run folder; None writes nothing but the console (debug=true).
+        rank: the number of this process.
+    """
+    console = ConsoleSink(run_dir, run, rank)
+    sinks: list[Sink] = [console]
+    if rank == 0 and run_dir is not None:
+        sinks.append(JsonlSink(run_dir, run))
+        if run.options.environment:
+            write_json(run_dir / "environment.json", environment_record(), indent=1)
+        for name in enabled_sinks(run.options):
+            try:
+                sinks.append(sink_class(name)(run_dir, run))
+            except Exception as error:
+                _warn_about_failure(name.value, error)
+    return Tracker(sinks, run.metric, console.show_progress)
 
 
 class Tracker:
-    """The record of one run on one rank.
-
-    Every rank writes the lines that it is given to logs/rank_N.log; rank 0 alone writes to the console and to the
-    other files. With `run_dir=None` nothing but the console is written. `resume_step` cuts metrics.jsonl back to that
-    step, None to its beginning, so that no step stands twice.
-    """
+    """Turns the events of a training into records and gives them to every sink. Without sinks it does nothing."""
 
     def __init__(
-        self,
-        run_dir: Path | None,
-        config: TrackingConfig,
-        *,
-        run_config: dict,
-        metric: str,
-        max_step: int,
-        is_main: bool,
-        rank: int,
-        resume_step: int | None,
+        self, sinks: Sequence[Sink] = (), metric: str = "ppl", show_progress: Callable[[int], None] | None = None
     ):
-        self.run_dir, self.metric, self.is_main = run_dir, metric, is_main
-        self._ended = self._closed = False
-        self._metrics = self._dllogger = self._wandb = self._bar = None
-        self._last = {"loss": None, "tokens_per_second": None}
-        if is_main:
-            self._console = log_to_console()
-            if is_terminal(sys.stdout):
-                self._console.bar = self._bar = ProgressBar(max_step, resume_step or 0)
-        self._handlers = self._file_handlers(rank)
-        if not is_main or run_dir is None:
-            return
-        cut_back(run_dir / "metrics.jsonl", resume_step or 0)
-        self._metrics = open(run_dir / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115 (closed by close)
-        if config.dllogger:
-            file = run_dir / config.dllogger
-            cut_back(file, resume_step or 0, dllogger.stays)
-            self._dllogger = dllogger.DLLogger(file, json_values(run_config))
-        if config.environment:
-            write_json(run_dir / "environment.json", environment_record(), indent=1)
-        if config.wandb.mode is not WandbMode.none:
-            self._wandb = WandbSink(run_dir, config.wandb, run_config)
+        """Args:
+        sinks: where records go, in this order; they are closed in the reverse order.
+        metric: the score that is recorded beside a loss: ppl or bpc.
+        show_progress: called with the step at every step.
+        """
+        self._sinks, self._metric, self._show_progress = list(sinks), metric, show_progress
 
-    def _file_handlers(self, rank: int) -> list[logging.Handler]:
-        """Every line of the package goes to this rank's own log, and on rank 0 to train.log, as on the console."""
-        if self.run_dir is None:
-            return []
-        (self.run_dir / "logs").mkdir(parents=True, exist_ok=True)
-        own = file_handler(self.run_dir / "logs" / f"rank_{rank}.log")
-        own.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-        handlers = [own, file_handler(self.run_dir / "train.log")] if self.is_main else [own]
-        package = logging.getLogger("txl")
-        package.setLevel(logging.INFO)
-        for handler in handlers:
-            package.addHandler(handler)
-        return handlers
-
-    # ------------------------------------------------------------------ events
+    def rewind(self, step: int) -> None:
+        """Begin to record a run that goes on from `step` (0: a new run). Records of later steps are dropped."""
+        self._each(lambda sink: sink.rewind(step))
 
     def train_step(
         self,
@@ -99,39 +74,38 @@ class Tracker:
         tokens_seen: int,
         loss_scale: float | None = None,
     ) -> None:
-        """The mean over the steps since the last call. `loss` in nats per token, `batch` counts within the epoch."""
-        score = score_of(loss, self.metric)
-        self._last = {"loss": loss, "tokens_per_second": tokens_per_second}
-        if self._bar is not None:
-            self._bar.show(step, loss, tokens_per_second)
-        self.message(
-            f"| epoch {epoch:3d} step {step:>8d} | batches {batch:>6d} / {n_batches:d} | lr {lr:.3e} "
-            f"| ms/batch {ms_per_batch:5.1f} | tok/s {tokens_per_second:7.0f} | loss {loss:5.2f} "
-            f"| {self.metric} {score:{'9.5f' if self.metric == 'bpc' else '9.2f'}}"
-        )
-        scale = {} if loss_scale is None else {"loss_scale": loss_scale}
-        self._record(
-            "train",
-            step,
-            {
-                "epoch": epoch,
-                "batch": batch,
-                "n_batches": n_batches,
-                "lr": lr,
-                "ms_per_batch": ms_per_batch,
-                "tokens_per_second": tokens_per_second,
-                "loss": loss,
-                self.metric: score,
-                "grad_norm": grad_norm,
-                "tokens_seen": tokens_seen,
-            }
-            | scale,
-        )
+        """Record the mean over the steps since the last call.
+
+        Args:
+            epoch: which pass over the text this is, from 1.
+            step: the number of updates so far.
+            batch: the number of batches since the epoch began.
+            n_batches: the number of batches of an epoch.
+            lr: the learning rate.
+            ms_per_batch: milliseconds per update.
+            tokens_per_second: of all processes together.
+            loss: nats per token.
+            grad_norm: the norm of the last gradient before clipping.
+            tokens_seen: the number of tokens trained on since the run began.
+            loss_scale: the factor of the fp16 loss scaler, if there is one.
+        """
+        values = {
+            "epoch": epoch,
+            "batch": batch,
+            "n_batches": n_batches,
+            "lr": lr,
+            "ms_per_batch": ms_per_batch,
+            "tokens_per_second": tokens_per_second,
+            "loss": loss,
+            self._metric: score_from_loss(loss, self._metric),
+            "grad_norm": grad_norm,
+            "tokens_seen": tokens_seen,
+        }
+        self._log("train", step, values | ({} if loss_scale is None else {"loss_scale": loss_scale}))
 
     def validation(
         self,
         *,
-        number: int,
         step: int,
         seconds: float,
         loss: float,
@@ -140,120 +114,92 @@ class Tracker:
         batch_size: int,
         is_best: bool,
     ) -> None:
-        """A validation: `loss` in nats per token over `tokens` tokens, measured under `geometry`."""
-        self.message("-" * WIDTH)
-        self.message(
-            f"| Eval {number:3d} at step {step:>8d} | time: {seconds:5.2f}s"
-            f"{self._outcome('valid', loss)} | {geometry} batch {batch_size}"
-        )
-        self.message("-" * WIDTH)
-        self._record("valid", step, self._result(seconds, loss, tokens, geometry, batch_size) | {"is_best": is_best})
+        """Record a validation.
+
+        Args:
+            step: the number of updates so far.
+            seconds: how long the validation took.
+            loss: nats per token.
+            tokens: the number of tokens that the loss is the mean of.
+            geometry: the lengths that the loss was measured with.
+            batch_size: the number of sequences side by side.
+            is_best: the loss is the lowest so far.
+        """
+        values = self._result(seconds, loss, tokens, geometry, batch_size)
+        self._log("valid", step, values | {"is_best": is_best})
 
     def test(
         self, *, split: str, seconds: float, loss: float, tokens: int, geometry: Geometry, batch_size: int, step: int
     ) -> None:
-        """The evaluation at the end of training, of the weights of `step`."""
-        self._end_of_training()
-        self.message("=" * WIDTH)
-        self.message(
-            f"| End of training | {split} time: {seconds:5.2f}s"
-            f"{self._outcome(split, loss)} | {geometry} batch {batch_size}"
-        )
-        self.message("=" * WIDTH)
-        self._record("test", step, self._result(seconds, loss, tokens, geometry, batch_size) | {"split": split})
+        """Record the evaluation after training.
+
+        Args:
+            split: the split that was evaluated.
+            seconds: how long the evaluation took.
+            loss: nats per token.
+            tokens: the number of tokens that the loss is the mean of.
+            geometry: the lengths that the loss was measured with.
+            batch_size: the number of sequences side by side.
+            step: the step of the evaluated weights, which may be older than the last step.
+        """
+        values = self._result(seconds, loss, tokens, geometry, batch_size)
+        self._log("test", step, values | {"split": split})
 
     def message(self, text: str) -> None:
-        """A line (or several) on the console and in the logs."""
+        """Write a line (or several) to the console and the logs."""
         log.info("%s", text)
 
-    def progress(self, step: int, loss: float | None, tokens_per_second: float | None) -> None:
-        """Called every step; a clock reading unless the bar is due. None: what the last step line said."""
-        if self._bar is not None and self._bar.is_due():
-            last = self._last
-            self._bar.show(
-                step,
-                last["loss"] if loss is None else loss,
-                last["tokens_per_second"] if tokens_per_second is None else tokens_per_second,
-            )
+    def progress(self, step: int) -> None:
+        """Note that a step is done. This costs next to nothing and is called at every step."""
+        if self._show_progress is not None:
+            self._show_progress(step)
 
-    def summary(self, values: dict) -> None:
-        """The end of a training: time, speed, where it lies, the sample; summary.json."""
-        self._end_of_training()
-        if "train_seconds" in values:
-            self.message(f"Training time: {values['train_seconds'] / 60:.2f} minutes")
-        if "tokens_per_second" in values:
-            self.message(f"Training throughput: {values['tokens_per_second']:.2f} tok/s")
-        if values.get("sample"):
-            self.message(f"Sample:\n{printable(values['sample'])}")
-        if self.run_dir is not None:
-            self.message(f"Run folder: {self.run_dir}")
-            if self.is_main:
-                write_json(self.run_dir / "summary.json", values, indent=1)
-        if self._dllogger is not None:
-            loss = values["best_valid_loss"]
-            best = {"loss": loss, self.metric: score_of(loss, self.metric)} if math.isfinite(loss) else {}
-            self._dllogger.write([], json_values(dllogger.summary(values, best)))
-        if self._wandb is not None:
-            self._wandb.summary(flatten(json_values(values), "/"))
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record the results of a training that has ended."""
+        self._each(lambda sink: sink.summary(values))
 
     def close(self, exit_code: int = 0) -> None:
-        """Finish everything; wandb gets a limited time for it. Calling it twice is harmless."""
-        if self._closed:
-            return
-        self._closed = True
-        self._close_bar()
-        if self._wandb is not None:
-            self._wandb.close(exit_code)
-        for file in (self._metrics, self._dllogger):
-            if file is not None:
-                file.close()
-        for handler in self._handlers:
-            logging.getLogger("txl").removeHandler(handler)
-            handler.close()
+        """Finish all records. A second call does nothing."""
+        while self._sinks:
+            sink = self._sinks[-1]
+            try:
+                sink.close(exit_code)
+            except Exception as error:
+                _warn_about_failure(_name_of(sink), error)
+            self._sinks.pop()
 
-    # ------------------------------------------------------------------ what events have in common
-
-    def _outcome(self, split: str, loss: float) -> str:
-        score = score_of(loss, self.metric)
-        number = f"{score:{'9.5f' if self.metric == 'bpc' else '9.3f'}}"
-        return f" | {split} loss {loss:5.2f} | {split} {self.metric} {number}"
-
-    def _result(self, seconds: float, loss: float, tokens: int, geometry: Geometry, batch_size: int) -> dict:
-        result = {"loss": loss, self.metric: score_of(loss, self.metric), "seconds": seconds, "tokens": tokens}
+    def _result(self, seconds: float, loss: float, tokens: int, geometry: Geometry, batch_size: int) -> dict[str, Any]:
+        score = score_from_loss(loss, self._metric)
+        result = {"loss": loss, self._metric: score, "seconds": seconds, "tokens": tokens}
         return result | asdict(geometry) | {"batch_size": batch_size}
 
-    def _end_of_training(self) -> None:
-        if not self._ended:
-            self._ended = True
-            self._close_bar()
-            self.message("-" * WIDTH)
-            self.message("End of training")
+    def _log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        self._each(lambda sink: sink.log(kind, step, values))
 
-    def _close_bar(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = self._console.bar = None
-
-    def _record(self, kind: str, step: int, values: dict) -> None:
-        if self._metrics is not None:
-            line = json_values({"kind": kind, "step": step} | values | {"time": round(time.time(), 3)})
-            self._metrics.write(json.dumps(line) + "\n")
-            self._metrics.flush()
-        if self._dllogger is not None and kind != "test":  # the tested weights' results are in its summary
-            self._dllogger.log(kind, step, json_values(values))
-        if self._wandb is not None:
-            named = {f"{kind}/{key}": value for key, value in values.items()}
-            # The tested weights may be older than the last step, and wandb takes no step back.
-            self._wandb.log(named, None if kind == "test" else step)
+    def _each(self, call: Callable[[Sink], None]) -> None:
+        """Call every sink. A sink that fails is left out from then on, unless it is essential."""
+        for sink in list(self._sinks):
+            try:
+                call(sink)
+            except Exception as error:
+                if sink.essential:
+                    raise
+                self._sinks.remove(sink)
+                _warn_about_failure(_name_of(sink), error)
+                _close_quietly(sink)
 
 
-# --------------------------------------------------------------------------- numbers and files
+def _name_of(sink: Sink) -> str:
+    return type(sink).__name__.removesuffix("Sink").lower()
 
 
-def score_of(loss: float, metric: str) -> float:
-    """Nats per token -> perplexity (`ppl`) or bits per character (`bpc`)."""
-    return loss / math.log(2) if metric == "bpc" else math.exp(min(loss, 700.0))
+def _warn_about_failure(name: str, error: Exception) -> None:
+    reason = f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(": ")
+    log.warning("%s: %s; the run goes on without it, metrics.jsonl holds everything", name, reason)
 
 
-def file_handler(path: Path) -> logging.Handler:
-    return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+def _close_quietly(sink: Sink) -> None:
+    try:
+        sink.close(1)
+    except Exception as error:
+        log.debug("closing %s failed: %s", _name_of(sink), error)

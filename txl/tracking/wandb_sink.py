@@ -1,4 +1,4 @@
-"""wandb, in a thread of its own."""
+"""Weights & Biases, in a thread of its own: tracking=wandb."""
 
 import atexit
 import contextlib
@@ -8,98 +8,114 @@ import queue
 import signal
 import threading
 import uuid
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
-from txl.config.tracking import WandbConfig
+from txl.files import flatten, json_values
+from txl.tracking.sinks import TrackedRun
 
 log = logging.getLogger(__name__)
 
 
-WANDB_PATIENCE = 25.0  # seconds, for its start and for its end
+WANDB_PATIENCE = 25.0  # seconds that its start and its end may take
 
 
-WANDB_QUEUE = 10_000  # lines that may wait while it starts or stalls
-
-
-# --------------------------------------------------------------------------- wandb
+WANDB_QUEUE = 10_000  # calls that may wait while it starts or is slow
 
 
 class WandbSink:
-    """wandb in a thread of its own, fed through a queue: whatever happens to it, training does not wait.
+    """Calls wandb from a thread that is fed through a queue, so that training never waits for it.
 
-    The run's id lies in the run folder, so that a resumed run continues the same one. After the first failure
-    there is one warning, and silence.
+    The run's id is stored in the run folder: a resumed run continues the same wandb run. After the first failure there
+    is one warning, and nothing more is sent.
     """
 
-    def __init__(self, run_dir: Path, config: WandbConfig, run_config: dict):
-        self._run_dir, self._config, self._run_config = run_dir, config, run_config
-        self._queue: queue.Queue = queue.Queue(WANDB_QUEUE)
+    essential = False
+
+    def __init__(self, folder: Path, run: TrackedRun):
+        self._folder, self._options, self._settings = folder, run.options.wandb, run.settings
+        self._queue: queue.Queue[Callable[[Any], object] | None] = queue.Queue(WANDB_QUEUE)
         self._failed = False
-        self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
 
-    def log(self, values: dict, step: int | None) -> None:
-        self._put(lambda run: None if step is not None and step < run.starting_step else run.log(values, step=step))
+    def rewind(self, step: int) -> None:
+        """See Sink. wandb cannot drop records: steps that it has already are not sent again."""
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name="wandb", daemon=True)
+            self._thread.start()
 
-    def summary(self, values: dict) -> None:
-        self._put(lambda run: run.summary.update(values))
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """See Sink."""
+        named = {f"{kind}/{key}": value for key, value in values.items()}
+        if kind == "test":  # the tested weights may be older than the last step, and wandb accepts no earlier step
+            self._put(lambda run: run.log(named))
+        else:
+            self._put(lambda run: step < run.starting_step or run.log(named, step=step))
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """See Sink."""
+        self._put(lambda run: run.summary.update(flatten(json_values(dict(values)), "/")))
 
     def close(self, exit_code: int) -> None:
-        """Wait for what is still to be sent, WANDB_PATIENCE seconds at most."""
+        """See Sink. Waits at most WANDB_PATIENCE seconds for what is still to be sent."""
+        if self._thread is None:
+            return
         self._put(lambda run: run.finish(exit_code=exit_code))
         self._put(None)
         self._thread.join(WANDB_PATIENCE)
         if self._thread.is_alive():
             self._fail("it did not finish in time (`wandb sync` sends what it has stored)")
-            for pid in children_named("wandb-core"):  # else it, or wandb's own exit hook, would hold this process
+            for pid in children_named("wandb-core"):  # its exit hook would wait for this child
                 with contextlib.suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL)
             self._thread.join(5)
         atexit.unregister(self.close)
 
-    def _put(self, call) -> None:
+    def _put(self, call: Callable[[Any], object] | None) -> None:
         if not self._failed:
             try:
                 self._queue.put_nowait(call)
             except queue.Full:
-                self._fail("it takes nothing any more")
+                self._fail("its queue is full")
 
     def _work(self) -> None:
-        wandb = None
-        # Reports about wandb's own errors would hold this process for ten seconds more where no server answers.
+        """The thread: start wandb, then make the calls from the queue."""
+        wandb: Any = None
+        # If no server answers, wandb's reports about its own errors would delay the end of this process by ten seconds.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:
             import wandb
 
             run = self._init(wandb)
-            # Before wandb's own hook, which may wait for a server for ever.
+            # This hook runs before wandb's own exit hook, which may wait for a server without limit.
             atexit.register(self.close, 1)
             while (call := self._queue.get()) is not None:
                 call(run)
         except BaseException as error:  # also SystemExit, which wandb raises when its service fails
             self._fail(f"{type(error).__name__}: {error}".partition("\n")[0].rstrip(": "))
         with contextlib.suppress(BaseException):
-            wandb.teardown()  # ends its service and takes its exit hook away
+            wandb.teardown()  # ends its service and removes its exit hook
 
-    def _init(self, wandb):
-        config, run_dir = self._config, self._run_dir
+    def _init(self, wandb: Any) -> Any:
+        options, folder = self._options, self._folder
         quiet = wandb.Settings(init_timeout=WANDB_PATIENCE, silent=True, console="off")
-        wandb.setup(quiet)  # silent: no prompt for a key, nothing between the progress bar's lines
+        wandb.setup(quiet)  # silent: it asks for no key and prints nothing between the progress bar's lines
         run = wandb.init(
-            mode=config.mode.value,
-            dir=str(run_dir),
-            project=config.project,
-            entity=config.entity,
-            group=config.group,
-            tags=list(config.tags),
-            job_type=config.job_type,
-            name=config.name or f"{self._run_config['name']}-{run_dir.name}",
-            config=self._run_config,
-            id=run_id(run_dir / "wandb_id"),
+            mode=options.mode.value,
+            dir=str(folder),
+            project=options.project,
+            entity=options.entity,
+            group=options.group,
+            tags=list(options.tags),
+            job_type=options.job_type,
+            name=options.name or f"{self._settings['name']}-{folder.name}",
+            config=self._settings,
+            id=stored_wandb_id(folder / "wandb_id"),
             resume="allow",
             settings=quiet,
         )
-        log.info("wandb: %s", getattr(run, "url", None) or f"{config.mode.value}, {run_dir / 'wandb'}")
+        log.info("wandb: %s", getattr(run, "url", None) or f"{options.mode.value}, {folder / 'wandb'}")
         return run
 
     def _fail(self, reason: str) -> None:
@@ -108,8 +124,8 @@ class WandbSink:
             log.warning("wandb: %s; the run goes on without it, metrics.jsonl holds everything", reason)
 
 
-def run_id(path: Path) -> str:
-    """The wandb id in this file, or a new one that is written there."""
+def stored_wandb_id(path: Path) -> str:
+    """The wandb id in this file; if there is none, a new one that is written there."""
     with contextlib.suppress(FileNotFoundError):
         if stored := path.read_text().strip():
             return stored
@@ -118,7 +134,7 @@ def run_id(path: Path) -> str:
 
 
 def children_named(name: str) -> list[int]:
-    """Process ids of this process' own children of that name (Linux; elsewhere none)."""
+    """The process ids of this process' children with that name (on Linux; none elsewhere)."""
     found = []
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):

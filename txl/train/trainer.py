@@ -64,8 +64,11 @@ class Objective(nn.Module):
 class Trainer:
     """One run on one rank. `train()` returns the process' exit code."""
 
-    def __init__(self, config: RunConfig, plan: Plan, corpus: Corpus, world: World, device: torch.device):
+    def __init__(
+        self, config: RunConfig, plan: Plan, corpus: Corpus, world: World, device: torch.device, tracker: Tracker
+    ):
         self.config, self.plan, self.corpus, self.world, self.device = config, plan, corpus, world, device
+        self.tracker = tracker
         self.run_dir = Path(plan.run_dir)
         self.geometry, self.precision = train_geometry(config), config.precision.name
         set_matmul_precision(self.precision)
@@ -92,7 +95,6 @@ class Trainer:
             self.run_dir / "checkpoints", world, config.checkpoint.keep, config.checkpoint.save_all
         )
         self.agreement, self.stop_signal = AsyncMaximum(), 0
-        self.tracker: Tracker | None = None
         self.fence: Callable[[], None] | None = None  # called on rank 0 before it saves: is the run still ours?
         self.mark: Callable[[str], None] = lambda part: None  # called when a part of a step is over (train_speed.py)
 
@@ -199,7 +201,7 @@ class Trainer:
         self.mark("optimizer")
         state.step += 1
         state.tokens_seen += tokens
-        self.tracker.progress(state.step, None, None)
+        self.tracker.progress(state.step)
 
     def _gradients_stay_local(self, unless: bool):
         wrapped = isinstance(self.objective, DistributedDataParallel)
@@ -266,7 +268,6 @@ class Trainer:
         state.plateau.update(result.loss, config.scheduler)
         state.validated_step = state.step
         self.tracker.validation(
-            number=state.step // config.valid.interval,
             step=state.step,
             seconds=result.seconds,
             loss=result.loss,
@@ -338,17 +339,7 @@ class Trainer:
     # ------------------------------------------------------------------ beginning and end
 
     def _open(self) -> None:
-        config, state = self.config, self.state
-        self.tracker = Tracker(
-            None if config.debug else self.run_dir,
-            config.tracking,
-            run_config=to_dict(config),
-            metric=config.data.metric.value,
-            max_step=config.train.max_step,
-            is_main=self.world.is_main,
-            rank=self.world.rank,
-            resume_step=state.step or None,
-        )
+        self.tracker.rewind(self.state.step)
         self.handlers = {number: signal.signal(number, self._on_signal) for number in STOP_SIGNALS}
 
     def _on_signal(self, number: int, frame) -> None:

@@ -1,0 +1,120 @@
+"""wandb gets the whole run, and may go away at any time."""
+
+import json
+import socket
+import sys
+import time
+
+from tests.support.tracked_runs import (
+    STEP,
+    command_that_records,
+    environment,
+    new_tracker,
+    record_in_process,
+    records,
+    run_in_terminal,
+)
+from tests.support.wandb_files import wandb_records
+from txl.config.tracking import WandbMode
+from txl.tracking.wandb_sink import stored_wandb_id
+
+
+def assert_complete(run_dir, steps=30):
+    found = records(run_dir)
+    assert [r["step"] for r in found if r["kind"] == "train"] == list(range(1, steps + 1))
+    assert [r["kind"] for r in found[steps:]] == ["valid", "test"]
+    assert (run_dir / "summary.json").exists()
+
+
+def test_wandb_offline_holds_the_whole_run(tmp_path):
+    code, text = record_in_process(tmp_path, "offline")
+    assert code == 0, text
+    assert_complete(tmp_path)
+    ((record, rows, summary),) = wandb_records(tmp_path)
+    assert (record.project, record.run_group, record.job_type) == ("txl", "seeds", "train")
+    assert list(record.tags) == ["a", "b"]
+    assert record.display_name == f"demo-{tmp_path.name}"
+    config = {item.key: json.loads(item.value_json) for item in record.config.update}
+    assert {"name": "demo", "seed": 1, "model": {"n_layer": 4}}.items() <= config.items()
+    assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 31))
+    assert rows[0]["train/loss"] == 3.0 and rows[0]["train/lr"] == 0.01
+    assert any(row.get("valid/loss") == 2.5 and row["_step"] == 30 for row in rows)
+    assert summary["train_seconds"] == 60.0
+
+
+def test_a_resumed_run_is_the_same_wandb_run(tmp_path):
+    assert record_in_process(tmp_path, "offline")[0] == 0
+    code, text = record_in_process(tmp_path, "offline", resume_step=20, steps=20)
+    assert code == 0, text
+    (first, _, _), (second, rows, _) = wandb_records(tmp_path)
+    assert first.run_id == second.run_id == (tmp_path / "wandb_id").read_text().strip()
+    assert [row["_step"] for row in rows if "train/loss" in row] == list(range(21, 41))
+    assert [r["step"] for r in records(tmp_path) if r["kind"] == "train"] == list(range(1, 41))
+
+
+def test_an_unreachable_wandb_costs_a_warning(tmp_path):
+    env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_API_KEY": "0" * 40, "PATIENCE": "3"}
+    began = time.monotonic()
+    code, text = record_in_process(tmp_path, "online", env=env)
+    assert code == 0, text
+    assert time.monotonic() - began < 30
+    assert text.count("warning: wandb: ") == 1 and "the run goes on without it" in text
+    assert_complete(tmp_path)
+
+
+def test_a_server_that_never_answers_costs_a_warning(tmp_path):
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"http://127.0.0.1:{server.getsockname()[1]}"
+        env = {"WANDB_BASE_URL": address, "WANDB_API_KEY": "0" * 40, "PATIENCE": "3"}
+        began = time.monotonic()
+        code, text = record_in_process(tmp_path, "online", env=env)
+    assert code == 0, text
+    assert time.monotonic() - began < 30 and text.count("warning: wandb: ") == 1
+    assert_complete(tmp_path)
+
+
+def test_wandb_without_a_key_does_not_ask_for_one(tmp_path):
+    env = {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path), "NETRC": str(tmp_path / "none")}
+    text, code = run_in_terminal(command_that_records(tmp_path, "online"), environment(**env))
+    assert code == 0 and text.count("warning: wandb: ") == 1
+    assert_complete(tmp_path)
+
+
+def test_a_killed_wandb_service_costs_a_warning(tmp_path):
+    code, text = record_in_process(tmp_path, "offline", "kill")
+    assert code == 0, text
+    assert "wandb-core is gone" in text and text.count("warning: wandb: ") == 1
+    assert "Traceback" not in text
+    assert_complete(tmp_path)
+
+
+def test_a_stalled_wandb_service_is_not_waited_for(tmp_path):
+    began = time.monotonic()
+    code, text = record_in_process(tmp_path, "offline", "stop", env={"PATIENCE": "2"})
+    assert code == 0, text
+    assert time.monotonic() - began < 30 and "did not finish in time" in text
+    assert_complete(tmp_path)
+
+
+def test_a_training_that_breaks_ends_at_once_and_with_its_own_error(tmp_path):
+    code, text = record_in_process(tmp_path, "offline", "raise")
+    assert code == 1 and "RuntimeError: the training broke" in text
+    ((_, rows, _),) = wandb_records(tmp_path)
+    assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 31))
+
+
+def test_wandb_disabled_and_a_missing_wandb_change_nothing(tmp_path, monkeypatch, capsys):
+    t = new_tracker(tmp_path, mode=WandbMode.disabled)
+    t.train_step(step=1, **STEP)
+    t.close()
+    assert "warning" not in capsys.readouterr().out
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it were not installed
+    t = new_tracker(tmp_path, mode=WandbMode.offline)
+    t.train_step(step=1, **STEP)
+    t.close()
+    assert capsys.readouterr().out.count("warning: wandb: ModuleNotFoundError") == 1
+
+
+def test_the_wandb_id_is_made_once(tmp_path):
+    first = stored_wandb_id(tmp_path / "wandb_id")
+    assert len(first) == 12 and stored_wandb_id(tmp_path / "wandb_id") == first

@@ -1,0 +1,125 @@
+"""Lines for people: the step lines of the original, framed validations, and a progress bar."""
+
+import logging
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from txl.config.geometry import Geometry
+from txl.system.console import ProgressBar, is_terminal, log_to_console, printable
+from txl.tracking.sinks import TrackedRun
+
+log = logging.getLogger(__name__)
+
+FRAME_WIDTH = 100  # columns of the lines that frame a validation or a test
+
+
+class ConsoleSink:
+    """Writes lines to the logs of this rank.
+
+    On every rank that is logs/rank_N.log. On rank 0 it is also train.log and the console, which shows a progress bar
+    if it is a terminal. Whatever else this package logs goes to the same places. Without a folder there are no files.
+    """
+
+    essential = False
+
+    def __init__(self, folder: Path | None, run: TrackedRun, rank: int):
+        self._folder, self._run = folder, run
+        self._console = log_to_console() if rank == 0 else None
+        self._files = _open_log_files(folder, rank) if folder is not None else []
+        self._bar: ProgressBar | None = None
+        self._loss: float | None = None
+        self._tokens_per_second: float | None = None
+        self._has_ended = False
+
+    def rewind(self, step: int) -> None:
+        """See Sink. Logs are never cut: they hold the lines of every attempt."""
+        self._close_bar()
+        if self._console is not None and is_terminal(sys.stdout):
+            self._console.bar = self._bar = ProgressBar(self._run.max_step, step)
+
+    def show_progress(self, step: int) -> None:
+        """Move the bar. This is called at every step and reads only the clock unless the bar is due."""
+        if self._bar is not None and self._bar.is_due():
+            self._bar.show(step, self._loss, self._tokens_per_second)
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """See Sink."""
+        if kind == "train":
+            self._loss, self._tokens_per_second = values["loss"], values["tokens_per_second"]
+            if self._bar is not None:
+                self._bar.show(step, self._loss, self._tokens_per_second)
+            log.info("%s", self._step_line(step, values))
+        elif kind == "valid":
+            start = f"| Eval {step // self._run.valid_interval:3d} at step {step:>8d} | "
+            self._framed("-", start, "valid", values)
+        else:
+            self._end_of_training()
+            self._framed("=", f"| End of training | {values['split']} ", values["split"], values)
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """See Sink."""
+        self._end_of_training()
+        if "train_seconds" in values:
+            log.info("Training time: %.2f minutes", values["train_seconds"] / 60)
+        if "tokens_per_second" in values:
+            log.info("Training throughput: %.2f tok/s", values["tokens_per_second"])
+        if values.get("sample"):
+            log.info("Sample:\n%s", printable(values["sample"]))
+        if self._folder is not None:
+            log.info("Run folder: %s", self._folder)
+
+    def close(self, exit_code: int) -> None:
+        """See Sink."""
+        self._close_bar()
+        for handler in self._files:
+            logging.getLogger("txl").removeHandler(handler)
+            handler.close()
+
+    def _step_line(self, step: int, values: Mapping[str, Any]) -> str:
+        metric = self._run.metric
+        score = f"{values[metric]:{'9.5f' if metric == 'bpc' else '9.2f'}}"
+        return (
+            f"| epoch {values['epoch']:3d} step {step:>8d} | batches {values['batch']:>6d} / {values['n_batches']:d} "
+            f"| lr {values['lr']:.3e} | ms/batch {values['ms_per_batch']:5.1f} "
+            f"| tok/s {values['tokens_per_second']:7.0f} | loss {values['loss']:5.2f} | {metric} {score}"
+        )
+
+    def _framed(self, character: str, start: str, split: str, values: Mapping[str, Any]) -> None:
+        """Write `start`, the loss and the lengths it was measured with, between two lines of `character`."""
+        metric = self._run.metric
+        score = f"{values[metric]:{'9.5f' if metric == 'bpc' else '9.3f'}}"
+        outcome = f"time: {values['seconds']:5.2f}s | {split} loss {values['loss']:5.2f} | {split} {metric} {score}"
+        log.info("%s", character * FRAME_WIDTH)
+        log.info("%s%s | %s batch %d", start, outcome, Geometry.from_record(values), values["batch_size"])
+        log.info("%s", character * FRAME_WIDTH)
+
+    def _end_of_training(self) -> None:
+        if not self._has_ended:
+            self._has_ended = True
+            self._close_bar()
+            log.info("%s", "-" * FRAME_WIDTH)
+            log.info("End of training")
+
+    def _close_bar(self) -> None:
+        if self._bar is not None and self._console is not None:
+            self._bar.close()
+            self._bar = self._console.bar = None
+
+
+def _open_log_files(folder: Path, rank: int) -> list[logging.Handler]:
+    """Add a rank's log files to the logger of this package, and return them."""
+    (folder / "logs").mkdir(parents=True, exist_ok=True)
+    own = _open_log_file(folder / "logs" / f"rank_{rank}.log")
+    own.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    handlers = [own, _open_log_file(folder / "train.log")] if rank == 0 else [own]
+    package = logging.getLogger("txl")
+    package.setLevel(logging.INFO)
+    for handler in handlers:
+        package.addHandler(handler)
+    return handlers
+
+
+def _open_log_file(path: Path) -> logging.Handler:
+    return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")

@@ -1,0 +1,75 @@
+"""What a sink is: a place that a run's metrics go to. And which sinks a run has.
+
+The console and metrics.jsonl are always there. The other sinks are named in config/tracking.py (SinkName), and
+txl/tracking/<name>_sink.py holds the class of each, <Name>Sink. Only the sinks that a run uses are imported.
+"""
+
+import importlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from txl.config.compose import to_dict
+from txl.config.schema import RunConfig
+from txl.config.tracking import SinkName, TrackingConfig
+
+
+@dataclass(frozen=True)
+class TrackedRun:
+    """What sinks need to know about a run."""
+
+    options: TrackingConfig
+    settings: dict[str, Any]  # the whole configuration, as `to_dict` gives it
+    metric: str  # the score beside the loss: ppl or bpc
+    max_step: int
+    valid_interval: int  # steps between validations
+
+    @staticmethod
+    def of(config: RunConfig) -> "TrackedRun":
+        """The description of the run with this configuration."""
+        metric, max_step, interval = config.data.metric.value, config.train.max_step, config.valid.interval
+        return TrackedRun(config.tracking, to_dict(config), metric, max_step, interval)
+
+
+class Sink(Protocol):
+    """A place that a run's metrics go to, on rank 0.
+
+    A sink whose method raises is closed and left out from then on; the run continues without it. The exception is an
+    essential sink, whose failure ends the run.
+    """
+
+    essential: bool
+
+    def rewind(self, step: int) -> None:
+        """Drop the records of steps after `step` and get ready for new ones.
+
+        This is the first call, with 0 in a new run. It is repeated if a running training returns to an earlier step.
+        """
+
+    def log(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Record values that were measured at a step.
+
+        Args:
+            kind: `train` (a log line), `valid` (a validation) or `test` (the evaluation after training).
+            step: the number of updates that the measured weights have had.
+            values: names and numbers, as metrics.jsonl holds them.
+        """
+
+    def summary(self, values: Mapping[str, Any]) -> None:
+        """Record the results of a training that has ended, as summary.json holds them."""
+
+    def close(self, exit_code: int) -> None:
+        """Finish writing. `exit_code` is 0 if the run ended as planned."""
+
+
+class SinkClass(Protocol):
+    """How a sink is made: nothing is opened or started before `rewind`."""
+
+    def __call__(self, folder: Path, run: TrackedRun) -> Sink: ...
+
+
+def sink_class(name: SinkName) -> SinkClass:
+    """The class <Name>Sink of txl/tracking/<name>_sink.py."""
+    module = importlib.import_module(f"txl.tracking.{name.value}_sink")
+    return cast(SinkClass, getattr(module, f"{name.value.capitalize()}Sink"))
