@@ -1,4 +1,4 @@
-"""`python -m txl.download NAME`: see txl.data.download."""
+"""`python -m txl.download NAME`, which is `txl download NAME`."""
 
 import sys
 

@@ -9,8 +9,10 @@ import os
 from pathlib import Path
 from typing import IO, Any, Protocol
 
-PROJECT = Path(__file__).resolve().parent.parent
-CONF = PROJECT / "conf"
+PACKAGE = Path(__file__).resolve().parent  # txl/
+PROJECT = PACKAGE.parent  # what has to be on Python's path: a checkout, a run's copy of the code, or site-packages
+INSTALLED = (PACKAGE / "conf").is_dir()  # from a wheel, which has conf/ inside the package
+CONF = PACKAGE / "conf" if INSTALLED else PROJECT / "conf"
 
 # What flock raises on a file system that has no locks (some network file systems).
 LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+from txl import __version__
+from txl.cli.main import COMMANDS
+
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -16,9 +19,9 @@ def run(script: str, *arguments: str, cwd: Path) -> tuple[subprocess.CompletedPr
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     environment = {k: v for k, v in os.environ.items() if k not in ("RANK", "WORLD_SIZE", "HYDRA_FULL_ERROR")}
     done = subprocess.run(
-        [sys.executable, str(PROJECT / script), *arguments],
+        [sys.executable, script if script == "-m" else str(PROJECT / script), *arguments],
         cwd=cwd,
-        env=environment,
+        env=environment | {"PYTHONPATH": str(PROJECT)},
         capture_output=True,
         text=True,
         timeout=60,
@@ -82,7 +85,7 @@ def test_a_mistake_in_a_file_names_the_file_and_the_key(line, tmp_path):
 @pytest.mark.parametrize("script", ["train.py", "evaluate.py"])
 def test_help_answers_at_once(script, tmp_path):
     done, seconds = run(script, "--help", cwd=tmp_path)
-    assert done.returncode == 0 and f"python {script}" in done.stdout
+    assert done.returncode == 0 and f"txl {script.removesuffix('.py')}" in done.stdout
     assert seconds < 1
     assert list(tmp_path.iterdir()) == []
 
@@ -119,3 +122,49 @@ def test_evaluate_needs_a_checkpoint(tmp_path):
     done, _ = run("evaluate.py", cwd=tmp_path)
     assert done.returncode == 2
     assert done.stderr == "error: checkpoint has no value; give one: checkpoint=...\n"
+
+
+def txl(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess, float]:
+    """`txl arguments`, and its CPU seconds."""
+    return run("-m", "txl", *arguments, cwd=cwd)
+
+
+def test_txl_names_its_commands_and_its_version_at_once(tmp_path):
+    done, seconds = txl("--help", cwd=tmp_path)
+    assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert txl(cwd=tmp_path)[0].stdout == done.stdout
+    assert txl("--version", cwd=tmp_path)[0].stdout == f"txl {__version__}\n"
+    assert seconds < 0.5
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name, tmp_path):
+    done, seconds = txl(name, "--help", cwd=tmp_path)
+    assert done.returncode == 0 and f"txl {name}" in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("typed, hint", [("trian", "did you mean train?"), ("fly", "there are train, evaluate,")])
+def test_an_unknown_command_is_one_line(typed, hint, tmp_path):
+    done, _ = txl(typed, cwd=tmp_path)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith(f"error: {typed} is not a command of txl; {hint}") and done.stderr.count("\n") == 1
+
+
+def write_data_set(folder: Path, name: str, file: str) -> None:
+    (folder / "data").mkdir(parents=True)
+    (folder / "data" / "mine.yaml").write_text(f"name: {name}\nvocab: char\nfile: {file}\n")
+
+
+def test_the_users_own_files_are_found_beside_the_packages(tmp_path, monkeypatch):
+    """--config-dir before ./conf before ~/.config/txl."""
+    home = tmp_path / "home"
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(home))
+    asked = ["train", "data=mine", "model=small", "--cfg", "job"]
+    assert "data=mine does not exist" in txl(*asked, cwd=tmp_path)[0].stderr
+    write_data_set(home / "txl", "of-the-user", "a.txt")
+    assert "name: of-the-user" in txl(*asked, cwd=tmp_path)[0].stdout
+    write_data_set(tmp_path / "conf", "of-the-project", "b.txt")
+    assert "name: of-the-project" in txl(*asked, cwd=tmp_path)[0].stdout
+    write_data_set(tmp_path / "more", "of-the-flag", "c.txt")
+    assert "name: of-the-flag" in txl(*asked, "--config-dir", "more", cwd=tmp_path)[0].stdout

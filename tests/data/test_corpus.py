@@ -370,7 +370,7 @@ def test_missing_data_names_the_folder_and_the_two_ways_out(tmp_path, monkeypatc
     monkeypatch.delenv("TXL_DATA", raising=False)
     with pytest.raises(ConfigError) as error:
         open_corpus(config(tmp_path, name="wt103", path="data/wt103"))
-    for words in (f"{tmp_path}/data/wt103", "python -m txl.download wt103,", "experiment=demo", "wiki.train.tokens"):
+    for words in (f"{tmp_path}/data/wt103", "txl download wt103,", "experiment=demo", "wiki.train.tokens"):
         assert words in str(error.value)
     assert "\n" not in str(error.value)
 
@@ -378,7 +378,7 @@ def test_missing_data_names_the_folder_and_the_two_ways_out(tmp_path, monkeypatc
 @pytest.mark.parametrize(
     "changes, remedy",
     [
-        ({"name": "wt103"}, "python -m txl.download wt103 --to {}"),
+        ({"name": "wt103"}, "txl download wt103 --to {}"),
         ({"name": "ptb"}, "put train.txt, valid.txt and test.txt there"),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_mistake_is_one_line(trained, tmp_path):
 
 def test_a_checkpoint_of_something_else_is_named(trained, tmp_path):
     (tmp_path / "checkpoint_best.pt").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="python -m txl.checkpoint import .*checkpoint_best.pt FOLDER"):
+    with pytest.raises(CheckpointError, match="txl import .*checkpoint_best.pt FOLDER"):
         resolve_checkpoint(tmp_path / "checkpoint_best.pt")
     other = build(n_layer=3).state_dict()
     with pytest.raises(CheckpointError, match="another architecture: it has no layers.2"):

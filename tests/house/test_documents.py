@@ -12,6 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from tests.support.configurations import CONF, composed
 from tests.support.documents import DOCUMENTS, PROJECT, code_in, commands, name_of, slug
 from txl.cli.hydra_main import quoted
+from txl.cli.main import COMMANDS as TXL_COMMANDS
 from txl.config.did_you_mean import dotted_keys
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 
@@ -34,7 +35,7 @@ def overrides_of(words: list[str]) -> list[str]:
     ]
 
 
-def check_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def check_parser(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m module arguments`: its parser accepts the arguments; nothing is done."""
     plain = argparse.ArgumentParser.parse_args
 
@@ -42,13 +43,11 @@ def check_module(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPa
         plain(*given, **named)
         raise Parsed
 
-    if not module.startswith("txl."):
-        assert importlib.util.find_spec(module), f"there is no {module}"
-        return
     monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
+    monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)
     with pytest.raises(Parsed):
-        runpy.run_module(module, run_name="__main__")
+        runpy.run_module(module, run_name="__main__", alter_sys=False)
 
 
 def check_make(words: list[str]) -> None:
@@ -57,25 +56,38 @@ def check_make(words: list[str]) -> None:
     assert [word for word in words if "=" not in word and word not in targets] == []
 
 
+def check_options(command: str, arguments: list[str]) -> None:
+    """`txl command arguments`, a command whose options Hydra composes: they exist and have values that are allowed."""
+    name = "evaluate" if command == "generate" else command
+    needed = ["checkpoint=..."] if name == "evaluate" and "checkpoint=" not in " ".join(arguments) else []
+    if "--help" not in arguments:
+        composed(*overrides_of(arguments), *needed, name=name, kind=KINDS[name])
+
+
 @pytest.mark.parametrize("words, place", COMMANDS, ids=[f"{place} {words[-1]}" for words, place in COMMANDS])
 def test_documented_commands_are_accepted(words, place, monkeypatch):
-    program, *rest = words
-    while program in ("torchrun", "srun"):  # what they start
-        rest = [word for word in rest if not word.startswith("-")]
-        program, rest = ("python", rest) if program == "torchrun" else (rest[0], rest[1:])
-    if program == "make":
-        check_make(rest)
-    elif rest[0] == "-m":
-        check_module(rest[1], [word for word in rest[2:] if word != "..."], monkeypatch)
-    else:
-        name = rest[0].removesuffix(".py")
-        assert (PROJECT / rest[0]).is_file(), f"{place}: there is no {rest[0]}"
-        if name in KINDS and "--help" not in rest:
-            needed = ["checkpoint=..."] if name == "evaluate" and "checkpoint=" not in " ".join(rest) else []
-            composed(*overrides_of(rest[1:]), *needed, name=name, kind=KINDS[name])
+    program, *arguments = words
+    if program in ("torchrun", "srun"):  # what they start
+        program, *arguments = [word for word in arguments if not word.startswith("-")]
+    if program.endswith("python") and arguments[0] == "-m":
+        if not arguments[1].startswith("txl"):
+            assert importlib.util.find_spec(arguments[1]), f"{place}: there is no {arguments[1]}"
+            return
+        check_parser(arguments[1], arguments[2:], monkeypatch)
+    elif program == "make":
+        check_make(arguments)
+    elif program.endswith("python"):
+        assert (PROJECT / arguments[0]).is_file(), f"{place}: there is no {arguments[0]}"
+        if arguments[0].removesuffix(".py") in KINDS:
+            check_options(arguments[0].removesuffix(".py"), arguments[1:])
+    elif arguments[0] in (*KINDS, "generate"):
+        check_options(arguments[0], arguments[1:])
+    elif arguments[0] != "--version":
+        assert arguments[0] in TXL_COMMANDS, f"{place}: there is no txl {arguments[0]}"
+        check_parser("txl", arguments, monkeypatch)
 
 
-PLACEHOLDERS = {"key", "group"}
+PLACEHOLDERS = {"key", "group", "mine"}
 KEYS = PLACEHOLDERS | {key for kind in KINDS.values() for key in dotted_keys(kind)}
 GROUPS = {folder.name: folder for folder in CONF.iterdir() if folder.is_dir()}
 
@@ -86,7 +98,7 @@ def test_options_in_the_documents_exist(document):
     for code in code_in(document):
         for key, value in re.findall(r"(?<![\w./-])([a-z_]+(?:\.[a-z_]+)*)=([\w|-]*)", code.text):
             if key in GROUPS and value:
-                known = {file.stem for file in GROUPS[key].glob("*.yaml")}
+                known = {file.stem for file in GROUPS[key].glob("*.yaml")} | PLACEHOLDERS
                 unknown += [f"{code.place}: {key}={one}" for one in value.split("|") if one not in known]
             elif key not in KEYS | GROUPS.keys() and not key.startswith("hydra"):
                 unknown.append(f"{code.place}: {key}")
@@ -114,7 +126,7 @@ def test_paths_in_the_documents_exist():
             for path in re.findall(
                 r"(?<![\w./-])((?:txl|tests|conf|docs|docker|hydra_plugins)/[\w./-]*\w/?)", code.text
             ):
-                known = (PROJECT / path).exists() or path.startswith("conf/site") or "FOLDER" in path
-                if not known:
+                made_up = path.startswith("conf/site") or path.endswith("/mine.yaml") or "FOLDER" in path
+                if not made_up and not (PROJECT / path).exists():
                     missing.append(f"{code.place}: {path}")
     assert missing == []

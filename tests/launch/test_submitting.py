@@ -32,7 +32,7 @@ def test_a_job_of_two_nodes_computes_what_one_process_computes(site):
     output = site.train(*TWO_BY_TWO, *plain, f"run_dir={site.folder}/four")
     job = job_of(output)
     assert "4 = 2 node(s) x 2" in output
-    assert f"tail -F {site.folder}/four/slurm/{job}_0_log.out" in output and "txl.launch status" in output
+    assert f"tail -F {site.folder}/four/slurm/{job}_0_log.out" in output and f"txl status {site.folder}" in output
     site.train(*plain, f"run_dir={site.folder}/one")
     said = site.cluster.wait_for(job, "COMPLETED", "FAILED", timeout=90)
     assert said["JobState"] == "COMPLETED", (site.folder / f"four/slurm/{job}_0_log.out").read_text()

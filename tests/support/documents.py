@@ -1,5 +1,6 @@
 """The project's documents: commands, links and code that stand in them."""
 
+import ast
 import re
 import shlex
 from dataclasses import dataclass
@@ -50,14 +51,13 @@ def words_of(code: str) -> list[str]:
 
 
 def commands() -> list[tuple[list[str], str]]:
-    """(words, place) of everything in the documents that is typed into a shell to use this project."""
-    found = []
-    for document in DOCUMENTS:
-        for code in code_in(document):
-            words = words_of(code.text)
-            if len(words) > 1 and words[0].rpartition("/")[2] in PROGRAMS:
-                found.append((words, code.place))
-    return found
+    """(words, place) of everything in the documents and help texts that is typed into a shell to use this project."""
+    codes = [code for document in DOCUMENTS for code in code_in(document)]
+    for module in sorted((PROJECT / "txl").rglob("*.py")):
+        lines = (ast.get_docstring(ast.parse(module.read_text())) or "").splitlines()
+        codes += [Code(line, name_of(module)) for line in lines if line.startswith("  ") and "txl " in line[:8]]
+    found = [(words_of(code.text), code.place) for code in codes]
+    return [(words, place) for words, place in found if len(words) > 1 and words[0].rpartition("/")[2] in PROGRAMS]
 
 
 def slug(heading: str) -> str:

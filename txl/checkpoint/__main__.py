@@ -1,4 +1,4 @@
-"""The commands `python -m txl.checkpoint import SOURCE FOLDER` and `... export CHECKPOINT TARGET`."""
+"""`txl import SOURCE FOLDER` and `txl export CHECKPOINT TARGET`; also `python -m txl.checkpoint import|export ...`."""
 
 import argparse
 import sys
@@ -11,7 +11,7 @@ from txl.errors import ConfigError
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m txl.checkpoint", description="Convert models from and to the formats of other programs."
+        prog="txl", description="Convert models from and to the formats of other programs."
     )
     commands = parser.add_subparsers(dest="command", required=True)
     import_ = commands.add_parser("import", help="convert the reference's checkpoint (.pt) or a folder of Hugging Face")

@@ -25,6 +25,6 @@ def resolve_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     if not path.exists():
         raise CheckpointError(f"{key}={path} does not exist; name a run folder or one of its checkpoints")
     other_format = path.is_file() or (path / "pytorch_model.bin").exists()
-    remedy = f"; to convert another program's model: python -m txl.checkpoint import {path} FOLDER"
+    remedy = f"; to convert another program's model: txl import {path} FOLDER"
     remedy = remedy if other_format else ""
     raise CheckpointError(f"{key}={path} holds no {MANIFEST}: not a checkpoint, or one that was never finished{remedy}")

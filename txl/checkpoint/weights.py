@@ -42,9 +42,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         return load_file(path)
     state = load_checkpoint(path)
     if isinstance(state, dict) and "model_state" in state:
-        raise CheckpointError(
-            f"{path} has the reference's format; convert it first: python -m txl.checkpoint import {path} FOLDER"
-        )
+        raise CheckpointError(f"{path} has the reference's format; convert it first: txl import {path} FOLDER")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise CheckpointError(f"{path} holds no weights: expected tensors by name")
     return state

@@ -10,13 +10,14 @@ from omegaconf import DictConfig
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from txl.cli.user_conf import search_user_conf
 from txl.config.compose import Config, register_types, to_typed
 from txl.config.did_you_mean import did_you_mean, dotted_keys
 from txl.config.error_messages import hydra_error
 from txl.config.rules import validate
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
-from txl.files import CONF
+from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave
 
@@ -26,7 +27,7 @@ STOPPED = {INTERRUPTED, TERMINATED}  # after these exit codes no further point o
 PROSE = {"text", "prompt"}  # keys whose values are text typed by hand, with commas and brackets that mean nothing more
 
 
-def run(name: str, kind: type[Config], about: str) -> int:
+def run(name: str, kind: type[Config], about: str, arguments: list[str]) -> int:
     """Compose `conf/<name>.yaml` with the command line, check the result, and start it; then wait for submitted jobs.
 
     With `-m`, every point is tried, whatever became of the one before, until somebody interrupts.
@@ -35,18 +36,19 @@ def run(name: str, kind: type[Config], about: str) -> int:
         name: Of the file in conf/.
         kind: What it is converted to.
         about: The beginning of what `--help` prints.
+        arguments: The command line: overrides, and Hydra's flags.
 
     Returns:
         The exit code, with `-m` the worst one of all points.
     """
-    if {"-h", "--help"} & set(sys.argv[1:]):  # Hydra's own takes two seconds
+    if {"-h", "--help"} & set(arguments):  # Hydra's own takes two seconds
         print(help_text(name, about))
         return 0
     import hydra
     from hydra._internal.utils import get_args_parser
     from hydra.errors import HydraException
 
-    _, flags = get_args_parser().parse_known_args()
+    known_flags, flags = get_args_parser().parse_known_args(arguments)
     if flags:
         known = did_you_mean(flags[0].lstrip("-"), dotted_keys(kind))
         return complain(f"{flags[0]} is not a flag; options are written key=value{known}")
@@ -54,13 +56,13 @@ def run(name: str, kind: type[Config], about: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print and hide behind exit code 1
     # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
     os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(CONF.parent), os.environ.get("PYTHONPATH")]))
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     from txl.launch.start import Launcher
 
     launcher = Launcher()
     register_types()
-    if not {"-m", "--multirun"} & set(sys.argv):
-        sys.argv[1:] = map(quoted, sys.argv[1:])
+    search_user_conf(known_flags.config_dir)
+    sys.argv[1:] = arguments if {"-m", "--multirun"} & set(arguments) else map(quoted, arguments)  # Hydra reads it
     codes: list[int] = []
 
     def point(cfg: DictConfig) -> None:

@@ -148,6 +148,6 @@ VOCAB_FACTS = {
         CutAt.line,
         options=("vocab_file", "merges_file"),
         needed=("vocab_file", "merges_file"),
-        remedy="GPT-2's two files, or others like them (python -m txl.download gpt2)",
+        remedy="GPT-2's two files, or others like them (txl download gpt2)",
     ),
 }

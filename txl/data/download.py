@@ -1,9 +1,9 @@
 """Download, verify and unpack data sets.
 
-    python -m txl.download wt103                    to data/wt103 (or $TXL_DATA/wt103); also enwik8, text8, lm1b
-    python -m txl.download enwik8 --to some/folder
-    python -m txl.download gpt2                     the tables of data.vocab=bpe: vocab.json, merges.txt
-    python -m txl.download https://example.org/texts.zip --to data/mine --sha256 ...
+    txl download wt103                    to data/wt103 (or $TXL_DATA/wt103); also enwik8, text8, lm1b
+    txl download enwik8 --to some/folder
+    txl download gpt2                     the tables of data.vocab=bpe: vocab.json, merges.txt
+    txl download https://example.org/texts.zip --to data/mine --sha256 ...
 
 The same command continues an interrupted download. Nothing is unpacked before its checksum is verified, and nothing is
 written outside the folder.
@@ -264,7 +264,7 @@ def _write_members(
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
     parser = argparse.ArgumentParser(
-        prog="python -m txl.download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+        prog="txl download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help=f"{', '.join(SOURCES)}, or an address (http, https)")
     parser.add_argument("--to", type=Path, help="folder; default: $TXL_DATA/NAME or data/NAME")

@@ -128,7 +128,7 @@ def _how_to_get(data: DataConfig) -> str:
     folder = Path(data.path or data.name)
     if data.name in SOURCES:
         elsewhere = "" if folder == Path(os.environ.get("TXL_DATA", "data")) / data.name else f" --to {data.path}"
-        return f"get it: python -m txl.download {data.name}{elsewhere}"
+        return f"get it: txl download {data.name}{elsewhere}"
     return "put train.txt, valid.txt and test.txt there"
 
 

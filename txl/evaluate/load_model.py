@@ -83,7 +83,7 @@ def load_trained_model(
 
 
 def read_model_description(path: str) -> dict[str, Any]:
-    """The configuration of a run: its config.yaml, or what `train.py ... --cfg job --resolve` prints, or JSON.
+    """The configuration of a run: its config.yaml, or what `txl train ... --cfg job --resolve` prints, or JSON.
 
     Raises ConfigError if the file lacks a section of SECTIONS or a value breaks a rule.
     """

@@ -7,7 +7,7 @@ import yaml
 
 from txl.config.compose import from_dict, to_dict
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
-from txl.files import PROJECT, write_json
+from txl.files import CONF, INSTALLED, PACKAGE, PROJECT, write_json
 from txl.plan.batch_split import processes
 from txl.plan.run_plan import Plan, run_folder
 
@@ -52,11 +52,12 @@ def read_config(folder: Path) -> RunConfig | EvaluateConfig:
 
 def copy_code(folder: Path) -> None:
     """Copy what the ranks of a job import: editing the checkout later changes no queued job."""
-    for part in ("txl", "conf"):
-        ignore = shutil.ignore_patterns("__pycache__", "site")
-        shutil.copytree(PROJECT / part, folder / part, ignore=ignore, dirs_exist_ok=True)
-    for script in PROJECT.glob("*.py"):
-        shutil.copy2(script, folder)
+    ignore = shutil.ignore_patterns("__pycache__", "site")
+    shutil.copytree(PACKAGE, folder / PACKAGE.name, ignore=ignore, dirs_exist_ok=True)
+    if not INSTALLED:  # a checkout: conf/ and the scripts lie beside the package
+        shutil.copytree(CONF, folder / CONF.name, ignore=ignore, dirs_exist_ok=True)
+        for script in PROJECT.glob("*.py"):
+            shutil.copy2(script, folder)
 
 
 def first_failed_rank(run_dir: Path) -> int | None:

@@ -6,7 +6,6 @@ cluster=slurm submits a job, and cluster=local runs a single rank in this proces
 
 import contextlib
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -88,7 +87,7 @@ def print_submitted(jobs: list[SubmittedJob]) -> None:
         print(f"job {one.job} submitted: {one.run_dir}\n  follow: tail -F {one.log}", flush=True)
     if jobs:
         folder = os.path.commonpath([one.run_dir for one in jobs])
-        print(f"  status: {Path(sys.executable).name} -m txl.launch status {folder}", flush=True)
+        print(f"  status: txl status {folder}", flush=True)
 
 
 def shows_console(config: RunConfig | EvaluateConfig) -> bool:

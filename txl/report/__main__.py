@@ -1,4 +1,4 @@
-"""The command `python -m txl.report RUN_FOLDER...`: a loss curve for every run, and a table of all."""
+"""`txl report RUN_FOLDER...` (also `python -m txl.report`): a loss curve for every run, and a table of all."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ from txl.report.table import format_runs_table
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m txl.report", description="Plot and compare runs.")
+    parser = argparse.ArgumentParser(prog="txl report", description="Plot and compare runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="run folders, or folders of them")
     try:
         runs = [read_run(folder) for folder in find_runs_with_metrics(parser.parse_args(arguments).runs)]

@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from txl.files import PROJECT
+from txl import __version__
+from txl.files import INSTALLED, PROJECT
 from txl.system.hardware import command_output, cpu_count, cpu_model, main_memory_gb, visible_gpus
 
 PACKAGES = [  # fmt: skip
-    "txl",
     "torch",
     "numpy",
     "hydra-core",
@@ -84,8 +84,8 @@ def environment_record() -> dict[str, Any]:
         "gpus": [gpu.name for gpu in found],
         "gpu_memory_gb": [gpu.memory_gb for gpu in found],
         "driver": found[0].driver if found else None,
-        "packages": package_versions(),
-        "git": git_state(PROJECT),
+        "packages": {"txl": __version__} | package_versions(),
+        "git": None if INSTALLED else git_state(PROJECT),  # the environment may lie in some other checkout
         "variables": {name: os.environ[name] for name in VARIABLES if name in os.environ},
         "torch": torch_record(),
     }

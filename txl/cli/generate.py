@@ -1,0 +1,14 @@
+"""Let a trained Transformer-XL continue a text.
+
+txl generate checkpoint=runs/demo/HASH-s1111 prompt="The history of" max_tokens=200
+txl generate checkpoint=... prompt=- temperature=0.9 top_k=40 top_p=0.95 seed=1    reads standard input
+txl generate checkpoint=... prompts=prompts.txt json=texts.json                     one prompt per line
+"""
+
+from txl.cli.hydra_main import run
+from txl.config.schema import EvaluateConfig
+
+
+def main(arguments: list[str]) -> int:
+    """Run `txl generate arguments`, which is `txl evaluate task=generate arguments`; returns the exit code."""
+    return run("evaluate", EvaluateConfig, str(__doc__), ["task=generate", *arguments])

@@ -1,0 +1,59 @@
+"""`txl COMMAND ARGUMENTS`: finds the module of a command, and imports nothing that another one needs."""
+
+import importlib
+import sys
+from dataclasses import dataclass
+
+from txl import __version__
+from txl.config.did_you_mean import did_you_mean
+from txl.system.process_exit import BAD_CONFIGURATION
+
+
+@dataclass(frozen=True)
+class Command:
+    """A command of `txl`."""
+
+    about: str
+    module: str  # its `main(arguments)` returns the exit code
+    first: tuple[str, ...] = ()  # arguments before those that were typed
+
+
+COMMANDS = {
+    "train": Command("train a model, here or as a SLURM job", "txl.cli.train"),
+    "evaluate": Command("loss, perplexity or bits per character of a split or a text", "txl.cli.evaluate"),
+    "generate": Command("text that follows a prompt", "txl.cli.generate"),
+    "benchmark": Command("speed of training, inference and encoding on this machine", "txl.cli.benchmark"),
+    "report": Command("loss curves and a table of runs", "txl.report.__main__"),
+    "status": Command("what became of runs, on this machine and under SLURM", "txl.launch.status"),
+    "cancel": Command("stop runs; a training saves first", "txl.launch.cancel"),
+    "download": Command("fetch a known data set, or the archive at an address", "txl.data.download"),
+    "import": Command("read a model of another implementation", "txl.checkpoint.__main__", ("import",)),
+    "export": Command("write a model for another implementation", "txl.checkpoint.__main__", ("export",)),
+}
+HELP = """Transformer-XL language models: train, evaluate, compare.
+
+Commands (txl COMMAND --help explains one):
+{commands}
+
+  txl train experiment=demo                  train a small model; no download, a minute or two
+  txl evaluate checkpoint=runs/demo/...      evaluate it
+  txl generate checkpoint=runs/demo/... prompt="import "
+"""
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code, 2 for a command that does not exist."""
+    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if name in ("-h", "--help", "help"):
+        print(HELP.format(commands="\n".join(f"  {name:<12}{one.about}" for name, one in COMMANDS.items())), end="")
+        return 0
+    if name in ("-V", "--version"):
+        print(f"txl {__version__}")
+        return 0
+    if name not in COMMANDS:
+        hint = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
+        print(f"error: {name} is not a command of txl{hint}", file=sys.stderr)
+        return BAD_CONFIGURATION
+    command = COMMANDS[name]
+    code: int = importlib.import_module(command.module).main([*command.first, *rest])
+    return code
