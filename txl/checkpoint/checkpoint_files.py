@@ -14,13 +14,14 @@ Shapes: L layers, B columns of the batch, M memory length, D model dim.
 import json
 import os
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
 
 from txl.errors import ConfigError
 from txl.files import sha256_of_file, write_json
+from txl.system.hang_watch import note_progress
 
 MANIFEST = "manifest.json"
 
@@ -32,6 +33,20 @@ class CheckpointError(ConfigError):
 # --------------------------------------------------------------------------- writing
 
 
+class _ProgressNotingFile:
+    """A file whose every write is progress: saving to a slow file system is no hang."""
+
+    def __init__(self, file: IO[bytes]):
+        self.file = file
+
+    def write(self, data: bytes) -> int:
+        note_progress()
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
 def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
     """Write `value` to a .json or .pt file and flush it to the disk.
 
@@ -41,7 +56,7 @@ def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
         write_json(path, value, indent=1, keep_non_finite=True)  # before the first validation the best loss is infinite
     else:
         with open(path, "wb") as file:
-            torch.save(value, file)
+            torch.save(value, cast(IO[bytes], _ProgressNotingFile(file)))
             file.flush()
             os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}

@@ -39,4 +39,5 @@ class ClusterConfig:
     container: str | None = None  # image, for pyxis
     container_mounts: list[str] = field(default_factory=list)  # from:to, besides the working directory
     python: str | None = None  # Python on the nodes; null: the same path as the Python that submits
+    hang_minutes: float = above_zero(5.0)  # a run of several processes ends after this long without any progress
     wait: bool = False  # follow rank 0's log and exit with the job's status

@@ -58,6 +58,8 @@ def check_kernels(config: RunConfig) -> None:
 def _check_no_slurm_options(cluster: ClusterConfig) -> None:
     plain = ClusterConfig(name=cluster.name)
     for option, value in vars(cluster).items():
+        if option == "hang_minutes":
+            continue
         rule = f"has no meaning for cluster={cluster.name}; use cluster=slurm"
         refuse_unless(value == getattr(plain, option), f"cluster.{option}", value, rule)
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from txl.errors import ConfigError
+from txl.system.hang_watch import note_progress
 
 BLOCK = 1 << 18  # bytes; what is computed from a block stays in the processor's cache
 
@@ -122,6 +123,7 @@ def _blocks(span: Span, end_of_whole: Callable[[bytes], int], size: int) -> Iter
         file.seek(span.start)
         offset, buffer, step = span.start, b"", size
         while data := file.read(min(step, span.stop - offset - len(buffer))):
+            note_progress()
             buffer += data
             end = end_of_whole(buffer)
             step = size if end else 2 * step  # a word longer than a block

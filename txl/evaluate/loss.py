@@ -19,6 +19,7 @@ from txl.data.corpus import Corpus
 from txl.evaluate.exported_program import FixedShapeProgram
 from txl.evaluate.runtimes import Memory, RunnableModel
 from txl.system.distributed import sum_over_ranks
+from txl.system.hang_watch import note_progress
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
 from txl.system.world import World, columns_of
@@ -189,6 +190,7 @@ def evaluate_stream(
             if batch.counted and counted == max_steps:
                 break
             counted += batch.counted
+            note_progress(is_step=True)
             began = time.perf_counter()
             input, target = batch.input.to(device), batch.target.to(device)
             with autocast(precision, device):

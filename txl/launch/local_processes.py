@@ -57,7 +57,7 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
-        again = number == signal.SIGINT in asked  # a second Ctrl-C: now
+        again = number in (signal.SIGINT, signal.SIGTERM) and number in asked  # the second time: do not wait
         asked.append(number)
         for process in ranks:
             if process.poll() is None:
@@ -90,7 +90,7 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], folder: Path, asked: li
                 process.kill()
             for process in ranks:
                 process.wait()
-            if asked and (asked.count(signal.SIGINT) > 1 or {128 + asked[0], -asked[0]} & set(codes)):
+            if asked and (max(map(asked.count, asked)) > 1 or {128 + asked[0], -asked[0]} & set(codes)):
                 print("stopped before it could save: resume=auto continues from the checkpoint before", file=sys.stderr)
                 return 128 + asked[0]
             # A killed rank wrote no traceback; those of the other ranks follow from its end.

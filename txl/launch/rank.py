@@ -23,6 +23,7 @@ from txl.errors import ConfigError
 from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
 from txl.launch.run_folder import job_folder, read_config
+from txl.system.hang_watch import HangWatch
 from txl.system.process_exit import BAD_CONFIGURATION, leave
 from txl.system.world import World
 
@@ -55,7 +56,7 @@ def rank_main(
     world = World.from_environment()
     if isinstance(config, EvaluateConfig):
         folder = folder or (Path(config.run_dir) if config.run_dir else None)
-        return reporting_failure(functools.partial(_evaluate, config, world), folder, world)
+        return reporting_failure(functools.partial(_evaluate, config, world, folder), folder, world)
     if config.preflight:
         from txl.launch.preflight import preflight
 
@@ -70,7 +71,7 @@ def rank_main(
             if world.is_main:
                 print(f"{prepared.plan.run_dir} is finished: nothing to do (raise train.max_step to go on)")
             return 0
-        train = functools.partial(_train, config, prepared, world, before_save)
+        train = functools.partial(_train, config, prepared, world, folder or Path(prepared.plan.run_dir), before_save)
         return reporting_failure(train, folder or Path(prepared.plan.run_dir), world)
 
 
@@ -93,6 +94,15 @@ def set_up_process(config: RunConfig | EvaluateConfig, world: World) -> "torch.d
     keep_freed_memory(device)
     init_process_group(world, device)  # does nothing if the ranks have met already
     return device
+
+
+def watch_for_hangs(config: RunConfig | EvaluateConfig, world: World, folder: Path | None) -> contextlib.ExitStack:
+    """Watch the ranks' progress until the returned stack is closed. A single process is not watched."""
+    watching = contextlib.ExitStack()
+    if world.world_size > 1 and folder is not None:
+        watch = HangWatch(folder, world, config.cluster.hang_minutes).start()
+        watching.callback(watch.stop)
+    return watching
 
 
 def reporting_failure(work: Callable[[], int], folder: Path | None, world: World) -> int:
@@ -120,7 +130,9 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
 # --------------------------------------------------------------------------- the four kinds of work
 
 
-def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Callable[[], None] | None) -> int:
+def _train(
+    config: RunConfig, prepared: Prepared, world: World, folder: Path, before_save: Callable[[], None] | None
+) -> int:
     from txl.checkpoint.init_from import initialize_from_checkpoint
     from txl.data.corpus import open_corpus
     from txl.system.distributed import close_process_group
@@ -128,6 +140,7 @@ def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Cal
     from txl.tracking.tracker import open_tracker
     from txl.train.trainer import Trainer
 
+    watch = watch_for_hangs(config, world, folder)
     device = set_up_process(config, world)
     corpus = prepared.corpus or open_corpus(config.data)
     tracker = open_tracker(TrackedRun.of(config), None if config.debug else Path(prepared.plan.run_dir), world.rank)
@@ -143,6 +156,7 @@ def _train(config: RunConfig, prepared: Prepared, world: World, before_save: Cal
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw_loss_curve(Path(prepared.plan.run_dir))
     close_process_group()
+    watch.close()
     return code
 
 
@@ -156,15 +170,17 @@ def draw_loss_curve(run_dir: Path) -> None:
         print(f"note: no loss curve was drawn: {error}", file=sys.stderr, flush=True)
 
 
-def _evaluate(config: EvaluateConfig, world: World) -> int:
+def _evaluate(config: EvaluateConfig, world: World, folder: Path | None) -> int:
     from txl.config.schema import Task
     from txl.evaluate.evaluator import Evaluator
     from txl.evaluate.generate import generate_texts
     from txl.system.distributed import close_process_group
 
+    watch = watch_for_hangs(config, world, folder)
     device = set_up_process(config, world)
     code = generate_texts(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()
     close_process_group()
+    watch.close()
     return code
 
 

@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from txl.system.hang_watch import waiting_for_ranks
 from txl.system.world import World
 
 T = TypeVar("T")
@@ -29,6 +30,7 @@ def close_process_group() -> None:
         dist.destroy_process_group()
 
 
+@waiting_for_ranks()
 def sum_over_ranks(tensor: Tensor) -> Tensor:
     """Add up a tensor over all ranks, in place, and return it. Collective."""
     if dist.is_initialized():
@@ -36,6 +38,7 @@ def sum_over_ranks(tensor: Tensor) -> Tensor:
     return tensor
 
 
+@waiting_for_ranks()
 def average_sparse_gradient(grad: Tensor) -> Tensor:
     """A sparse gradient, averaged over all ranks and coalesced, as DistributedDataParallel does for dense ones.
 
@@ -60,6 +63,7 @@ def _gather_padded(mine: Tensor, counts: list[int]) -> Tensor:
     return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
 
 
+@waiting_for_ranks()
 def gather_objects(value: T) -> list[T]:
     """The values of all ranks, in the order of ranks, on every rank. Collective."""
     if not dist.is_initialized():
@@ -69,6 +73,7 @@ def gather_objects(value: T) -> list[T]:
     return values
 
 
+@waiting_for_ranks()
 def broadcast_object(value: T) -> T:
     """Rank 0's value, on every rank. Collective."""
     if not dist.is_initialized():
@@ -78,6 +83,7 @@ def broadcast_object(value: T) -> T:
     return box[0]
 
 
+@waiting_for_ranks()
 def barrier() -> None:
     """Wait until all ranks are here. Collective."""
     if dist.is_initialized():
@@ -111,7 +117,8 @@ class AsyncMaximum:
         """
         if self._work is None:
             return 0
-        self._work.wait()
+        with waiting_for_ranks():
+            self._work.wait()
         self._work = None
         return int(self._value.item())
 

@@ -31,7 +31,9 @@ from txl.optim.schedule import lr_at, lr_of_update
 from txl.plan.run_plan import Plan
 from txl.system.devices import copy_to_device, should_compile
 from txl.system.distributed import AsyncMaximum, average_sparse_gradient, sum_over_ranks
+from txl.system.hang_watch import note_progress, note_stop_signal
 from txl.system.precision import autocast, loss_scaler, parameter_dtype, set_matmul_precision
+from txl.system.process_exit import TERMINATED
 from txl.system.world import World, columns_of
 from txl.tracking.tracker import Tracker
 from txl.train.final_evaluation import FinalEvaluation
@@ -184,6 +186,7 @@ class Trainer:
                         input[i], target[i], self.mems.take(i), self.geometry, scale, groups, sample
                     )
                 self.mark("forward")
+                note_progress()
                 self.scaler.scale(loss).backward()
                 self.mems.put(i, mems)  # in the place of those that the backward pass has just read
             self.window += torch.stack([nats, torch.full_like(nats, target[i].numel())])
@@ -199,6 +202,7 @@ class Trainer:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
         self.mark("optimizer")
+        note_progress(is_step=True)
         state.step += 1
         state.tokens_seen += tokens
         self.tracker.progress(state.step)
@@ -344,7 +348,10 @@ class Trainer:
 
     def _on_signal(self, number: int, frame) -> None:
         if self.stop_signal == number == signal.SIGINT:
-            raise KeyboardInterrupt  # a second Ctrl-C: now
+            raise KeyboardInterrupt  # the second time: do not save, end now
+        if self.stop_signal == number == signal.SIGTERM:
+            raise SystemExit(TERMINATED)
+        note_stop_signal()
         self.stop_signal = number
 
     def _interrupted(self, stop: int) -> int:
