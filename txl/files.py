@@ -104,8 +104,11 @@ def flatten(values: dict[str, Any], separator: str = ".", prefix: str = "") -> d
 class Hash(Protocol):
     """A hash of `hashlib`."""
 
-    def update(self, data: bytes, /) -> None: ...
-    def hexdigest(self) -> str: ...
+    def update(self, data: bytes, /) -> None:
+        """Adds bytes to what is hashed."""
+
+    def hexdigest(self) -> str:
+        """Returns the hash of all bytes so far, in hex."""
 
 
 def sha256_of_json(value: Any) -> str:

@@ -9,7 +9,7 @@ import socket
 import sys
 from pathlib import Path
 
-from txl.launch.job_state import ENDED, SubmittedJob, command_output, job_state
+from txl.launch.job_state import ENDED, SubmittedJob, job_state, slurm_output
 from txl.launch.run_lock import is_locked, lock_owner
 from txl.launch.status import DEPTH, runs_below
 
@@ -40,7 +40,7 @@ def cancel_run(run: Path) -> str | None:
         if state is None or state in ENDED:
             print(f"{run}: job {submitted.job} has ended already")
             return None
-        if command_output("scancel", submitted.job) is None:
+        if slurm_output("scancel", submitted.job) is None:
             return f"scancel {submitted.job} failed"
         print(f"{run}: job {submitted.job} was {state}, cancelled")
         return None

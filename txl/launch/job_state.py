@@ -38,13 +38,13 @@ def describe_job(job: str) -> dict[str, str]:
 
 def ask_controller(job: str) -> dict[str, str]:
     """What scontrol shows of a job. The controller forgets a job a few minutes after its end."""
-    line = (command_output("scontrol", "-o", "show", "job", job) or "").partition("\n")[0]
+    line = (slurm_output("scontrol", "-o", "show", "job", job) or "").partition("\n")[0]
     return dict(part.split("=", 1) for part in line.split() if "=" in part)
 
 
 def ask_accounting(job: str) -> dict[str, str]:
     """JobState, ExitCode and NodeList from sacct; empty if the site has no accounting."""
-    shown = command_output("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", job) or ""
+    shown = slurm_output("sacct", "-X", "-n", "-P", "-o", "JobID,State,ExitCode,NodeList", "-j", job) or ""
     for line in reversed(shown.splitlines()):
         fields = line.split("|")
         if fields[0] == job and len(fields) > 1:
@@ -53,8 +53,8 @@ def ask_accounting(job: str) -> dict[str, str]:
     return {}
 
 
-def command_output(*command: str) -> str | None:
-    """Standard output of a command; None if it is missing, fails or takes longer than 30 s."""
+def slurm_output(*command: str) -> str | None:
+    """Standard output of a command of SLURM; None if it is missing, fails or takes longer than 30 s."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=30)
     except (OSError, subprocess.SubprocessError):

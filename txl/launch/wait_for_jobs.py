@@ -7,7 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from txl.launch.job_state import ENDED, SubmittedJob, command_output, describe_job
+from txl.launch.job_state import ENDED, SubmittedJob, describe_job, slurm_output
 from txl.launch.run_folder import first_failed_rank
 from txl.system.hardware import parse_core_list
 from txl.system.process_exit import INTERRUPTED
@@ -29,7 +29,7 @@ class Watched:
         """Ask SLURM once. Prints a new state; with `quiet` not that the job is running."""
         shown = describe_job(self.job.job)
         state = shown.get("JobState")
-        if state is None and command_output("scontrol", "ping") is None:
+        if state is None and slurm_output("scontrol", "ping") is None:
             return  # the controller does not answer: ask again later
         if state is None:
             done = (self.job.run_dir / "summary.json").exists()
@@ -112,7 +112,7 @@ def offer_to_cancel(jobs: list[str]) -> int:
     if sys.stdin.isatty():
         with contextlib.suppress(EOFError, KeyboardInterrupt):
             if input(f"\nCancel job {names}? [y/N] ").strip().lower() in ("y", "yes"):
-                command_output("scancel", *jobs)
+                slurm_output("scancel", *jobs)
                 print(f"cancelled: {names}")
                 return INTERRUPTED
     print(f"left in the queue: {names} (scancel {names} ends them)", flush=True)
