@@ -16,6 +16,7 @@ from tests.support.bitwise import assert_bitwise_equal
 from tests.support.slurm_site import (
     HOLD,
     TWO_BY_TWO,
+    TWO_NODES,
     Site,
     attempts,
     job_of,
@@ -103,7 +104,7 @@ def test_a_cancelled_waiting_job_ends_its_launcher_and_a_queued_folder_is_in_use
 
 def test_a_cancelled_running_job_saves_and_does_not_come_back(site, faults):
     run_dir = site.folder / "cancelled"
-    process = site.start(*TWO_BY_TWO, "cluster.wait=true", FOR_EVER, f"run_dir={run_dir}", fault="slow:0.05")
+    process = site.start(*TWO_NODES, "cluster.wait=true", FOR_EVER, f"run_dir={run_dir}", fault="slow:0.05")
     wait_for_step(run_dir, 5)
     job, began = submitted(run_dir), time.monotonic()
     site.cluster.run("scancel", job)
@@ -162,7 +163,7 @@ def final_state(run_dir):
 def undisturbed(site):
     """A run to compare with; whoever compares waits for it first."""
     run_dir = site.folder / "undisturbed"
-    job = job_of(site.train(*TWO_BY_TWO, f"train.max_step={STEPS}", f"run_dir={run_dir}"))
+    job = job_of(site.train(*TWO_NODES, f"train.max_step={STEPS}", f"run_dir={run_dir}"))
 
     def finished():
         assert site.cluster.wait_for(job, "COMPLETED", "FAILED", timeout=90)["JobState"] == "COMPLETED"
@@ -204,7 +205,7 @@ def comes_back(site, disturb, options, undisturbed, after, fault="slow:0.1") -> 
     """
     run_dir = site.folder / f"{disturb.__name__}-{id(site)}"
     options = [f"train.max_step={STEPS}", "checkpoint.interval=7", "cluster.wait=true", *options]
-    process = site.start(*TWO_BY_TWO, *options, f"run_dir={run_dir}", fault=fault)
+    process = site.start(*TWO_NODES, *options, f"run_dir={run_dir}", fault=fault)
     wait_for_step(run_dir, after)
     job, began = submitted(run_dir), time.monotonic()
     disturb(site.cluster, job)

@@ -13,6 +13,7 @@ import pytest
 
 from tests.support.configurations import composed
 from tests.support.entry_points import PROJECT, command, environment
+from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.slurm_site import HOLD, TWO_BY_TWO, job_of, submitted, wait_for_step
 from tests.support.tiny_runs import TINY_RUN, metrics
@@ -33,7 +34,7 @@ def test_a_job_of_two_nodes_computes_what_one_process_computes(site):
     job = job_of(output)
     assert "4 = 2 node(s) x 2" in output
     assert f"tail -F {site.folder}/four/slurm/{job}_0_log.out" in output and f"txl status {site.folder}" in output
-    site.train(*plain, f"run_dir={site.folder}/one")
+    train_here(*site.shared, *plain, f"run_dir={site.folder}/one")
     said = site.cluster.wait_for(job, "COMPLETED", "FAILED", timeout=90)
     assert said["JobState"] == "COMPLETED", (site.folder / f"four/slurm/{job}_0_log.out").read_text()
     for kind in ("train", "valid", "test"):
@@ -244,11 +245,11 @@ def test_128_ranks_come_up_where_the_plan_has_them(site):
     assert len(re.findall(r"^n\d +16 +16 ", output, re.MULTILINE)) == 8
 
 
-def test_a_job_may_evaluate_after_training(site):
-    run_dir = site.folder / "then"
+def test_a_job_may_evaluate_after_training(tmp_path):
     longer = ["evaluation.tgt_len=4", "evaluation.mem_len=16", "evaluation.batch_size=2"]
-    site.train("train.max_step=8", "then=evaluate", *longer, f"run_dir={run_dir}")
-    summary = json.loads((run_dir / "summary.json").read_text())
+    data = write_corpus(tmp_path / "text")
+    train_here(*data, *TINY_RUN, "train.max_step=8", "then=evaluate", *longer, f"run_dir={tmp_path}/run")
+    summary = json.loads((tmp_path / "run/summary.json").read_text())
     assert summary["evaluation"]["geometry"]["mem_len"] == 16 and summary["evaluation"]["batch_size"] == 2
     assert summary["evaluation"]["loss"] != summary["test"]["loss"]
 

@@ -19,6 +19,7 @@ from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.launch.job_state import SubmittedJob
 
 HOLD = 'cluster.sbatch=["--hold"]'
+TWO_NODES = ["cluster=slurm", "cluster.minutes=5", "nodes=2", "gpus=1"]
 TWO_BY_TWO = ["cluster=slurm", "cluster.minutes=5", "nodes=2", "gpus=2"]
 
 # What goes wrong in a job is put into its ranks from outside: TXL_FAULT="raise:3:10" (rank 3, step 10), "hang:0:3", or
@@ -142,8 +143,8 @@ class Faults:
             "# Faults that were tried",
             "",
             f"Written by `make faults` (`tests/launch/test_faults.py`), {time.strftime('%Y-%m-%d')}: a real SLURM on",
-            f"one machine ({machine}), small model, 2 nodes x 2 tasks, a checkpoint every",
-            "7 steps. The exit code is that of `train.py`, which waits for the job where there is one; the message is",
+            f"one machine ({machine}), small model, 2 nodes with 1 or 2 tasks each, a checkpoint",
+            "every 7 steps. The exit code is that of `train.py`, which waits for a job if there is one; the message is",
             "what it says in the end. Where the job came back, its weights, optimizer, memories and every loss are",
             "bitwise those of the undisturbed run, with no step twice and none missing; `took` is then the time until",
             "it ran again.",
