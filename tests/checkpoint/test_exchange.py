@@ -29,7 +29,7 @@ from txl.config.compose import from_dict
 from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
 from txl.errors import ConfigError
-from txl.evaluate.load_model import load
+from txl.evaluate.load_model import load_trained_model
 
 HUGGING_FACE = sorted((Path(__file__).parents[1] / "hugging_face").glob("*.json"))
 
@@ -61,7 +61,7 @@ def test_a_reference_checkpoint_is_imported_evaluated_and_exported(name, tmp_pat
     n_layer, width = case["config"]["n_layer"], case["config"]["n_head"] * case["config"]["d_head"]
     shape = f"{n_layer} of {3 * width}x{case['config']['d_model']}"
     assert f"  layers.#.dec_attn.qkv_net.weight -> layers.#.attention.qkv.weight: {shape}\n" in report
-    loaded = load(str(tmp_path / "ours"), torch.device("cpu"), torch.float64)
+    loaded = load_trained_model(str(tmp_path / "ours"), torch.device("cpu"), torch.float64)
     c = case["config"]
     lengths = Geometry(*(c[key] for key in ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")))
     with torch.no_grad():
@@ -72,7 +72,7 @@ def test_a_reference_checkpoint_is_imported_evaluated_and_exported(name, tmp_pat
     assert back["model_state"].keys() == weights.keys()
     assert all(torch.equal(back["model_state"][name], tensor) for name, tensor in weights.items())
     assert main(["import", str(tmp_path / "back.pt"), str(tmp_path / "again")]) == 0
-    assert load(str(tmp_path / "again"), torch.device("cpu")).vocab.words == loaded.vocab.words
+    assert load_trained_model(str(tmp_path / "again"), torch.device("cpu")).vocab.words == loaded.vocab.words
     assert load_model(case, tensors)
 
 
@@ -102,7 +102,7 @@ def test_hugging_face_models_have_the_same_losses(path, tmp_path):
     names = [line.split(" -> ")[0].strip() for line in report if " -> " in line]
     patterns = [re.escape(name.removeprefix("transformer.")).replace(r"\#", r"\d+") for name in names]
     assert len(names) > 15 and all(any(re.search(f"(^|\\.){p}$", name) for name in state) for p in patterns)
-    loaded = load(str(tmp_path / "ours"), torch.device("cpu"))
+    loaded = load_trained_model(str(tmp_path / "ours"), torch.device("cpu"))
     e = loaded.evaluation
     geometry = Geometry(case["tgt_len"], e.mem_len, 0, e.clamp_len, e.same_length)
     stream = torch.tensor(case["stream"])
