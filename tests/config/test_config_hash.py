@@ -22,6 +22,7 @@ OTHER_RUN = """
     train.tgt_len=32 train.mem_len=0 train.clip=1 train.roll=true train.varlen=true train.sampled_softmax=9
     valid.tgt_len=32 valid.batch_size=8
     optimizer=lamb optimizer.lr=0.5 scheduler.warmup_step=7 scheduler=constant precision=bf16 train.max_step=3000
+    optimizer.lr_scale=["embedding.*=0.5"]
 """
 
 

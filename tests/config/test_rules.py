@@ -96,6 +96,10 @@ REFUSED = {
     "train.first_rank_batch_size=256": "train.first_rank_batch_size=256 must be below train.batch_size=256",
     "train.first_rank_batch_size=2 train.local_batch_size=4": "first_rank_batch_size=2 excludes train.local_batch_size",
     "train.varlen=true train.tgt_len=4 valid.tgt_len=4": "train.varlen=true draws lengths of 5 and more",
+    # learning rates of groups
+    "optimizer.lr_scale=[embedding]": "optimizer.lr_scale=embedding must be a pattern of names and a factor",
+    'optimizer.lr_scale=["*.bias=-1"]': "optimizer.lr_scale=*.bias=-1 must be a pattern of names and a factor",
+    'optimizer.lr_scale=["embeding.*=2"]': "optimizer.lr_scale=embeding.* matches no parameter: their names begin with",
     # sampled softmax
     "train.sampled_softmax=0": "train.sampled_softmax=0 must be above 0",
     "train.sampled_softmax=99": "sampled_softmax=99 needs one softmax, and data.cutoffs=[19997,39997,199997] divide it",
@@ -131,6 +135,7 @@ ACCEPTED = [
     "optimizer=sgd optimizer.momentum=0.9",
     "data=text data.file=a data.split=[.9,.1]",
     "train.sampled_softmax=8192 model.adaptive=false optimizer=adagrad",
+    'optimizer.lr_scale=["layers.*.norm.*=0","*.bias=2e-3","soft*=1.5"]',
 ]
 
 

@@ -65,7 +65,7 @@ def test_lamb_takes_the_reference_steps(path, case):
         eps=1e-6,
         momentum=0.0,
     )
-    optimizer = build_optimizer(config, parameters.values())
+    optimizer = build_optimizer(config, parameters.items())
     for step in range(case["steps"]):
         for name in names:
             parameters[name].grad = tensors[f"grad/{step}/{name}"].clone()

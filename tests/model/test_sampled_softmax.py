@@ -153,7 +153,7 @@ def train(model, sampler, tables, optimizer, steps, words=10) -> None:
 def test_rows_that_were_not_drawn_and_what_is_remembered_of_them_stay_as_they_are(name, tie_weight):
     model, sampler, tables = build(5, tie_weight=tie_weight)
     assert len(tables) == 2 - tie_weight
-    optimizer = build_optimizer(optimizer_config(name, lr=0.1, momentum=0.9), model.parameters(), tables)
+    optimizer = build_optimizer(optimizer_config(name, lr=0.1, momentum=0.9), model.named_parameters(), tables)
     before = [table.detach().clone() for table in tables]
     train(model, sampler, tables, optimizer, steps=3)
     touched = torch.cat([torch.arange(10), *(sampler.draw(step).words for step in range(3))]).unique()
@@ -161,7 +161,7 @@ def test_rows_that_were_not_drawn_and_what_is_remembered_of_them_stay_as_they_ar
     for table, old in zip(tables, before, strict=True):
         changed = (table != old).any(dim=1).nonzero()[:, 0]
         assert len(changed) > 5 and set(changed.tolist()) <= set(touched.tolist())
-        owner = optimizer.sparse if name == "adam" else optimizer
+        owner = optimizer.parts["sparse"] if name == "adam" else optimizer
         for value in owner.state[table].values():
             if isinstance(value, torch.Tensor) and value.shape == table.shape:
                 assert set(value.nonzero()[:, 0].tolist()) == set(changed.tolist())
@@ -175,7 +175,7 @@ def test_when_every_row_is_drawn_the_update_is_the_dense_one(name):
         model, sampler, tables = build(count)
         model.embedding.sparse_gradient = count is not None
         config = optimizer_config(name, lr=0.01, eps=1e-12)
-        optimizer = build_optimizer(config, model.parameters(), tables)
+        optimizer = build_optimizer(config, model.named_parameters(), tables)
         for step in range(4):
             hidden, target = batch()
             h = hidden + model.embedding(target)
@@ -194,7 +194,7 @@ def test_the_optimizer_of_two_goes_on_where_it_was_saved(tmp_path):
     finished, states = [], []
     for resumed in (False, True):
         model, sampler, tables = build(5)
-        optimizer = build_optimizer(optimizer_config("adam", lr=0.1), model.parameters(), tables)
+        optimizer = build_optimizer(optimizer_config("adam", lr=0.1), model.named_parameters(), tables)
         if resumed:
             model.load_state_dict(states[0])
             optimizer.load_state_dict(states[1])

@@ -9,10 +9,11 @@ import torch
 from tests.support.optimizers import optimizer_config
 from txl.config.optimizer import OptimizerName
 from txl.config.scheduler import SchedulerConfig, SchedulerName
-from txl.optim import build as optim
+from txl.errors import ConfigError
 from txl.optim import lamb
 from txl.optim.build import build_optimizer
 from txl.optim.clipping import clip_gradients
+from txl.optim.groups import group_parameters
 from txl.optim.schedule import Plateau, lr_at, lr_of_update
 
 
@@ -28,6 +29,11 @@ def schedule(name: str, **changes) -> SchedulerConfig:
         first_update_at_base_lr=True,
     )
     return SchedulerConfig(**values | changes)
+
+
+def enumerated(params) -> list[tuple[str, torch.nn.Parameter]]:
+    """Parameters with names."""
+    return [(f"weight{i}", p) for i, p in enumerate(params)]
 
 
 def rate(step, config, rule=lr_at, plateau=None):
@@ -84,7 +90,7 @@ def test_every_optimizer_learns_a_line(name):
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(4, 1))
     x, truth = torch.randn(64, 4), torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
-    optimizer = build_optimizer(optimizer_config(name, lr=0.1), [weight])
+    optimizer = build_optimizer(optimizer_config(name, lr=0.1), [("weight", weight)])
     first = None
     for _ in range(200):
         loss = ((x @ weight - x @ truth) ** 2).mean()
@@ -97,7 +103,7 @@ def test_every_optimizer_learns_a_line(name):
 
 def test_lamb_leaves_no_trace_of_a_parameter_without_gradient():
     weight = torch.nn.Parameter(torch.ones(3))
-    optimizer = build_optimizer(optimizer_config("lamb"), [weight])
+    optimizer = build_optimizer(optimizer_config("lamb"), [("weight", weight)])
     optimizer.step()
     assert torch.equal(weight, torch.ones(3)) and not optimizer.state
 
@@ -105,7 +111,7 @@ def test_lamb_leaves_no_trace_of_a_parameter_without_gradient():
 def test_lamb_state_survives_a_round_trip():
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(5, 5)) for _ in range(2)]
-    first, second = (build_optimizer(optimizer_config("lamb"), [w]) for w in weights)
+    first, second = (build_optimizer(optimizer_config("lamb"), [("weight", w)]) for w in weights)
     with torch.no_grad():
         weights[1].copy_(weights[0])
     gradients = torch.randn(4, 5, 5)
@@ -129,7 +135,7 @@ def test_lamb_in_blocks_equals_lamb_over_all_tensors_at_once(decay, monkeypatch)
     torch.manual_seed(0)
     first = [torch.nn.Parameter(torch.randn(shape, dtype=torch.float64)) for shape in ((3, 5), (7,), (1,), (4, 7))]
     second = copy.deepcopy(first)
-    blocks, together = optim.Lamb(first, 0.01, weight_decay=decay), optim.Lamb(second, 0.01, weight_decay=decay)
+    blocks, together = lamb.Lamb(first, 0.01, weight_decay=decay), lamb.Lamb(second, 0.01, weight_decay=decay)
     for _ in range(3):
         for p, q in zip(first, second, strict=True):
             p.grad = torch.randn_like(p) * 10
@@ -150,7 +156,7 @@ def test_clipping_shares_its_norm_and_equals_torch(name, of):
     torch.manual_seed(0)
     ours = [torch.nn.Parameter(torch.randn(4, 3)) for _ in range(3)]
     theirs = copy.deepcopy(ours)
-    one, other = (build_optimizer(optimizer_config(name), params) for params in (ours, theirs))
+    one, other = (build_optimizer(optimizer_config(name), enumerated(params)) for params in (ours, theirs))
     for p, q in zip(ours, theirs, strict=True):
         p.grad = torch.randn_like(p)
         q.grad = p.grad.clone()
@@ -165,7 +171,7 @@ def test_clipping_shares_its_norm_and_equals_torch(name, of):
 def test_lamb_skips_an_update_whose_gradients_overflowed_and_leaves_the_moments(together, monkeypatch):
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(5, 5))
-    optimizer = build_optimizer(optimizer_config("lamb", weight_decay=0.1), [weight])
+    optimizer = build_optimizer(optimizer_config("lamb", weight_decay=0.1), [("weight", weight)])
     if together:  # as on a GPU, where the host does not wait to know whether the update is skipped
         monkeypatch.setattr(lamb, "updates_in_blocks", lambda params: False)
     scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
@@ -183,3 +189,33 @@ def test_lamb_skips_an_update_whose_gradients_overflowed_and_leaves_the_moments(
         assert same is overflow
     torch.testing.assert_close(optimizer.state_dict()["state"], before[1], rtol=0, atol=0)
     assert scaler.get_scale() == 4.0
+
+
+# --------------------------------------------------------------------------- groups with their own rate
+
+
+@pytest.mark.parametrize("name", ["lamb", "adam", "sgd", "adagrad"])
+def test_without_lr_scale_the_state_has_one_group_and_no_new_entries(name):
+    """Checkpoints of earlier versions load, and look the same."""
+    torch_class = {"lamb": lamb.Lamb, "adam": torch.optim.Adam, "sgd": torch.optim.SGD, "adagrad": torch.optim.Adagrad}
+    params = [torch.nn.Parameter(torch.randn(3)) for _ in range(2)]
+    (group,) = build_optimizer(optimizer_config(name), enumerated(params)).state_dict()["param_groups"]
+    (expected,) = torch_class[name](params, lr=0.01).state_dict()["param_groups"]
+    assert group.keys() == expected.keys() and group["params"] == [0, 1]
+
+
+def test_parameters_are_grouped_by_the_first_pattern_that_matches_their_name():
+    names = "embedding.tables.0 layers.0.norm.bias layers.1.norm.bias layers.1.qkv.weight softmax.biases.0".split()
+    named = [(name, torch.zeros(1)) for name in names]
+    groups = group_parameters({"layers.1.*": 0.5, "*.bias": 2.0, "softmax.biases.?": 0.0}, named)
+    assert {group.name: (group.lr_scale, [p.name for p in group.parameters]) for group in groups} == {
+        "layers.1.*": (0.5, names[2:4]),
+        "*.bias": (2.0, names[1:2]),
+        "softmax.biases.?": (0.0, names[4:]),
+        "others": (1.0, names[:1]),
+    }
+
+
+def test_a_pattern_that_matches_nothing_is_an_error():
+    with pytest.raises(ConfigError, match=r"optimizer\.lr_scale: embeding\.\* matches no parameter"):
+        group_parameters({"embeding.*": 0.5}, [("embedding.tables.0", torch.zeros(1))])

@@ -69,6 +69,7 @@ METHODS = {
     **{f"{name} schedule": f"scheduler={name}" for name in ("cosine", "inv_sqrt", "constant")},
     "plateau": "scheduler=dev_perf valid.interval=2",
     "momentum": "optimizer=sgd optimizer.momentum=0.9",
+    "rates of groups": 'optimizer.lr_scale=["embedding.*=0.5","*.bias=0"]',
     "first update at the base rate": "optimizer=lamb scheduler.first_update_at_base_lr=true",
     "no clipping": "train.clip=0",
 }
@@ -80,6 +81,14 @@ def test_every_model_and_method_trains_validates_and_tests(case, text, tmp_path)
     assert train(tmp_path, text, *options) == 0
     losses = [record["loss"] for kind in ("train", "valid", "test") for record in metrics(tmp_path, kind)]
     assert len(losses) >= 5 and all(0 < loss < 2 * math.log(21) for loss in losses)
+
+
+def test_a_group_with_half_the_rate_is_trained_as_with_half_the_base_rate(text, tmp_path):
+    options = ["optimizer=sgd", "scheduler=constant", "train.max_step=3", "deterministic=true"]
+    assert train(tmp_path / "a", text, *options, "optimizer.lr=0.25", 'optimizer.lr_scale=["*=0.5"]') == 0
+    assert train(tmp_path / "b", text, *options, "optimizer.lr=0.125") == 0
+    losses = [[record["loss"] for record in metrics(tmp_path / name)] for name in "ab"]
+    assert losses[0] == losses[1] and len(losses[0]) == 3
 
 
 def test_the_plateau_lowers_the_rate_of_a_run_that_gets_no_better(text, tmp_path):

@@ -1,5 +1,6 @@
 """What is known of an option beside its type, in its dataclass: `n_layer: int = above_zero()`."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -54,6 +55,8 @@ def added(default: Any) -> Any:
 
     An option with that value is not part of the hash of a configuration, so existing runs keep their folder.
     """
+    if isinstance(default, list):
+        return field(default_factory=lambda: list(default), metadata={ADDED: True})
     return field(default=default, metadata={ADDED: True})
 
 
@@ -65,7 +68,8 @@ def added_options(section: type, prefix: str = "") -> dict[str, Any]:
         if is_dataclass(hints[option.name]):
             found |= added_options(hints[option.name], f"{prefix}{option.name}.")
         elif ADDED in option.metadata:
-            found[prefix + option.name] = option.default
+            factory = option.default_factory
+            found[prefix + option.name] = option.default if factory is dataclasses.MISSING else factory()
     return found
 
 

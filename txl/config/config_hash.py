@@ -36,8 +36,8 @@ def mathematics(values: dict[str, Any]) -> dict[str, Any]:
     continues where the shorter one stopped. The validation interval is one of them only if the schedule counts
     validations.
     """
-    keys = {key: value for key, value in flatten(values).items() if not _is_free(key)}
-    keys.setdefault("init_from", None)  # older checkpoints do not have it
+    known = {"init_from": None} | _added_defaults()  # older checkpoints do not have these
+    keys = {key: value for key, value in (known | flatten(values)).items() if not _is_free(key)}
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
     del keys["train.max_step"], keys["seed"]
@@ -53,9 +53,14 @@ def config_hash(config: RunConfig) -> str:
     keys = mathematics(to_dict(config))
     folder = config.data.path or ""
     keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
-    unchanged = {key: to_dict(default) for key, default in added_options(RunConfig).items()}
+    unchanged = _added_defaults()
     keys = {key: value for key, value in keys.items() if key not in unchanged or value != unchanged[key]}
     return sha256_of_json(keys)[:8]
+
+
+def _added_defaults() -> dict[str, Any]:
+    """The options that came after runs existed, with the values that change nothing, as from `to_dict`."""
+    return {key: to_dict(default) for key, default in added_options(RunConfig).items()}
 
 
 def _is_free(key: str) -> bool:

@@ -11,7 +11,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from txl.config.bounds import above_zero, below_one, zero_or_more
+from txl.config.bounds import above_zero, added, below_one, zero_or_more
 
 
 class OptimizerName(Enum):
@@ -35,9 +35,17 @@ class OptimizerConfig:
     name: OptimizerName = MISSING
     lr: float = above_zero()
     weight_decay: float = zero_or_more()
+    # PATTERN=FACTOR: factors on the learning rate by pattern of the parameters' names, such as embedding.*=0.5.
+    # The first pattern that matches counts. A list, because overrides replace lists as a whole and keep their order.
+    lr_scale: list[str] = added([])
     betas: list[float] = field(default_factory=list)  # decay of the first and the second moment
     eps: float | None = zero_or_more(None)  # added to the divisor
     momentum: float | None = below_one(None)  # decay of the gradients' average
+
+    def lr_scales(self) -> dict[str, float]:
+        """`lr_scale` as factors by pattern. Raises ValueError if an entry is not PATTERN=FACTOR."""
+        entries = (entry.rpartition("=") for entry in self.lr_scale)
+        return {pattern: float(factor) for pattern, _, factor in entries}
 
 
 @dataclass(frozen=True)

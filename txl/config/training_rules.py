@@ -1,5 +1,7 @@
 """The rules of training: lengths, batch, validation, optimizer, learning rate."""
 
+import re
+
 from omegaconf import MISSING
 
 from txl.config.model_rules import check_clamp
@@ -9,6 +11,8 @@ from txl.config.schema import RunConfig, Then
 from txl.config.training import VARLEN_SHORTEST
 from txl.errors import any_of, refuse_unless, shown
 
+MODEL_PARTS = ["embedding", "positions", "layers", "softmax"]  # attributes of TransformerXL that have parameters
+
 
 def check_training(config: RunConfig) -> None:
     """Raises ConfigError for options of a training that do not go together."""
@@ -16,6 +20,7 @@ def check_training(config: RunConfig) -> None:
     _check_batch(config)
     _check_without_validation(config)
     _check_optimizer(config)
+    _check_lr_scale(config)
     _check_sampled_softmax(config)
     _check_cosine(config)
     _check_plateau(config)
@@ -67,13 +72,25 @@ def _check_optimizer(config: RunConfig) -> None:
         rule = "must be two numbers, each at least 0 and below 1, such as [0.9,0.999]"
         refuse_unless(valid, "optimizer.betas", optimizer.betas, rule)
     for option, absent in vars(OptimizerConfig()).items():
-        if absent == MISSING:  # every optimizer has it
+        if absent == MISSING or option == "lr_scale":  # every optimizer has it
             continue
         value, key = getattr(optimizer, option), f"optimizer.{option}"
         if option in needed:
             refuse_unless(value != absent, key, value, f"is needed by optimizer={name}; give it")
         else:
             refuse_unless(value == absent, key, value, f"has no meaning for optimizer={name}; leave it out")
+
+
+def _check_lr_scale(config: RunConfig) -> None:
+    for entry in config.optimizer.lr_scale:
+        valid = re.fullmatch(r"[^=\s]+=(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", entry)
+        rule = "must be a pattern of names and a factor of 0 or more: 'optimizer.lr_scale=[\"embedding.*=0.5\"]'"
+        refuse_unless(bool(valid), "optimizer.lr_scale", entry, rule)
+    for pattern in config.optimizer.lr_scales():
+        prefix = re.split(r"[*?[]", pattern)[0]
+        known = any(f"{part}.".startswith(prefix) or prefix.startswith(f"{part}.") for part in MODEL_PARTS)
+        rule = f"matches no parameter: their names begin with {any_of(MODEL_PARTS)}, such as embedding.*"
+        refuse_unless(known, "optimizer.lr_scale", pattern, rule)
 
 
 def _check_sampled_softmax(config: RunConfig) -> None:

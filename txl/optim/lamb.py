@@ -6,8 +6,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from txl.config.optimizer import OptimizerConfig
+from txl.optim.groups import ParameterGroup, TrainingOptimizer, torch_groups
+
 MAX_WEIGHT_NORM = 10.0  # ||p|| is clamped to this in the trust ratio
 BLOCK = 2**20  # elements that a CPU updates at a time: five blocks of 4 MiB fit into its last-level cache
+
+
+def build_lamb(config: OptimizerConfig, groups: Sequence[ParameterGroup]) -> TrainingOptimizer:
+    """LAMB."""
+    assert config.eps is not None  # rules.py requires it
+    return Lamb(torch_groups(groups), config.lr, config.betas, config.eps, config.weight_decay)
 
 
 class Lamb(torch.optim.Optimizer):
@@ -19,7 +28,7 @@ class Lamb(torch.optim.Optimizer):
 
     def __init__(
         self,
-        params: Iterable[Tensor],
+        params: Iterable[Tensor] | Iterable[dict[str, Any]],
         lr: float,
         betas: Sequence[float] = (0.9, 0.999),
         eps: float = 1e-6,
@@ -28,14 +37,14 @@ class Lamb(torch.optim.Optimizer):
         """As torch's optimizers.
 
         Args:
-            params: parameters to update.
+            params: parameters to update, or groups of them.
             lr: learning rate.
             betas: decay rates of the first and second moment.
             eps: added to the denominators.
             weight_decay: share of the weight that is added to the update.
         """
         super().__init__(params, dict(lr=lr, betas=tuple(betas), eps=eps, weight_decay=weight_decay))
-        self.gradient_factor: Tensor | None = None  # the next step multiplies all gradients by this
+        self.gradient_factor: Tensor | None = None  # see groups.ScalesGradients
         self._step_supports_amp_scaling = True  # GradScaler then sets found_inf instead of waiting for the device
 
     @torch.no_grad()

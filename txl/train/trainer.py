@@ -80,7 +80,7 @@ class Trainer:
         self.sampler, self.sparse_tables = prepare_sampled_softmax(
             self.model, config.train.sampled_softmax, config.seed
         )
-        self.optimizer = build_optimizer(config.optimizer, self.model.parameters(), self.sparse_tables)
+        self.optimizer = build_optimizer(config.optimizer, self.model.named_parameters(), self.sparse_tables)
         self.scaler = loss_scaler(config.precision, device)
         self.objective = self._wrap(Objective(self.model))
         seed_everything(config.seed + 1_000_003 * world.rank)  # ranks hold other columns: other dropout as well
@@ -197,7 +197,7 @@ class Trainer:
         self.grad_norm = clip_gradients(self.optimizer, self.clipped, config.train.clip)
         self.lr = self._learning_rate(lr_of_update)
         for group in self.optimizer.param_groups:
-            group["lr"] = self.lr
+            group["lr"] = self.lr * group.get("lr_scale", 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)

@@ -1,0 +1,14 @@
+"""Adagrad (Duchi et al. 2011), torch's own."""
+
+from collections.abc import Sequence
+
+import torch
+
+from txl.config.optimizer import OptimizerConfig
+from txl.optim.groups import ParameterGroup, TrainingOptimizer, torch_groups
+
+
+def build_adagrad(config: OptimizerConfig, groups: Sequence[ParameterGroup]) -> TrainingOptimizer:
+    """Adagrad. It takes sparse gradients as they are."""
+    assert config.eps is not None  # rules.py requires it
+    return torch.optim.Adagrad(torch_groups(groups), config.lr, weight_decay=config.weight_decay, eps=config.eps)
