@@ -22,7 +22,7 @@ class SlurmArrayConf:
 
 class SlurmArrayLauncher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
-        from txl.cli.hydra_main import checked
+        from txl.cli.hydra_main import checked_config
         from txl.config.schema import RunConfig
         from txl.errors import ConfigError
         from txl.launch.start import Launcher
@@ -33,7 +33,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             print("  " + " ".join(one for one in filter_overrides(overrides) if one not in shared))
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-            point = checked(ours, RunConfig)
+            point = checked_config(ours, RunConfig)
             if point.cluster.name != "slurm":
                 raise ConfigError(f"hydra/launcher=slurm_array needs cluster=slurm, not cluster={point.cluster.name}")
             points.append(point)

@@ -36,7 +36,14 @@ MISTAKES = {
     "max_step=3": "max_step is not an option; did you mean train.max_step or scheduler.max_step?",
     "model=bas": "model=bas does not exist; did you mean base? There are: base, large, small",
     "model=null": "a choice (model) must name one of the files in its folder of conf/, no other value",
-    "--batch_size 256": "--batch_size is not a flag; options are written key=value; did you mean train.batch_size",
+    "--batch_size 256": "--batch_size is a flag of the original; write train.batch_size=256 (docs/migration.md)",
+    # a value is missing, or no machine could compute with it
+    "~seed": "seed has no value; give one: seed=...",
+    "~train": "train has no value",
+    "~cluster": "cluster= must be chosen",
+    "cluster=[2]": "a choice (cluster) must name one of the files in its folder of conf/, no other value",
+    "seed=18446744073709551616": "seed=18446744073709551616 must be 0 or more and at most 18446744073709551615",
+    "model.n_layer=10000000": "model.n_layer=10000000 must be above 0 and at most 10000",
     # wrong types
     "train.max_step=null": "train.max_step=null must be a whole number",
     "optimizer.betas=[0.9,x]": "optimizer.betas[1]=x must be a number",
@@ -88,6 +95,23 @@ def test_help_answers_at_once(script, tmp_path):
     assert done.returncode == 0 and f"txl {script.removesuffix('.py')}" in done.stdout
     assert seconds < 1
     assert list(tmp_path.iterdir()) == []
+
+
+HEAVY = {"torch", "hydra", "omegaconf", "numpy", "yaml", "wandb", "submitit", "matplotlib", "tokenizers"}
+
+
+@pytest.mark.parametrize("code", ["import txl", "from txl.cli.main import main; main(['train', '--help'])"])
+def test_importing_txl_and_printing_help_loads_nothing_heavy(code, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    loaded = {module.partition(".")[0] for module in done.stdout.splitlines()[-1].split()}
+    assert done.returncode == 0 and loaded & HEAVY == set()
 
 
 def test_help_names_every_choice(tmp_path):

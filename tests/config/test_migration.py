@@ -5,6 +5,7 @@ import re
 import pytest
 
 from tests.support.configurations import CONF, composed
+from txl.cli.original_flags import DOCUMENT, answer_to_original_flags, original_flags
 from txl.config.did_you_mean import dotted_keys
 from txl.config.schema import EvaluateConfig, RunConfig
 
@@ -41,6 +42,59 @@ def overrides(cell: str) -> list[str]:
 ROWS = [pytest.param(section, *row, id=f"{section[:5]}-{row[0]}") for section in SECTIONS for row in rows(section)]
 
 
+ENTRIES = {"Training": "train", "Evaluation": "evaluate", "Flags of its scripts and later versions": "later"}
+
+
+@pytest.mark.parametrize("section", SECTIONS)
+def test_the_document_says_what_the_command_line_answers(section):
+    answers = original_flags()[ENTRIES[section]]
+    assert sorted(answers) == sorted(SECTIONS[section].split())
+    for flag, cell, remark in rows(section):
+        entry = answers[flag]
+        if entry.here:
+            assert cell.replace("`", "") == entry.here.replace("{}", entry.example)
+        else:
+            assert (cell, remark) == ("—", entry.reason)
+
+
+@pytest.mark.parametrize("script", ["train", "evaluate"])
+@pytest.mark.parametrize(
+    ("section", "flag"), [(section, flag) for section in SECTIONS for flag in SECTIONS[section].split()]
+)
+def test_every_flag_of_the_original_is_answered_in_both_spellings(section, flag, script):
+    entry = original_flags()[ENTRIES[section]][flag]
+    for arguments in ([f"--{flag}=7"], [f"--{flag}", "7"]):
+        answer = answer_to_original_flags(arguments, script)
+        assert answer and answer.startswith(f"--{flag} is a flag of the original; ")
+        assert answer.endswith(f" ({DOCUMENT})") and len(answer) <= 300 and "\n" not in answer
+        if ENTRIES[section] == script or flag not in original_flags()[script]:  # a flag of both means the script's own
+            assert (entry.keys("7") or entry.reason)[:60] in answer
+
+
+ANSWERS = {
+    "--batch_size=256": "write train.batch_size=256 ",
+    "--batch-size 256 --lr 0.01 --roll": "write train.batch_size=256 optimizer.lr=0.01 train.roll=true ",
+    "--attn_type 2 --clamp_len -1": "write model.positions=absolute train.clamp_len=-1 ",
+    "--d_embed -1 --optim jitlamb": "write model.d_embed=null optimizer=lamb ",
+    "--config dgxa100_8gpu_fp16": "write model=base hardware=dgxa100 gpus=8 precision=fp16 cluster=local ",
+    "--config 8dgx2_16gpu_fp16": "write model=base nodes=8 hardware=dgx2 gpus=16 precision=fp16 ",
+    "--multi_gpu ddp": "several processes always train by DistributedDataParallel",
+    "--manual hello": "write txl evaluate text=hello ",
+    "--data": "write data.path=... ",
+}
+
+
+@pytest.mark.parametrize("command", ANSWERS)
+def test_a_command_of_the_original_is_answered_with_its_keys(command):
+    assert ANSWERS[command] in answer_to_original_flags(command.split(), "train")
+
+
+def test_flags_of_evaluation_are_answered_with_its_keys():
+    answer = answer_to_original_flags("--batch_size 16 --percentiles 90 95 --type pytorch".split(), "evaluate")
+    assert "write batch_size=16 latency=true percentiles=[90,95] runtime=eager " in answer.replace("'", "")
+    assert answer_to_original_flags(["train.batch_size=256", "--unknown"], "train") is None
+
+
 @pytest.mark.parametrize("section", SECTIONS)
 def test_every_flag_of_the_original_has_one_row(section):
     assert sorted(flag for flag, _, _ in rows(section)) == sorted(SECTIONS[section].split())
@@ -62,7 +116,7 @@ def test_a_row_names_keys_that_compose_or_a_reason(section, flag, cell, remark, 
 
 
 def test_what_a_command_of_the_original_becomes_composes_too():
-    commands = re.findall(r"`python train\.py ([^`]+)`", TABLE.read_text())
+    commands = re.findall(r"`txl train ([^`]+)`", TABLE.read_text())
     commands = [command for command in commands if "..." not in command]
     assert len(commands) > 3
     for command in commands:

@@ -19,7 +19,7 @@ from tests.support.tiny_runs import TINY_RUN
 from txl.checkpoint.checkpoint_files import CheckpointError
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.weights import load_weights
-from txl.cli.hydra_main import quoted
+from txl.cli.hydra_main import quote_typed_text
 from txl.config.geometry import Geometry
 from txl.data.batches import TokenStream
 from txl.data.word_vocabulary import WordVocabulary
@@ -158,11 +158,11 @@ PROSE = [
 @pytest.mark.parametrize("text", PROSE)
 def test_a_typed_text_means_what_it_says_whatever_hydra_makes_of_commas_and_brackets(text):
     for key in ("text", "prompt"):
-        override = OverridesParser.create().parse_override(quoted(f"{key}={text}"))
+        override = OverridesParser.create().parse_override(quote_typed_text(f"{key}={text}"))
         cfg = OmegaConf.create({key: override.value()})
         assert OmegaConf.to_container(cfg, resolve=True) == {key: text}
-    assert quoted("text=null") == "text=null" and quoted("split=[valid]") == "split=[valid]"
-    assert quoted('text="as before"') == 'text="as before"'
+    assert quote_typed_text("text=null") == "text=null" and quote_typed_text("split=[valid]") == "split=[valid]"
+    assert quote_typed_text('text="as before"') == 'text="as before"'
 
 
 def test_a_text_comes_from_standard_input(monkeypatch):

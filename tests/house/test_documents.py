@@ -11,7 +11,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from tests.support.configurations import CONF, composed
 from tests.support.documents import DOCUMENTS, PROJECT, code_in, commands, name_of, slug
-from txl.cli.hydra_main import quoted
+from txl.cli.hydra_main import quote_typed_text
 from txl.cli.main import COMMANDS as TXL_COMMANDS
 from txl.config.did_you_mean import dotted_keys
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
@@ -27,7 +27,7 @@ class Parsed(Exception):
 
 def overrides_of(words: list[str]) -> list[str]:
     """The overrides of one point: of several values (-m), the first; without Hydra's own options."""
-    kept = [quoted(word) for word in words if word not in FLAGS | {"..."} and not word.startswith("hydra")]
+    kept = [quote_typed_text(word) for word in words if word not in FLAGS | {"..."} and not word.startswith("hydra")]
     parsed = OverridesParser.create().parse_overrides(kept)
     return [
         f"{one.key_or_group}={next(iter(one.sweep_string_iterator()))}" if one.is_sweep_override() else text

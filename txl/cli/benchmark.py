@@ -10,10 +10,9 @@ txl benchmark -m suite=train hardware=dgx2 nodes=1,2,4,8       on several nodes:
 txl benchmark suite=encoding benchmark.megabytes=540           words of a text to ids, beside a plain loop
 """
 
-from txl.cli.hydra_main import run
-from txl.config.schema import BenchmarkConfig
+from txl.cli.entry import run_command
 
 
 def main(arguments: list[str]) -> int:
     """Run `txl benchmark arguments`; returns the exit code."""
-    return run("benchmark", BenchmarkConfig, str(__doc__), arguments)
+    return run_command("benchmark", str(__doc__), arguments)

@@ -10,10 +10,9 @@ txl evaluate checkpoint=... task=generate prompt="The "    a text that goes on f
 txl evaluate checkpoint=... json=result.json               for a script
 """
 
-from txl.cli.hydra_main import run
-from txl.config.schema import EvaluateConfig
+from txl.cli.entry import run_command
 
 
 def main(arguments: list[str]) -> int:
     """Run `txl evaluate arguments`; returns the exit code."""
-    return run("evaluate", EvaluateConfig, str(__doc__), arguments)
+    return run_command("evaluate", str(__doc__), arguments)

@@ -5,10 +5,9 @@ txl generate checkpoint=... prompt=- temperature=0.9 top_k=40 top_p=0.95 seed=1 
 txl generate checkpoint=... prompts=prompts.txt json=texts.json                     one prompt per line
 """
 
-from txl.cli.hydra_main import run
-from txl.config.schema import EvaluateConfig
+from txl.cli.entry import run_command
 
 
 def main(arguments: list[str]) -> int:
     """Run `txl generate arguments`, which is `txl evaluate task=generate arguments`; returns the exit code."""
-    return run("evaluate", EvaluateConfig, str(__doc__), ["task=generate", *arguments])
+    return run_command("evaluate", str(__doc__), ["task=generate", *arguments])

@@ -1,4 +1,4 @@
-"""What the entry points share: compose with Hydra, convert, check, run; a mistake is one line and exit code 2."""
+"""Composes a configuration with Hydra, converts and checks it, and starts it. A mistake is one line and exit code 2."""
 
 import os
 import re
@@ -7,106 +7,117 @@ import traceback
 from collections.abc import Callable
 
 from omegaconf import DictConfig
-from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
+from txl.cli.arguments import config_dir_of, split_arguments
 from txl.cli.user_conf import search_user_conf
 from txl.config.compose import Config, register_types, to_typed
-from txl.config.did_you_mean import did_you_mean, dotted_keys
-from txl.config.error_messages import hydra_error
+from txl.config.error_messages import composition_error
 from txl.config.rules import validate
-from txl.config.schema import RunConfig
-from txl.errors import ConfigError
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
+from txl.errors import ConfigError, shortened
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave
 
 STOPPED = {INTERRUPTED, TERMINATED}  # after these exit codes no further point of a sweep is tried
 
+TYPED_TEXT = {"text", "prompt"}  # keys whose values are text, in which commas and brackets have no further meaning
 
-PROSE = {"text", "prompt"}  # keys whose values are text typed by hand, with commas and brackets that mean nothing more
+KINDS: dict[str, type[RunConfig | EvaluateConfig]] = {
+    "train": RunConfig,
+    "evaluate": EvaluateConfig,
+    "benchmark": BenchmarkConfig,
+}
+
+MOST_MESSAGE = 300  # characters of an error message
 
 
-def run(name: str, kind: type[Config], about: str, arguments: list[str]) -> int:
-    """Compose `conf/<name>.yaml` with the command line, check the result, and start it; then wait for submitted jobs.
+def run_with_hydra(name: str, arguments: list[str]) -> int:
+    """Composes `conf/<name>.yaml` with the command line, checks and starts the result, and waits for submitted jobs.
 
-    With `-m`, every point is tried, whatever became of the one before, until somebody interrupts.
+    With `-m`, all points are started one after the other, also after one has failed, unless the user interrupts.
 
     Args:
-        name: Of the file in conf/.
-        kind: What it is converted to.
-        about: The beginning of what `--help` prints.
-        arguments: The command line: overrides, and Hydra's flags.
+        name: train, evaluate or benchmark.
+        arguments: The command line: key=value, and Hydra's flags.
 
     Returns:
-        The exit code, with `-m` the worst one of all points.
+        The exit code; with `-m` the worst one of all points.
     """
-    if {"-h", "--help"} & set(arguments):  # Hydra's own takes two seconds
-        print(help_text(name, about))
-        return 0
+    kind = KINDS[name]
+    try:
+        overrides, flags = split_arguments(arguments, name, kind)
+    except ConfigError as error:
+        return print_error(str(error))
+    many = {"-m", "--multirun"} & set(flags)
+    sys.argv[1:] = [*(overrides if many else map(quote_typed_text, overrides)), *flags]  # Hydra reads it
     import hydra
-    from hydra._internal.utils import get_args_parser
-    from hydra.errors import HydraException
 
-    known_flags, flags = get_args_parser().parse_known_args(arguments)
-    if flags:
-        known = did_you_mean(flags[0].lstrip("-"), dotted_keys(kind))
-        return complain(f"{flags[0]} is not a flag; options are written key=value{known}")
-
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises what it would otherwise print and hide behind exit code 1
-    # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
-    os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     from txl.launch.start import Launcher
 
-    launcher = Launcher()
+    _set_environment()
     register_types()
-    search_user_conf(known_flags.config_dir)
-    sys.argv[1:] = arguments if {"-m", "--multirun"} & set(arguments) else map(quoted, arguments)  # Hydra reads it
+    search_user_conf(config_dir_of(flags))
+    launcher = Launcher()
     codes: list[int] = []
 
     def point(cfg: DictConfig) -> None:
-        register_types()  # again: such a job starts here
-        codes.append(_guarded(lambda: launcher.start(checked(cfg, kind))))
+        register_types()  # jobs of hydra/launcher=submitit_slurm start here
+        codes.append(_guarded(lambda: launcher.start(checked_config(cfg, kind))))
         if codes[-1] in STOPPED:
-            raise KeyboardInterrupt  # the points that are left, too
+            raise KeyboardInterrupt  # do not start the remaining points
 
     try:
-        hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
+        try:
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
+        except Exception as error:  # `_guarded` handles those of the task
+            return print_error(composition_error(error, kind, overrides))
         codes.append(launcher.wait())
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError) as error:
-        return complain(hydra_error(error, kind))
     except KeyboardInterrupt:
         if not STOPPED & set(codes):
-            codes.append(complain("interrupted", INTERRUPTED))
+            codes.append(print_error("interrupted", INTERRUPTED))
     if "RANK" in os.environ:
         leave(max(codes, default=0))
     return max(codes, default=0)
 
 
-def quoted(argument: str) -> str:
-    """`text=Well, (what) ${now}?` as Hydra must have it to mean just that; what is quoted already stays so."""
+def _set_environment() -> None:
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself and exits with 1
+    # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
+    os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
+
+
+def quote_typed_text(override: str) -> str:
+    """Quotes the value of `text=` and `prompt=` for Hydra, so that `text=Well, (what) ${now}?` means just that.
+
+    Values that are quoted already, and other keys, stay as they are.
+    """
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    key, _, value = argument.partition("=")
-    if key not in PROSE or value in ("", "null") or re.fullmatch(r"""(["'])(?:(?!\1).)*\1""", value, re.DOTALL):
-        return argument
-    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # refers to no other key
+    key, _, value = override.partition("=")
+    if key not in TYPED_TEXT or value in ("", "null") or re.fullmatch(r"""(["'])(?:(?!\1).)*\1""", value, re.DOTALL):
+        return override
+    plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another key
     return f"{key}={QuotedString(plain, Quote.double).with_quotes()}"
 
 
-def checked(cfg: DictConfig, kind: type[Config]) -> Config:
-    """Hydra's configuration as dataclasses whose values make sense, the batch that of all processes."""
+def checked_config(cfg: DictConfig, kind: type[Config]) -> Config:
+    """Returns Hydra's configuration as checked dataclasses, with the global batch size.
+
+    Raises:
+        ConfigError: A value or a combination of values cannot work.
+    """
     config = validate(to_typed(cfg, kind))
     return with_global_batch(config) if isinstance(config, RunConfig) else config
 
 
 def _guarded(task: Callable[[], int]) -> int:
-    """Exit code of one run; Hydra would end a sweep at the first SystemExit, even at a good one."""
+    """The exit code of a run. Hydra would end a sweep at the first SystemExit, even if its code is 0."""
     try:
         return task()
     except ConfigError as error:
-        return complain(str(error))
+        return print_error(str(error))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except Exception:
@@ -114,19 +125,8 @@ def _guarded(task: Callable[[], int]) -> int:
         return 1
 
 
-def help_text(name: str, about: str) -> str:
-    """The choices and keys of `conf/<name>.yaml` with their comments."""
-    lines = (CONF / f"{name}.yaml").read_text().splitlines()
-    choices = [line.replace("  - ", "  ", 1) for line in lines if re.match(r"  - \w+: ", line)]
-    keys = ["  " + line for line in lines if re.match(r"\w+: \S", line)]
-    groups = ["Choices (group=option):", *choices, ""] if choices else []
-    end = "All keys, their types and meanings: txl/config/; --cfg job prints them as composed."
-    return "\n".join([about.strip(), "", *groups, "Keys (key=value):", *keys, "", end])
-
-
-def complain(message: str, code: int = BAD_CONFIGURATION) -> int:
-    """Print an error as one line, on rank 0 only; returns the exit code."""
-    if os.environ.get("RANK", "0") not in ("0", ""):
-        return code
-    print(f"error: {message}", file=sys.stderr, flush=True)
+def print_error(message: str, code: int = BAD_CONFIGURATION) -> int:
+    """Prints an error as one line, on rank 0 only, and returns the exit code."""
+    if os.environ.get("RANK", "0") in ("0", ""):
+        print(f"error: {shortened(message, MOST_MESSAGE)}", file=sys.stderr, flush=True)
     return code

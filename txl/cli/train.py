@@ -8,10 +8,9 @@ txl train -m experiment=demo 'seed=range(1,7)'     several runs, one after the o
 txl train model=small data=text data.vocab=char data.file=a.txt 'data.split=[.9,.05,.05]'
 """
 
-from txl.cli.hydra_main import run
-from txl.config.schema import RunConfig
+from txl.cli.entry import run_command
 
 
 def main(arguments: list[str]) -> int:
     """Run `txl train arguments`; returns the exit code."""
-    return run("train", RunConfig, str(__doc__), arguments)
+    return run_command("train", str(__doc__), arguments)

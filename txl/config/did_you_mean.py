@@ -26,10 +26,11 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     section, _, name = word.rpartition(".")
     parts = {option: option.rpartition(".") for option in known}
     beside = {last: option for option, (first, _, last) in parts.items() if first == section}
-    anywhere = {last: option for option, (_, _, last) in parts.items()}
     close = [beside[last] for last in difflib.get_close_matches(name, beside, n=1, cutoff=0.7)]
     close += [option for option, (_, _, last) in parts.items() if last == name and option not in close]
-    close = close or [anywhere[last] for last in difflib.get_close_matches(name, anywhere, n=1, cutoff=0.7)]
+    if not close:
+        similar = difflib.get_close_matches(name, {last for _, _, last in parts.values()}, n=1, cutoff=0.7)
+        close = [option for option, (_, _, last) in parts.items() if last in similar]
     return f"; did you mean {' or '.join(close)}?" if close else ""
 
 

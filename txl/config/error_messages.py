@@ -1,7 +1,6 @@
 """Errors of Hydra and OmegaConf as one line: dotted key, value, rule, remedy."""
 
 import re
-import sys
 from dataclasses import is_dataclass
 from enum import Enum
 from types import NoneType
@@ -60,9 +59,15 @@ def type_in_words(hint: Any) -> str:
     return " or ".join(type_in_words(part) for part in get_args(hint))
 
 
-def hydra_error(error: Exception, kind: type) -> str:
-    """Returns what to tell the user about an error that composing a configuration raised."""
-    from hydra.errors import MissingConfigException, OverrideParseException
+def composition_error(error: Exception, kind: type, overrides: list[str]) -> str:
+    """Describes an error that composing a configuration raised, on one line.
+
+    Args:
+        error: What Hydra, OmegaConf or the YAML parser raised.
+        kind: The type of the configuration.
+        overrides: The command line.
+    """
+    from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 
     cause = error if isinstance(error, OmegaConfBaseException) else error.__cause__ or error.__context__
     text = str(error)
@@ -72,12 +77,14 @@ def hydra_error(error: Exception, kind: type) -> str:
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options)
         suggestion = did_you_mean(option, error.options)
-        return f"{group}={shortened(option)} does not exist{suggestion} There are: {options}"
+        return f"{group}={shortened(option)} does not exist{suggestion or ';'} There are: {options}"
     if isinstance(error, OverrideParseException):
         reason = shortened(_first_line(error.message), MOST_QUOTED)
         return f"{shortened(error.override)} cannot be read: {reason}; quote it: 'key=\"value\"'"
     if text.startswith("Error resolving interpolation"):
-        return "model= and data= must both be chosen"
+        missing = re.search(r"Interpolation key '(\w+)' not found", f"{text} {cause}")
+        both = "model= and data= must both be chosen"
+        return f"{missing[1]}= must be chosen" if missing and missing[1] not in ("model", "data") else both
     unknown = re.search(r"Could not (?:override|delete) '(\S+?)'", text)
     if unknown and unknown[1] not in dotted_keys(kind):
         return _file_in(text) + str(unknown_key(unknown[1], kind))
@@ -86,13 +93,16 @@ def hydra_error(error: Exception, kind: type) -> str:
     if isinstance(error, YAMLError):
         return shortened(text, MOST_QUOTED)
     if text.startswith("Config group override must"):
-        keys = (arg.partition("=")[0] for arg in sys.argv[1:])
+        keys = (override.partition("=")[0] for override in overrides)
         groups = [key for key in keys if key.isidentifier() and (CONF / key).is_dir()]
-        return f"a choice ({', '.join(groups)}) must name one of the files in its folder of conf/, no other value"
+        if groups:
+            return f"a choice ({', '.join(groups)}) must name one of the files in its folder of conf/, no other value"
     if text.startswith("Ambiguous value"):
         key = shortened(text.split("'")[1])
         return f"{key} gives several values: add -m to run each, or write a list as [a,b]"
-    return shortened(_first_line(text), MOST_QUOTED)
+    known = isinstance(error, HydraException | ValueError)
+    reason = _first_line(text) if known else f"the configuration cannot be composed: {type(error).__name__}: {text}"
+    return shortened(reason, MOST_QUOTED)
 
 
 def _file_in(text: str) -> str:

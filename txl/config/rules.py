@@ -17,6 +17,8 @@ from txl.config.tracking import PACKAGES, TrackingConfig, enabled_sinks
 from txl.config.training_rules import check_training
 from txl.errors import refuse_unless
 
+MOST_NAME = 200  # characters; file systems allow 255 bytes
+
 # Files that a run writes itself: tracking.dllogger needs another name.
 OWN_FILES = {"metrics.jsonl", "train.log", "config.yaml", "plan.json", "environment.json", "summary.json", "start.json"}
 
@@ -45,6 +47,7 @@ def _check_run_config(config: RunConfig) -> None:
 def _check_run_folder(config: RunConfig) -> None:
     plain = re.fullmatch(r"\w[\w.,=+-]*", config.name)
     refuse_unless(plain, "name", config.name, "must be one folder name of letters, digits and . , = + - _")
+    refuse_unless(len(config.name) <= MOST_NAME, "name", config.name, f"is longer than {MOST_NAME} characters")
     rule = "leaves no run folder, which a SLURM job needs; use cluster=local, or leave it out"
     refuse_unless(not config.debug or config.cluster.name != "slurm", "debug", True, rule)
     rule = "would move what was saved in that run folder; leave debug=true out"

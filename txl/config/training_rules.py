@@ -43,6 +43,8 @@ def _check_lengths(config: RunConfig) -> None:
 def _check_batch(config: RunConfig) -> None:
     train = config.train
     steps, micro, first = train.grad_accum_steps, train.micro_batch_size, train.first_rank_batch_size
+    caps = [cap for by_precision in (train.micro_batch_cap or {}).values() for cap in by_precision.values()]
+    refuse_unless(min(caps, default=1) > 0, "train.micro_batch_cap", train.micro_batch_cap, "must all be above 0")
     rule = f"excludes train.micro_batch_size={micro}, from which it follows: give one of them"
     refuse_unless(steps is None or micro is None, "train.grad_accum_steps", steps, rule)
     if first is not None:

@@ -1,0 +1,34 @@
+"""The start of `train.py`, `evaluate.py` and `benchmark.py`: help is printed without loading anything else."""
+
+import re
+
+from txl.files import CONF
+
+
+def run_command(name: str, about: str, arguments: list[str]) -> int:
+    """Runs a command that is configured by `conf/<name>.yaml`.
+
+    Args:
+        name: train, evaluate or benchmark.
+        about: The beginning of what `--help` prints.
+        arguments: The command line.
+
+    Returns:
+        The exit code.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print(help_text(name, about))
+        return 0
+    from txl.cli.hydra_main import run_with_hydra
+
+    return run_with_hydra(name, arguments)
+
+
+def help_text(name: str, about: str) -> str:
+    """Returns the choices and keys of `conf/<name>.yaml` with their comments."""
+    lines = (CONF / f"{name}.yaml").read_text(encoding="utf-8").splitlines()
+    choices = [line.replace("  - ", "  ", 1) for line in lines if re.match(r"  - \w+: ", line)]
+    keys = ["  " + line for line in lines if re.match(r"\w+: \S", line)]
+    groups = ["Choices (group=option):", *choices, ""] if choices else []
+    end = "All keys, their types and meanings: txl/config/; --cfg job prints them as composed."
+    return "\n".join([about.strip(), "", *groups, "Keys (key=value):", *keys, "", end])
