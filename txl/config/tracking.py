@@ -13,10 +13,11 @@ class SinkName(Enum):
 
     dllogger = "dllogger"
     wandb = "wandb"
+    tensorboard = "tensorboard"
 
 
 # The package that a sink needs, as pip names it.
-PACKAGES = {SinkName.wandb: "wandb"}
+PACKAGES = {SinkName.wandb: "wandb", SinkName.tensorboard: "tensorboard"}
 
 
 class WandbMode(Enum):
@@ -48,6 +49,7 @@ class TrackingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     environment: bool = MISSING  # write environment.json (versions, devices, git state)
     dllogger: str | None = None  # file in the run folder: metrics in the original's format, lines of `DLLL {json}`
+    tensorboard: bool = False  # write TensorBoard's event files to tensorboard/ in the run folder
 
 
 def enabled_sinks(options: TrackingConfig) -> list[SinkName]:
@@ -55,5 +57,6 @@ def enabled_sinks(options: TrackingConfig) -> list[SinkName]:
     enabled = {
         SinkName.dllogger: options.dllogger is not None,
         SinkName.wandb: options.wandb.mode is not WandbMode.none,
+        SinkName.tensorboard: options.tensorboard,
     }
     return [name for name in SinkName if enabled[name]]
