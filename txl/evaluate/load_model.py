@@ -92,7 +92,7 @@ def read_model_description(path: str) -> dict[str, Any]:
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise ConfigError(f"config_file={path} cannot be read: {' '.join(str(error).split())}") from None
     lengths = EvaluationConfig.__dataclass_fields__
-    typed = {}
+    typed: dict[str, Any] = {}
     for name, kind in SECTIONS.items():
         section = values.get(name) if isinstance(values, dict) else None
         if not isinstance(section, dict):
