@@ -19,6 +19,7 @@ from txl.model.transformer import TransformerXL
 from txl.optim import lamb
 from txl.optim.clipping import clip_gradients
 from txl.train import trainer
+from txl.train.model_with_loss import ModelWithLoss
 
 
 def train(fast: bool, monkeypatch, steps: int = 20) -> list[float]:
@@ -57,7 +58,7 @@ def test_twenty_steps_in_float64_agree_to_1e_8(monkeypatch):
     torch.testing.assert_close(fast, plain, rtol=1e-8, atol=0)
 
 
-class PlainObjective(trainer.Objective):
+class PlainLoss(ModelWithLoss):
     """The loss by autograd alone, over all logits at once."""
 
     def __init__(self, model):
@@ -75,7 +76,7 @@ def plain(monkeypatch):
     """Call it, and runs in this process take the path that one reads rather than the one that is fast."""
 
     def switch() -> None:
-        monkeypatch.setattr(trainer, "Objective", PlainObjective)
+        monkeypatch.setattr(trainer, "ModelWithLoss", PlainLoss)
         monkeypatch.setattr(lamb, "updates_in_blocks", lambda params: False)
         monkeypatch.setattr(product, "has_avx512", lambda: False)
         for module in (dropout, attention):

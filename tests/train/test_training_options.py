@@ -23,7 +23,7 @@ from txl.config.model import Init
 from txl.errors import ConfigError
 from txl.model.transformer import TransformerXL
 from txl.train import trainer
-from txl.train.memories import Memories
+from txl.train.memories import BatchMemories
 from txl.train.train_state import seed_everything
 
 FOUR_STEPS = ["train.max_step=4", "scheduler.warmup_step=1"]
@@ -51,7 +51,7 @@ def weights(run_dir, name="last"):
 # --------------------------------------------------------------------------- memories on the host
 
 
-class Swapped(Memories):
+class Swapped(BatchMemories):
     """As on a GPU."""
 
     def __init__(self, *arguments):
@@ -62,7 +62,7 @@ class Swapped(Memories):
 def test_memories_that_wait_on_the_host_change_nothing(train, monkeypatch):
     chunks = ["train.grad_accum_steps=2", "model.dropout=0.1", "train.max_step=6"]
     straight = train(*chunks, "train.swap_mem=true")  # on a CPU they are on the host anyway
-    monkeypatch.setattr(trainer, "Memories", Swapped)
+    monkeypatch.setattr(trainer, "BatchMemories", Swapped)
     half = train(*chunks, "train.max_step=3", "scheduler.max_step=6")
     rest = train(*chunks, "scheduler.max_step=6", f"resume={half}/checkpoints/last")
     mems = [read_memory_columns((path / "checkpoints/last").resolve(), range(8)) for path in (straight, rest)]
@@ -73,17 +73,17 @@ def test_memories_that_wait_on_the_host_change_nothing(train, monkeypatch):
 def test_swapped_memories_are_copies_in_buffers_that_are_used_again():
     memories = Swapped(2, 1, torch.device("cpu"))
     device = [torch.randn(1, 3, 4) for _ in range(2)]
-    memories.put(0, device)
-    memories.put(1, device)
-    first = memories.take(0)
+    memories.set(0, device)
+    memories.set(1, device)
+    first = memories.get(0)
     assert torch.equal(first[1], device[1]) and first[1].data_ptr() != device[1].data_ptr()
-    memories.put(0, [mem + 1 for mem in device])
-    assert memories.take(0)[0].data_ptr() == first[0].data_ptr()
-    merged = memories.merge()
+    memories.set(0, [mem + 1 for mem in device])
+    assert memories.get(0)[0].data_ptr() == first[0].data_ptr()
+    merged = memories.to_tensor()
     assert merged.shape == (2, 2, 3, 4)
-    other = Memories(1, 2, torch.device("cpu"))
-    other.deal(merged)
-    assert torch.equal(other.merge(), merged)
+    other = BatchMemories(1, 2, torch.device("cpu"))
+    other.load_tensor(merged)
+    assert torch.equal(other.to_tensor(), merged)
 
 
 # --------------------------------------------------------------------------- no validation, no trace

@@ -50,7 +50,7 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
 
 def test_marks_tell_the_parts_of_a_step():
     trainer, marks = trainer_on("cpu", "train.micro_batch_size=2"), []
-    trainer.mark = marks.append
+    trainer.on_part_done = marks.append
     trainer.step()
     assert marks == [*2 * ["input", "forward", "backward"], "optimizer"]
 

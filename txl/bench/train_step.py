@@ -158,7 +158,7 @@ def timed_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
 
     if trainer.device.type == "cuda":
         whole = [step() for _ in range(steps)]
-    trainer.mark = mark
+    trainer.on_part_done = mark
     with_marks = [step() for _ in range(steps)]
     return statistics.median(whole or with_marks), {part: statistics.median(found) for part, found in parts.items()}
 

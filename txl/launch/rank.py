@@ -145,7 +145,7 @@ def _train(
     corpus = prepared.corpus or open_corpus(config.data)
     tracker = open_tracker(TrackedRun.of(config), None if config.debug else Path(prepared.plan.run_dir), world.rank)
     trainer = Trainer(config, prepared.plan, corpus, world, device, tracker)
-    trainer.fence = before_save
+    trainer.before_save = before_save
     if prepared.checkpoint:
         trainer.restore(Path(prepared.checkpoint))
     elif config.init_from is not None:

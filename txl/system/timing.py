@@ -1,9 +1,10 @@
 """Clocks: percentiles of latencies, and waiting for a GPU before a clock is read. Imports no torch."""
 
+import contextlib
 import math
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 PERCENTILES = (50, 90, 95, 99)
 
@@ -36,3 +37,23 @@ def synchronized_clock() -> float:
     """Seconds of a monotonic clock, read after the GPU has finished all queued work."""
     synchronize()
     return time.perf_counter()
+
+
+class PausableClock:
+    """A monotonic clock in seconds that stands still while it is paused."""
+
+    def __init__(self) -> None:
+        self._paused = 0.0
+
+    def now(self) -> float:
+        """Seconds of the clock."""
+        return time.perf_counter() - self._paused
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """The clock stands still until the block ends."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += time.perf_counter() - began

@@ -1,4 +1,9 @@
-"""What the model remembers of each column of the batch, from one step to the next."""
+"""The memories of a batch between two training steps.
+
+Shapes: L layers, B columns of this rank's batch, M memory, D model width.
+"""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -6,22 +11,29 @@ from torch import Tensor
 from txl.system.timing import synchronize
 
 
-class Memories:
-    """What the model remembers of the columns of each of `parts` micro-batches, from one step to the next.
-
-    `swap`: between two uses they lie in the host's pinned memory; on a CPU that is where they are anyway. All copies
-    are made in the stream that computes, so none overtakes another and nobody waits; only `merge` does.
-    """
+class BatchMemories:
+    """The memories of every micro-batch, kept from one step to the next."""
 
     def __init__(self, parts: int, micro_batch_size: int, device: torch.device, swap: bool = False):
+        """Start without any memory.
+
+        Args:
+            parts: how many micro-batches there are.
+            micro_batch_size: columns of each; the last one may have fewer.
+            device: where the model is.
+            swap: between two uses keep the memories in the host's pinned RAM. On a CPU this changes nothing. All
+                copies are made in the stream that computes, so the host waits for none of them but those of
+                `to_tensor`.
+        """
         self.micro_batch_size, self.device, self.swap = micro_batch_size, device, swap and device.type == "cuda"
         self._parts: list[list[Tensor]] = [[] for _ in range(parts)]
 
-    def take(self, part: int) -> list[Tensor]:
-        """Per layer [B, M, D] on the device; an empty list at the beginning."""
+    def get(self, part: int) -> list[Tensor]:
+        """The memories of a micro-batch on the device: per layer [columns, M, D], or an empty list at the start."""
         return [mem.to(self.device, non_blocking=True) for mem in self._parts[part]]
 
-    def put(self, part: int, mems: list[Tensor]) -> None:
+    def set(self, part: int, mems: list[Tensor]) -> None:
+        """Keep the new memories of a micro-batch."""
         if not self.swap:
             self._parts[part] = mems
             return
@@ -29,20 +41,21 @@ class Memories:
         if [mem.shape for mem in host] != [mem.shape for mem in mems]:
             pinned = self.device.type == "cuda"
             host = [torch.empty(mem.shape, dtype=mem.dtype, pin_memory=pinned) for mem in mems]
-        for mine, mem in zip(host, mems, strict=True):
-            mine.copy_(mem, non_blocking=True)
+        for buffer, mem in zip(host, mems, strict=True):
+            buffer.copy_(mem, non_blocking=True)
         self._parts[part] = host
 
-    def merge(self) -> Tensor | None:
-        """All as one tensor [L, columns, M, D]; None while nothing is remembered."""
+    def to_tensor(self) -> Tensor | None:
+        """All memories as one tensor [L, B, M, D], or None at the start."""
         if not self._parts[0]:
             return None
         if self.swap:
             synchronize()
         return torch.stack([torch.cat(layer) for layer in zip(*self._parts, strict=True)])
 
-    def deal(self, mems: Tensor | None) -> None:
-        """The inverse of `merge`, from wherever the tensor is."""
+    def load_tensor(self, mems: Tensor | None) -> None:
+        """The inverse of `to_tensor`; the tensor may be on any device."""
         if mems is not None:
-            for part, columns in enumerate(mems.split(self.micro_batch_size, dim=1)):
-                self.put(part, [layer if self.swap else layer.to(self.device) for layer in columns.unbind()])
+            columns: Sequence[Tensor] = mems.split(self.micro_batch_size, dim=1)
+            for part, of_part in enumerate(columns):
+                self.set(part, [layer if self.swap else layer.to(self.device) for layer in of_part.unbind()])

@@ -1,8 +1,9 @@
-"""What a resumed run needs to continue bit by bit: how far it is, every random generator, the memories."""
+"""What a resumed run needs, besides weights, to continue bit by bit: its progress and the random generators."""
 
 import math
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,30 +13,33 @@ from txl.optim.schedule import Plateau
 
 @dataclass
 class TrainState:
-    """Numbers that describe how far a run is; the same on every rank."""
+    """How far a run is. The same on every rank."""
 
-    step: int = 0
-    tokens_seen: int = 0
-    train_seconds: float = 0.0
-    best_valid_loss: float = math.inf
+    step: int = 0  # optimizer steps done
+    tokens_seen: int = 0  # of all ranks
+    train_seconds: float = 0.0  # without validation and saving
+    best_valid_loss: float = math.inf  # nats per token
     best_step: int = 0
-    validated_step: int = 0
-    plateau: Plateau = field(default_factory=Plateau)
+    validated_step: int = 0  # of the last validation
+    plateau: Plateau = field(default_factory=Plateau)  # of the dev_perf schedule
 
     @staticmethod
-    def from_dict(values: dict) -> "TrainState":
+    def from_dict(values: dict[str, Any]) -> "TrainState":
+        """The inverse of `dataclasses.asdict`."""
         return TrainState(**values | {"plateau": Plateau(**values["plateau"])})
 
 
 def seed_everything(seed: int) -> None:
+    """Seed the generators of Python, NumPy and torch (CPU and GPUs)."""
     random.seed(seed)
     np.random.seed(seed % 2**32)
     torch.manual_seed(seed)
 
 
-def random_state(device: torch.device) -> dict:
-    """Every generator's state, in containers that load without running code."""
-    kind, keys, position, has_gauss, gauss = np.random.get_state()
+def random_state(device: torch.device) -> dict[str, Any]:
+    """The state of every generator, in containers that can be loaded without running code."""
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, gauss = legacy
     return {
         "python": random.getstate(),
         "numpy": [kind, keys.tolist(), position, has_gauss, gauss],
@@ -44,7 +48,8 @@ def random_state(device: torch.device) -> dict:
     }
 
 
-def restore_random_state(state: dict, device: torch.device) -> None:
+def restore_random_state(state: dict[str, Any], device: torch.device) -> None:
+    """The inverse of `random_state`."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, *rest = state["numpy"]

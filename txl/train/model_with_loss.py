@@ -1,0 +1,89 @@
+"""The model of a training run, and its forward pass with the loss, as DistributedDataParallel must wrap it.
+
+Shapes: B columns, T segment, T' segment with extended context, M memory, D model width.
+"""
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from txl.config.geometry import Geometry
+from txl.config.schema import RunConfig
+from txl.config.training import longest_context
+from txl.model.attention import choose_backend
+from txl.model.clusters import TokensByCluster
+from txl.model.sampled_softmax import SampledWords, sampled_loss
+from txl.model.transformer import TransformerXL
+from txl.system.devices import should_compile
+from txl.system.precision import parameter_dtype
+
+
+def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> TransformerXL:
+    """The configured model with random weights, on its device; its layers compiled if that was asked for."""
+    precision = config.precision.name
+    model = TransformerXL(
+        config.model,
+        vocab_size,
+        config.data.cutoffs,
+        longest_context(vars(config.train)),
+        choose_backend(config.attention, device, precision),
+        config.recompute,
+    )
+    if should_compile(config.compile, device):
+        model.compile_layers()
+    return model.to(device, parameter_dtype(precision))
+
+
+class ModelWithLoss(nn.Module):
+    """Hidden states and their loss in one forward pass."""
+
+    def __init__(self, model: TransformerXL):
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input: Tensor,
+        target: Tensor,
+        mems: list[Tensor],
+        geometry: Geometry,
+        scale: float,
+        groups: TokensByCluster,
+        sample: SampledWords | None = None,
+    ) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Read one segment of a micro-batch.
+
+        Args:
+            input: token ids [B, T'].
+            target: the tokens to predict [B, T].
+            mems: per layer [B, M, D], or an empty list at the start.
+            geometry: the lengths to train with.
+            scale: factor of the loss that the backward pass starts from.
+            groups: the targets sorted by cluster.
+            sample: the words of a sampled softmax; None: the exact softmax.
+
+        Returns:
+            scale * nats with gradient, nats in float64 without gradient, and the new memories.
+        """
+        hidden, mems = self.model(input, mems, geometry)
+        if sample is not None:
+            return *sampled_loss(self.model, hidden, target, scale, sample), mems
+        return *self.model.total_loss(hidden, target, scale, groups), mems
+
+
+def average_gradients_over_ranks(
+    module: ModelWithLoss, device: torch.device, sparse_tables: list[nn.Parameter]
+) -> DistributedDataParallel:
+    """Wrap the module so that the backward pass averages its dense gradients over all ranks.
+
+    `sparse_tables`: parameters with sparse gradients, which `average_sparse_gradient` averages instead.
+    """
+    sparse = [name for name, p in module.named_parameters() if any(p is table for table in sparse_tables)]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sparse)
+    # find_unused_parameters keeps the gradients' buckets as they are built at first, so that a resumed run adds up in
+    # the same order. Besides, a tail cluster without a token has no gradient. If all parameters are used, torch warns.
+    warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
+    devices = [device] if device.type == "cuda" else None
+    return DistributedDataParallel(module, devices, find_unused_parameters=True)
