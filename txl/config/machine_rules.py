@@ -32,7 +32,7 @@ def check_arithmetic(config: RunConfig | EvaluateConfig) -> None:
         check_cpu_arithmetic(arithmetic, f"hardware={hardware.name}")
     old = re.match("V100|T4", hardware.gpu or "")
     rule = f"needs an Ampere or newer GPU, but hardware={hardware.name} has {hardware.gpu}; use precision=fp32 or fp16"
-    refuse_unless(not old or arithmetic is not Arithmetic.tf32, "precision", arithmetic, rule)
+    refuse_unless(not old or arithmetic not in (Arithmetic.tf32, Arithmetic.bf16), "precision", arithmetic, rule)
     scale = config.precision.initial_loss_scale
     rule = "is for precision=fp16 alone, and needed there"
     refuse_unless((scale is None) != (arithmetic is Arithmetic.fp16), "precision.initial_loss_scale", scale, rule)

@@ -109,7 +109,7 @@ def _micro_batch(config: RunConfig, local: int, world_size: int) -> int:
     micro = train.micro_batch_size or min(local, caps.get(config.precision.name.name, local))
     if local % micro == 0:
         return micro
-    largest = max(size for size in _divisors(local) if size <= micro)
+    largest = max(size for size in divisors(local) if size <= micro)
     if train.first_rank_batch_size is not None:
         raise ConfigError(
             f"train.micro_batch_size={micro} must divide {local}, what train.first_rank_batch_size="
@@ -122,7 +122,7 @@ def _micro_batch(config: RunConfig, local: int, world_size: int) -> int:
     )
 
 
-def _divisors(value: int) -> list[int]:
+def divisors(value: int) -> list[int]:
     """All divisors of a number, in rising order."""
     small = [n for n in range(1, math.isqrt(value) + 1) if value % n == 0]
     return sorted({*small, *(value // n for n in small)})
@@ -130,8 +130,8 @@ def _divisors(value: int) -> list[int]:
 
 def _nearest_divisors(value: int, to: int) -> list[int]:
     """The largest divisor of `value` below `to` and the smallest above it, as far as they exist."""
-    divisors = _divisors(value)
-    return [n for n in divisors if n < to][-1:] + [n for n in divisors if n > to][:1]
+    found = divisors(value)
+    return [n for n in found if n < to][-1:] + [n for n in found if n > to][:1]
 
 
 def _multiples(value: int, of: int) -> str:

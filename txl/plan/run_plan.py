@@ -3,6 +3,7 @@
 `dry_run=true` prints `make_plan(config)`, and `Plan.to_dict()` is written into the run folder.
 """
 
+import functools
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from txl.config.data import DataConfig
 from txl.config.schema import RunConfig, is_multi_node
 from txl.errors import refuse_unless
 from txl.plan.batch_split import processes, split_batch
+from txl.plan.device_memory import device_memory_gb, fitting_micro_batch
 from txl.plan.memory_estimate import memory_terms
 from txl.plan.parameter_count import layer_parameters, other_parameters
 
@@ -32,6 +34,7 @@ class Plan:
     local_batch_size: int  # sequences per process and step
     first_rank_batch_size: int  # the same of the first process
     micro_batch_size: int  # sequences per forward pass
+    micro_batch_for_memory: bool  # it is the largest whose estimated memory fits, neither configured nor published
     grad_accum_steps: int
     tokens_per_step: int
     max_step: int
@@ -52,6 +55,8 @@ class Plan:
             memory += f", of {self.device_memory_gb:g} GB"
         batch = self.first_rank_batch_size + (self.world_size - 1) * self.local_batch_size
         share = f"{self.grad_accum_steps} accumulation step(s) x micro batch {self.micro_batch_size}"
+        if self.micro_batch_for_memory:
+            share += ", the largest that fits by the estimate"
         if self.first_rank_batch_size != self.local_batch_size:
             share += f"; the first: {self.first_rank_batch_size} sequences"
         rows = {
@@ -86,14 +91,18 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
     train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
     nodes, gpus = processes(config)
     world_size = nodes * gpus
-    first, local, micro = split_batch(config, world_size)
+    first, local, asked = split_batch(config, world_size)
+    micro = asked
     layers = layer_parameters(config.model)
-    parameters = memory = None
+    parameters = memory = available = None
     if vocab_size:
         _check_vocab_size(config, vocab_size)
         parameters = layers + other_parameters(config.model, train, config.data.cutoffs, vocab_size)
-        terms = memory_terms(config, vocab_size, parameters, micro, max(first, local), world_size)
-        memory = round(sum(terms.values()) / GB, 2)
+        estimate = functools.partial(_memory_gb, config, vocab_size, parameters, max(first, local), world_size)
+        available = device_memory_gb(config, gpus)
+        if available is not None:
+            micro = fitting_micro_batch(config, micro, estimate, available)
+        memory = estimate(micro)
     tokens = train.batch_size * train.tgt_len
     return Plan(
         run_dir=run_folder(config),
@@ -106,6 +115,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
         local_batch_size=local,
         first_rank_batch_size=first,
         micro_batch_size=micro,
+        micro_batch_for_memory=micro < asked,
         grad_accum_steps=local // micro,
         tokens_per_step=tokens,
         max_step=train.max_step,
@@ -113,8 +123,13 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
         parameters=parameters,
         layer_parameters=layers,
         memory_gb=memory,
-        device_memory_gb=config.hardware.memory_gb,
+        device_memory_gb=available,
     )
+
+
+def _memory_gb(config: RunConfig, vocab_size: int, parameters: int, local: int, world_size: int, micro: int) -> float:
+    terms = memory_terms(config, vocab_size, parameters, micro, local, world_size)
+    return round(sum(terms.values()) / GB, 2)
 
 
 def _check_vocab_size(config: RunConfig, vocab_size: int) -> None:
