@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from txl.config.config_hash import config_hash
 from txl.config.schema import RunConfig
@@ -21,6 +21,9 @@ from txl.errors import ConfigError
 from txl.files import PROJECT, write_json
 from txl.plan.batch_split import processes
 from txl.system.world import World
+
+if TYPE_CHECKING:
+    import torch
 
 REPORT_SECONDS = 300.0  # seconds until all ranks must have reported
 
@@ -105,6 +108,7 @@ def check_with_torch(config: RunConfig, world: World) -> list[str]:
 
     try:
         device = pick_device(config.hardware, world.local_rank)
+        check_gpu_build(device)
         init_process_group(world, device)
         block = torch.eye(256, device=device) * (world.rank + 1)
         total = sum_over_ranks((block @ block).sqrt())[0, 0].item()
@@ -113,6 +117,21 @@ def check_with_torch(config: RunConfig, world: World) -> list[str]:
         return [f"rank {world.rank}: {str(error).partition(chr(10))[0]}"]
     expected = world.world_size * (world.world_size + 1) / 2
     return [] if total == expected else [f"rank {world.rank}: the sum over all ranks is {total}, not {expected}"]
+
+
+def check_gpu_build(device: "torch.device") -> None:
+    """Raises ConfigError if this build of torch has no kernels for the GPU; V100s need one for CUDA 12.6 or older."""
+    import torch
+
+    if device.type != "cuda":
+        return
+    major, minor = torch.cuda.get_device_capability(device)
+    built_for = torch.cuda.get_arch_list()
+    if built_for and all(int(arch.partition("_")[2].rstrip("af")) > 10 * major + minor for arch in built_for):
+        raise ConfigError(
+            f"{torch.cuda.get_device_name(device)} is sm_{major}{minor}, and torch {torch.__version__} is built for "
+            f"{built_for[0]} and newer; install a build for an older CUDA (V100: CUDA 12.6)"
+        )
 
 
 def gather_reports(folder: Path, size: int) -> list[dict[str, Any]]:

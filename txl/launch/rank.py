@@ -9,12 +9,13 @@ prepares, and the others get the result from it.
 
 import contextlib
 import ctypes
+import errno
 import functools
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,8 @@ from txl.errors import ConfigError
 from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
 from txl.launch.run_folder import job_folder, read_config
+from txl.plan.batch_split import divisors
+from txl.plan.run_plan import Plan
 from txl.system.hang_watch import HangWatch
 from txl.system.process_exit import BAD_CONFIGURATION, leave
 from txl.system.world import World
@@ -152,12 +155,40 @@ def _train(
         report = initialize_from_checkpoint(trainer.model, corpus.vocab, config)
         if world.is_main:
             print(report, flush=True)
-    code = trainer.train()
+    with mistakes_of_the_machine(prepared.plan):
+        code = trainer.train()
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw_loss_curve(Path(prepared.plan.run_dir))
     close_process_group()
     watch.close()
     return code
+
+
+@contextlib.contextmanager
+def mistakes_of_the_machine(plan: Plan) -> Iterator[None]:
+    """Turn a GPU without memory, and a disk without room, into one line with the remedy.
+
+    Raises:
+        ConfigError: In place of torch's OutOfMemoryError, and of an OSError about a full or read-only disk.
+    """
+    import torch
+
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        smaller = [size for size in divisors(plan.micro_batch_size) if size < plan.micro_batch_size]
+        remedy = f"train.micro_batch_size={smaller[-1]}" if smaller else "recompute=true or a smaller model"
+        raise ConfigError(
+            f"train.micro_batch_size={plan.micro_batch_size} does not fit into the GPU's memory; use {remedy} "
+            "(the global batch stays the same), and resume=auto if the run has saved already"
+        ) from None
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+            raise
+        raise ConfigError(
+            f"run_dir={plan.run_dir} cannot be written: {error.strerror}; the checkpoints there are whole. Free some "
+            "room, then resume=auto continues (checkpoint.keep=1 needs less)"
+        ) from None
 
 
 def draw_loss_curve(run_dir: Path) -> None:
