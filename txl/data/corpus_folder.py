@@ -12,44 +12,52 @@ from typing import Any
 
 import numpy as np
 
-from txl.data.token_files import TokenFile, token_dtype
+from txl.data.find_files import FileStamp
+from txl.data.token_files import token_dtype
 from txl.data.vocabulary import Vocabulary
 from txl.files import read_json, write_json
 
+SplitEntry = dict[str, Any]  # what meta.json says about a split: tokens, sha256, and more (see `open_token_file`)
 
-def write_corpus_folder(folder: Path, vocabulary: Vocabulary, files: list[TokenFile], sources: list[Any]) -> None:
+
+def write_corpus_folder(
+    folder: Path, vocabulary: Vocabulary, splits: dict[str, SplitEntry], sources: list[FileStamp]
+) -> None:
     """Complete a folder whose token files are written.
 
     Args:
         folder: The folder of the token files.
         vocabulary: The vocabulary of the ids.
-        files: The token file of each split.
-        sources: What meta.json says about the files that were encoded.
+        splits: The entry of each split.
+        sources: The stamps of the files that the ids come from.
     """
     write_json(folder / "vocabulary.json", vocabulary.to_dict())
     meta = {
         "dtype": token_dtype(len(vocabulary)).name,
         "vocab_size": len(vocabulary),
         "vocab_bytes": (folder / "vocabulary.json").stat().st_size,
-        "splits": {file.split: file.entry() for file in files},
+        "splits": splits,
         "sources": sources,
-        "fingerprint": corpus_fingerprint(vocabulary, files),
+        "fingerprint": corpus_fingerprint(vocabulary, splits),
     }
     write_json(folder / "meta.json", meta)
 
 
-def corpus_fingerprint(vocabulary: Vocabulary, files: list[TokenFile]) -> str:
+def corpus_fingerprint(vocabulary: Vocabulary, splits: dict[str, SplitEntry]) -> str:
     """A digest of ids and vocabulary: where the encoded files were does not matter.
 
     Sentences without order are shuffled file by file, so the number of tokens of each file matters for them.
     """
-    content: list[Any] = [vocabulary.fingerprint, {file.split: file.hash.hexdigest() for file in files}]
-    content += [file.shards for file in files if file.shards]
+    content: list[Any] = [vocabulary.fingerprint, {split: entry["sha256"] for split, entry in splits.items()}]
+    content += [entry["shards"] for entry in splits.values() if "shards" in entry]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def open_token_file(folder: Path, meta: dict[str, Any], split: str) -> np.ndarray:
-    """[tokens] ids of a split, memory-mapped, read-only. `meta` is the content of meta.json."""
+    """[tokens] ids of a split, memory-mapped, read-only. `meta` is the content of meta.json.
+
+    A split's entry may name a `file`, a `dtype` and an `offset` in bytes: ids that are in a file of the user.
+    """
     path, dtype, offset = _token_file(folder, meta, split)
     return np.memmap(path, dtype, "r", offset, shape=(meta["splits"][split]["tokens"],))
 
@@ -68,10 +76,7 @@ def is_complete_corpus(folder: Path) -> bool:
 
 
 def _token_file(folder: Path, meta: dict[str, Any], split: str) -> tuple[Path, np.dtype, int]:
-    """(path, type of the integers, offset of the first one in bytes) of a split.
-
-    An entry of meta.json names them if the ids are in a file of the user; otherwise they are in the folder.
-    """
+    """(path, type of the integers, offset of the first one in bytes) of a split."""
     entry = meta["splits"][split]
     dtype = np.dtype(entry.get("dtype", meta["dtype"]))
     return folder / entry.get("file", f"{split}.bin"), dtype, entry.get("offset", 0)

@@ -50,7 +50,7 @@ def find_text_files(data: DataConfig) -> Files:
             files = _find_in_folder(folder, data, files)
     for key, paths in files.items():
         for path in paths:
-            _check_file(path, f"data.{key}", data)
+            check_file(path, f"data.{key}", data)
     _check_shards(files, data)
     return files
 
@@ -66,7 +66,7 @@ def find_vocabulary_files(data: DataConfig) -> dict[str, Path]:
         if name is not None:
             here = Path(name).expanduser()
             path = here if here.is_file() and not (folder / here).is_file() else folder / here
-            _check_file(path, f"data.{key}", data)
+            check_file(path, f"data.{key}", data)
             files[key] = path
     return files
 
@@ -132,7 +132,14 @@ def _how_to_get(data: DataConfig) -> str:
     return "put train.txt, valid.txt and test.txt there"
 
 
-def _check_file(path: Path, key: str, data: DataConfig) -> None:
+def check_file(path: Path, key: str, data: DataConfig) -> None:
+    """Raise ConfigError if a file is missing, empty, or not readable.
+
+    Args:
+        path: The file.
+        key: The option that names it, for the message.
+        data: Options of the data set; some data sets can be downloaded, which the message then says.
+    """
     try:
         status = path.stat()
     except OSError as error:
@@ -141,9 +148,9 @@ def _check_file(path: Path, key: str, data: DataConfig) -> None:
         get = f"; or {_how_to_get(data)}" if data.name in SOURCES and error.errno == errno.ENOENT else ""
         raise ConfigError(f"{key}={path}: {error.strerror}{inside}; correct {correct}{get}") from None
     if not stat.S_ISREG(status.st_mode):
-        raise ConfigError(f"{key}={path} is not a file; give the name of a text file")
+        raise ConfigError(f"{key}={path} is not a file; give the name of a file")
     if status.st_size == 0:
-        raise ConfigError(f"{key}={path} is empty; give a file with text")
+        raise ConfigError(f"{key}={path} is empty; give another file")
     if not os.access(path, os.R_OK):
         raise ConfigError(f"{key}={path} may not be read by this user; change its permissions")
 

@@ -2,8 +2,9 @@
 
 import logging
 from pathlib import Path
+from typing import Any
 
-from txl.config.data import DataConfig
+from txl.config.data import VOCAB_FILE_OPTIONS, VOCAB_OPTIONS, DataConfig
 from txl.data.find_files import FileStamp, file_stamps, find_vocabulary_files
 from txl.data.vocabulary import Vocabulary, vocabulary_class
 from txl.errors import ConfigError
@@ -38,9 +39,19 @@ class GivenVocabulary:
         """The stamps that the files have now."""
         return file_stamps({key: [path] for key, path in self.files.items()})
 
-    def key(self) -> list[FileStamp] | str:
-        """What ids depend on: the stamps of the files, or the fingerprint of the replacement."""
-        return self.stamps() if self.replacement is None else self.replacement.fingerprint
+    def key(self) -> dict[str, Any]:
+        """Everything that the vocabulary depends on beside a text, as JSON.
+
+        That is its kind and its options; and the stamps of its files, or the fingerprint of what replaces them.
+        """
+        kind = self.data.vocab
+        options = {key: getattr(self.data, key) for key in kind.facts.options if key not in VOCAB_FILE_OPTIONS}
+        names: dict[str, Any] = {key: options.pop(key) for key in ("eos", "unk", "sentences") if key in options}
+        key = {"vocab": kind.name, **options}
+        if any(value != VOCAB_OPTIONS[name] for name, value in names.items()):
+            key |= names
+        content = self.stamps() if self.replacement is None else self.replacement.fingerprint
+        return key | ({"vocabulary": content} if content else {})
 
     def read(self) -> Vocabulary | None:
         """The vocabulary; None: no option names a file. Raises ConfigError for a file with other content."""

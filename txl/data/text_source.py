@@ -5,7 +5,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from txl.config.data import VOCAB_FILE_OPTIONS, VOCAB_OPTIONS, DataConfig
+from txl.config.data import DataConfig
 from txl.data.corpus_folder import write_corpus_folder
 from txl.data.find_files import file_stamps, find_text_files
 from txl.data.given_vocabulary import GivenVocabulary
@@ -36,13 +36,8 @@ class TextSource(TokenSource):
     def key(self) -> dict[str, Any]:
         """The stamps of all files, and the options that decide how text becomes ids."""
         data = self.data
-        key: dict[str, Any] = {"format": FORMAT, "vocab": data.vocab.name, "sources": self._stamps}
-        options = {key: getattr(data, key) for key in data.vocab.facts.options if key not in VOCAB_FILE_OPTIONS}
-        names: dict[str, Any] = {key: options.pop(key) for key in ("eos", "unk", "sentences") if key in options}
-        key |= options
-        key |= names if any(value != VOCAB_OPTIONS[name] for name, value in names.items()) else {}
-        if self._vocabulary_key:
-            key["vocabulary"] = self._vocabulary_key
+        key: dict[str, Any] = {"format": FORMAT, "sources": self._stamps}
+        key |= self._vocabulary_key
         if "file" in self.text_files:
             key |= {"split_bytes": data.split_bytes} if data.split_bytes else {"split": data.split}
         return key
@@ -61,7 +56,7 @@ class TextSource(TokenSource):
                 data.vocab_size,
                 len(vocabulary),
             )
-        write_corpus_folder(folder, vocabulary, files, self._stamps)
+        write_corpus_folder(folder, vocabulary, {file.split: file.entry() for file in files}, self._stamps)
         log.info("encoded data=%s in %.1f s", data.name, time.perf_counter() - began)
 
 
