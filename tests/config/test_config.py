@@ -209,6 +209,7 @@ FOR_OPTION = {
     "tf32": ["hardware=h200"],
     "fp16": ["hardware=h200"],
     "text": ["data.file=a.txt"],
+    "ids": ["data.file=a.npy"],
     "slurm": ["hardware=cpu"],
 }
 

@@ -21,6 +21,7 @@ class SourceName(Enum):
     """The choices of `data.source`: where token ids come from."""
 
     text = "text"  # text files, which are encoded on first use
+    ids = "ids"  # token ids that exist already, as .npy arrays or raw integers
 
     @property
     def facts(self) -> SourceFacts:
@@ -49,6 +50,16 @@ class Metric(Enum):
     bpc = "bpc"  # bits per character (or byte)
 
 
+class IdType(Enum):
+    """The choices of `data.dtype`: the integers of a file of ids that has no header."""
+
+    uint8 = "uint8"
+    uint16 = "uint16"
+    uint32 = "uint32"
+    int32 = "int32"
+    int64 = "int64"
+
+
 @dataclass
 class DataConfig:
     """One data set: files, tokenization, vocabulary."""
@@ -60,6 +71,7 @@ class DataConfig:
     valid: str | None = None
     test: str | None = None
     file: str | None = None  # one file instead of three, which is cut by `split`
+    dtype: IdType | None = added(None)  # ids: the integers of a file without a header
     split: list[float] = MISSING  # fractions of train, valid, test
     split_bytes: list[int] = field(default_factory=list)  # enwik8, text8: bytes of train, valid, test
     vocab: VocabKind = MISSING
@@ -83,7 +95,15 @@ FILE_OPTIONS = ("train", "valid", "test", "file")  # the options that name files
 VOCAB_FILE_OPTIONS = ("vocab_file", "merges_file")  # the options that name files of the vocabulary
 
 # Options of DataConfig that only some sources have, and the value with which each does nothing.
-SOURCE_OPTIONS: dict[str, Any] = {"split_bytes": [], "sentences": False, "shards": None, "max_bytes": None}
+SOURCE_OPTIONS: dict[str, Any] = {
+    "split_bytes": [],
+    "sentences": False,
+    "shards": None,
+    "max_bytes": None,
+    "min_freq": 0,
+    "max_size": None,
+    "dtype": None,
+}
 
 
 @dataclass(frozen=True)
@@ -96,8 +116,12 @@ class SourceFacts:
 
 SOURCE_FACTS = {
     SourceName.text: SourceFacts(
-        options=("split_bytes", "sentences", "shards", "max_bytes"),
+        options=("split_bytes", "sentences", "shards", "max_bytes", "min_freq", "max_size"),
         example="data.train=a.txt data.valid=b.txt data.test=c.txt, or data.file=a.txt data.split=[0.9,0.05,0.05]",
+    ),
+    SourceName.ids: SourceFacts(
+        options=("dtype",),
+        example="data.train=a.npy data.valid=b.npy data.test=c.npy, or data.file=a.npy data.split=[0.9,0.05,0.05]",
     ),
 }
 
@@ -129,6 +153,7 @@ class VocabFacts:
 
     metric: Metric
     cut_at: CutAt
+    from_text: bool = False  # it is made of the text, unless options name its files
     sources: tuple[SourceName, ...] = (SourceName.text,)  # the sources whose ids it can belong to
     options: tuple[str, ...] = ()  # those of VOCAB_OPTIONS that it has
     needed: tuple[str, ...] = ()  # those of its options that must be given,
@@ -139,13 +164,16 @@ VOCAB_FACTS = {
     VocabKind.word: VocabFacts(
         Metric.ppl,
         CutAt.line,
+        from_text=True,
+        sources=(SourceName.text, SourceName.ids),
         options=("lower_case", "min_freq", "max_size", "vocab_file", "eos", "unk", "sentences"),
     ),
-    VocabKind.byte: VocabFacts(Metric.bpc, CutAt.byte),
-    VocabKind.char: VocabFacts(Metric.bpc, CutAt.character),
+    VocabKind.byte: VocabFacts(Metric.bpc, CutAt.byte, from_text=True),
+    VocabKind.char: VocabFacts(Metric.bpc, CutAt.character, from_text=True),
     VocabKind.bpe: VocabFacts(
         Metric.ppl,
         CutAt.line,
+        sources=(SourceName.text, SourceName.ids),
         options=("vocab_file", "merges_file"),
         needed=("vocab_file", "merges_file"),
         remedy="GPT-2's two files, or others like them (txl download gpt2)",
