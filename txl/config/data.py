@@ -36,6 +36,7 @@ class VocabKind(Enum):
     byte = "byte"
     char = "char"  # Unicode characters
     bpe = "bpe"  # byte pairs, as GPT-2's
+    ids = "ids"  # numbers, for ids that another program made
 
     @property
     def facts(self) -> VocabFacts:
@@ -178,4 +179,5 @@ VOCAB_FACTS = {
         needed=("vocab_file", "merges_file"),
         remedy="GPT-2's two files, or others like them (txl download gpt2)",
     ),
+    VocabKind.ids: VocabFacts(Metric.ppl, CutAt.line, sources=(SourceName.ids,), options=("vocab_file",)),
 }
