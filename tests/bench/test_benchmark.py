@@ -6,11 +6,11 @@ import pytest
 
 from tests.support.configurations import composed
 from tests.support.entry_points import run
-from txl.bench import inference as inference_speed
-from txl.bench import train_step as train_speed
+from txl.bench import published
+from txl.bench.inference import format_inference_row
+from txl.bench.train_step import configure_train_row, products_per_token
 from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig
-from txl.launch import train_benchmark
 from txl.system.world import World
 
 SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=2"]
@@ -47,11 +47,11 @@ def test_programs_are_measured_without_a_file_of_theirs(runtime, tmp_path):
 def test_published_rows_stand_beside_the_nearest_machine(monkeypatch):
     row = {"batch_size": 1, "precision": "bf16"}
     for name, machine, throughput in (("NVIDIA H200", "A100", 4163.7), ("Tesla T4", "T4", 3775.3)):
-        monkeypatch.setattr(inference_speed.torch.cuda, "get_device_name", lambda device, name=name: name)
-        rows = inference_speed.published_rows("base", row, inference_speed.torch.device("cuda"))
+        monkeypatch.setattr(published.torch.cuda, "get_device_name", lambda device, name=name: name)
+        rows = published.published_inference_rows("base", row, published.torch.device("cuda"))
         assert len(rows) == 2 and all(machine in r["machine"] for r in rows)
         assert rows[0]["Throughput Avg (tok/s)"] == throughput
-        assert "pure Python" in inference_speed.line(rows[0], rows[0]["implementation"])
+        assert "pure Python" in format_inference_row(rows[0], rows[0]["implementation"])
 
 
 def test_training_is_measured_with_its_parts_and_its_share_of_the_ceiling(tmp_path):
@@ -90,25 +90,25 @@ def test_training_with_two_processes_stands_beside_one(tmp_path):
 
 def test_the_published_training_row_stands_beside_the_nearest_machine(monkeypatch):
     row = {"model": "base", "precision": "bf16", "processes": 8, "micro_batch_size": 32, "tokens_per_second": 899_780.0}
-    monkeypatch.setattr(train_benchmark.torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(published.torch.cuda, "is_available", lambda: True)
     for name, machine, speed in (("NVIDIA H200", "DGX A100", 449_890), ("Tesla V100-SXM2-16GB", "DGX-1", 258_648)):
-        monkeypatch.setattr(train_benchmark.torch.cuda, "get_device_name", lambda name=name: name)
-        found = train_benchmark.published(row)
+        monkeypatch.setattr(published.torch.cuda, "get_device_name", lambda name=name: name)
+        found = published.published_training_row(row)
         assert (found["machine"], found["tokens_per_second"]) == (machine, speed)
-    assert train_benchmark.published(row | {"processes": 3}) is None
+    assert published.published_training_row(row | {"processes": 3}) is None
 
 
 def test_the_published_benchmark_keeps_its_learning_rate_curve_and_hardware_submits_it(tmp_path):
     chosen = ["suite=train", "experiment=trainbench_large", "hardware=dgx2", "nodes=8"]
     config = composed(*chosen, name="benchmark", kind=BenchmarkConfig)
     assert (config.scheduler.max_step, config.cluster.name) == (25_000, "slurm")
-    measured = train_speed.point(config, Arithmetic.fp16, 4, World(0, 128, 0, 16))
+    measured = configure_train_row(config, Arithmetic.fp16, 4, World(0, 128, 0, 16))
     assert (measured.scheduler.max_step, measured.train.batch_size) == (25_000, 512)
 
 
 def test_the_work_of_a_token_is_what_the_design_counted():
     config = composed("model=base")
-    products = train_speed.products_per_token(config, 267_735, 256)
+    products = products_per_token(config, 267_735, 256)
     assert abs(products / (68e6 + 15e6) - 1) < 0.1
 
 

@@ -1,8 +1,10 @@
-"""How fast words become ids: a text laid out as WikiText, encoded beside a plain Python loop, opened again, and wanted
-by eight processes at once.
+"""benchmark suite=encoding: how fast the words of a text become ids.
 
-Everything is done in processes of its own (`python -m txl.bench.encoding TASK FOLDER CACHE`), whose time and memory
-the system counts. This one stays small: a child's peak memory is at least what its parent had when it was started.
+A text laid out as WikiText is encoded by this package and by a plain Python loop, opened again, and encoded while
+eight processes want it at once.
+
+Every task runs in processes of its own (`python -m txl.bench.encoding TASK FOLDER`), whose time and memory the system
+counts. The parent must stay small, because a child's peak memory is at least that of its parent at its start.
 """
 
 import json
@@ -17,9 +19,11 @@ from array import array
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from txl.bench.table_file import write_table
 from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, VocabKind
 from txl.config.schema import BenchmarkConfig
@@ -31,30 +35,25 @@ from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 from txl.files import write_json
 from txl.system.hardware import cpu_model
-from txl.system.versions_and_devices import environment_record
 
 PROCESSES = 8
 
-
 VALID_BYTES = 1_000_000
 
+DISK = 6  # room that is needed, in sizes of the text: itself, its ids three times, its words' numbers during counting
 
-DISK = 6  # times the text: itself, its ids three times, and its words' numbers while they are counted
-
-
-WORKS = "encoding data="  # what open_corpus logs when it does the work
-
+ENCODES = "encoding data="  # what open_corpus logs if it is the process that encodes
 
 COLUMNS = ("Task   ", "Processes", "Seconds", "CPU seconds", "Peak GB", "Mtok/s", "  MB/s", "Encodings")
 
 
-def run(config: BenchmarkConfig) -> int:
+def benchmark_encoding(config: BenchmarkConfig) -> int:
     """Make the text, measure, print the table, write the JSON; returns the exit code."""
     with tempfile.TemporaryDirectory(prefix="encoding-") as name:
         folder = Path(name)
-        check_disk(folder, config.benchmark.megabytes)
-        write_json(folder / "config.json", to_dict(replace(config, data=made_up(config.data, folder))))
-        text = measure("write", folder)
+        check_disk_space(folder, config.benchmark.megabytes)
+        write_json(folder / "config.json", to_dict(replace(config, data=made_up_data(config.data, folder))))
+        text = run_encoding_task("write", folder)
         print(f"{cpu_model()}, {text['megabytes']:.0f} MB of words")
         print("  ".join(COLUMNS))
         rows = []
@@ -62,26 +61,35 @@ def run(config: BenchmarkConfig) -> int:
             if processes > 1:
                 (folder / "ids").unlink()
                 shutil.rmtree(folder / "cache")
-            rows.append(measure(task, folder, processes) | {"megabytes": text["megabytes"]})
-            print(line(rows[-1]), flush=True)
+            rows.append(run_encoding_task(task, folder, processes) | {"megabytes": text["megabytes"]})
+            print(_format_row(rows[-1]), flush=True)
     made, plain = rows[:2]
     print(f"encode is {plain['seconds'] / made['seconds']:.1f} times as fast as the plain loop", end=" ")
     print(f"({plain['cpu_seconds'] / made['cpu_seconds']:.1f} times in CPU seconds), the same ids: {plain['equal']}")
     if config.benchmark.json:
-        file = Path(config.benchmark.json)
-        file.parent.mkdir(parents=True, exist_ok=True)
-        write_json(file, {"machine": environment_record(), "rows": rows}, indent=1)
+        write_table(Path(config.benchmark.json), rows)
     return 0 if plain["equal"] else 1
 
 
-def made_up(data: DataConfig, folder: Path) -> DataConfig:
-    """The data set that the text is."""
-    files = {"path": str(folder), "train": "train.txt", "valid": "valid.txt", "cache": str(folder / "cache")}
-    unused = {key: getattr(data, key) for key in ("split", "cutoffs", "metric")}
-    return DataConfig(name="made", vocab=VocabKind.word, lower_case=False, min_freq=0, **files, **unused)
+def made_up_data(data: DataConfig, folder: Path) -> DataConfig:
+    """The options of the made-up data set in this folder."""
+    return DataConfig(
+        name="made",
+        path=str(folder),
+        train="train.txt",
+        valid="valid.txt",
+        split=data.split,
+        vocab=VocabKind.word,
+        lower_case=False,
+        min_freq=0,
+        cutoffs=data.cutoffs,
+        metric=data.metric,
+        cache=str(folder / "cache"),
+    )
 
 
-def check_disk(folder: Path, megabytes: int) -> None:
+def check_disk_space(folder: Path, megabytes: int) -> None:
+    """Raises ConfigError if a text of this size and its ids do not fit the disk."""
     free = shutil.disk_usage(folder).free // 10**6
     if free < DISK * megabytes:
         raise ConfigError(
@@ -90,17 +98,22 @@ def check_disk(folder: Path, megabytes: int) -> None:
         )
 
 
-def measure(task: str, folder: Path, processes: int = 1) -> dict:
-    """A task done by processes that start together: seconds until the last one is done, other values of all."""
+def run_encoding_task(task: str, folder: Path, processes: int = 1) -> dict[str, Any]:
+    """Run a task in processes that start together; returns a row of the table.
+
+    The seconds are those of the slowest process; CPU seconds are added up.
+    """
     command = [sys.executable, "-m", "txl.bench.encoding", task, str(folder)]
-    began, pipes = time.perf_counter(), {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    children = [subprocess.Popen(command, **pipes) for _ in range(processes)]
+    began = time.perf_counter()
+    children = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(processes)
+    ]
     outputs = [child.communicate() for child in children]
     process_seconds = time.perf_counter() - began
     for child, (_, errors) in zip(children, outputs, strict=True):
         if child.returncode:
             raise RuntimeError(f"{task} failed:\n{errors}")
-    found = [json.loads(output) for output, _ in outputs]
+    found: list[dict[str, Any]] = [json.loads(output) for output, _ in outputs]
     return found[0] | {
         "task": task,
         "processes": processes,
@@ -108,13 +121,13 @@ def measure(task: str, folder: Path, processes: int = 1) -> dict:
         "process_seconds": process_seconds,  # with Python's start and imports
         "cpu_seconds": sum(one["cpu_seconds"] for one in found),
         "peak_memory_gb": max(one["peak_memory_gb"] for one in found),
-        "encodings": sum(WORKS in errors for _, errors in outputs),
+        "encodings": sum(ENCODES in errors for _, errors in outputs),
     }
 
 
-def line(row: dict) -> str:
+def _format_row(row: dict[str, Any]) -> str:
     """A row under COLUMNS."""
-    speeds = [row["tokens"] / row["seconds"] / 1e6, row["megabytes"] / row["seconds"]]
+    speeds: list[Any] = [row["tokens"] / row["seconds"] / 1e6, row["megabytes"] / row["seconds"]]
     if row["task"] == "open":
         speeds = ["-", "-"]
     cells = [row["processes"], row["seconds"], row["cpu_seconds"], row["peak_memory_gb"], *speeds, row["encodings"]]
@@ -126,32 +139,33 @@ def line(row: dict) -> str:
 # --------------------------------------------------------------------------- in a process of its own
 
 
-def child(task: str, folder: Path) -> dict:
-    """What it took. The seconds are the task's, without Python's start and imports."""
+def do_encoding_task(task: str, folder: Path) -> dict[str, Any]:
+    """Do a task in this process and measure it. The seconds are those of the task, without Python's start."""
     config = from_dict(json.loads((folder / "config.json").read_text()), BenchmarkConfig)
-    tasks = {"write": write, "encode": encode, "open": encode, "plain": plain}
+    tasks = {"write": _write_text, "encode": _encode, "open": _encode, "plain": _encode_in_a_loop}
     began = time.perf_counter()
     values = tasks[task](config, folder)
     seconds, used = time.perf_counter() - began, resource.getrusage(resource.RUSAGE_SELF)
     if task == "plain":
-        values["equal"] = same_ids(folder / "ids", open_corpus(config.data).tokens("train"))
+        values["equal"] = _same_ids(folder / "ids", open_corpus(config.data).tokens("train"))
     used_seconds = used.ru_utime + used.ru_stime
     return values | {"seconds": seconds, "cpu_seconds": used_seconds, "peak_memory_gb": 1024 * used.ru_maxrss / 1e9}
 
 
-def write(config: BenchmarkConfig, folder: Path) -> dict:
+def _write_text(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
     write_zipf_text(folder / "train.txt", config.benchmark.megabytes * 10**6, config.seed)
     write_zipf_text(folder / "valid.txt", VALID_BYTES, config.seed + 1)
     return {"megabytes": (folder / "train.txt").stat().st_size / 1e6}
 
 
-def encode(config: BenchmarkConfig, folder: Path) -> dict:
+def _encode(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
     return {"tokens": len(open_corpus(config.data).tokens("train"))}
 
 
-def plain(config: BenchmarkConfig, folder: Path) -> dict:
-    """Count the words of the text, then look every one up: no more than a loop must do, a line at a time."""
-    counts, ids, tokens = Counter(), array("i"), 0
+def _encode_in_a_loop(config: BenchmarkConfig, folder: Path) -> dict[str, Any]:
+    """Count the words of the text, then look up each of them: the least that a plain loop must do."""
+    counts: Counter[str] = Counter()
+    ids, tokens = array("i"), 0
     with open(folder / "train.txt", encoding="utf-8") as lines:
         for text in lines:
             counts.update(text.split())
@@ -168,7 +182,8 @@ def plain(config: BenchmarkConfig, folder: Path) -> dict:
     return {"tokens": tokens + len(ids)}
 
 
-def same_ids(file: Path, tokens: np.ndarray) -> bool:
+def _same_ids(file: Path, tokens: np.ndarray) -> bool:
+    """Whether a file of int32 holds these tokens."""
     found = np.memmap(file, np.int32, mode="r")
     blocks = range(0, len(found), CHUNK)
     return len(found) == len(tokens) and all((found[i : i + CHUNK] == tokens[i : i + CHUNK]).all() for i in blocks)
@@ -176,4 +191,4 @@ def same_ids(file: Path, tokens: np.ndarray) -> bool:
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO)
-    print(json.dumps(child(sys.argv[1], Path(sys.argv[2]))))
+    print(json.dumps(do_encoding_task(sys.argv[1], Path(sys.argv[2]))))

@@ -1,14 +1,13 @@
-"""How fast a rank trains: the trainer's own step and its parts, beside what the hardware's matrix products could reach.
+"""benchmark suite=train on one rank: the trainer's own step and its parts, beside the speed of large matrix products.
 
-Tokens are made up and follow Zipf's law, as words do: the adaptive softmax then does the work that it does on a text.
+The tokens are made up and follow Zipf's law, as words do, so that the adaptive softmax works as it does on a text.
 """
 
 import resource
 import statistics
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -17,27 +16,28 @@ from txl.config.geometry import train_geometry
 from txl.config.machine_rules import check_cpu_arithmetic
 from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig, RunConfig
+from txl.data.corpus import Corpus
 from txl.data.synthetic_text import zipf_tokens
-from txl.files import write_json
+from txl.data.word_vocabulary import WordVocabulary
 from txl.model.attention import choose_backend
 from txl.model.linear import linear
 from txl.plan.run_plan import make_plan
 from txl.system.precision import AUTOCAST, parameter_dtype
-from txl.system.timing import synchronize
-from txl.system.versions_and_devices import environment_record
+from txl.system.timing import synchronized_clock
 from txl.system.world import World
 from txl.tracking.tracker import Tracker
 from txl.train.trainer import Trainer
 
-PARTS = ("input", "forward", "backward", "optimizer")  # optimizer: clipping as well
+PARTS = ("input", "forward", "backward", "optimizer")  # of a step; clipping belongs to the optimizer
 
+RESULT = "benchmark.json"  # file that rank 0 writes
 
-RESULT = "benchmark.json"
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One line of the table. Seconds are rank 0's medians over steps after the warm-up."""
+    """One row of the table. Seconds are medians of rank 0 over the steps after the warm-up."""
 
     model: str
     n_layer: int
@@ -53,7 +53,7 @@ class TrainRow:
     part_seconds: dict[str, float]
     flops_per_second: float  # of one process, for the model's own matrix products; recomputed ones do not count
     matmul_flops_per_second: float  # of one large product, measured in the same precision
-    mfu: float  # the former over the latter: share of the matrix-product ceiling
+    mfu: float  # flops_per_second / matmul_flops_per_second
     peak_memory_gb: float  # of rank 0
 
     def __str__(self) -> str:
@@ -72,16 +72,16 @@ HEADER = (
 )
 
 
-class MadeUpCorpus:
-    """As much of a data.Corpus as a training step reads."""
-
-    shards = None  # one text
+class MadeUpCorpus(Corpus):
+    """Random tokens in the place of a data set: what a training step reads, and no files."""
 
     def __init__(self, vocab_size: int, count: int, seed: int):
-        self.vocab = range(vocab_size)
+        """Draw `count` tokens of a vocabulary of this size."""
+        self.vocab, self.shards = WordVocabulary(map(str, range(vocab_size))), None
         self._tokens = zipf_tokens(np.random.default_rng(seed), count, vocab_size)
 
     def tokens(self, split: str) -> np.ndarray:
+        """[count] ids, the same for every split."""
         return self._tokens
 
 
@@ -97,27 +97,40 @@ def measure_training(config: BenchmarkConfig, world: World, device: torch.device
         if device.type == "cpu":
             check_cpu_arithmetic(precision, "this machine")
         for micro in config.benchmark.micro_batch_sizes:
-            rows.append(measure(point(config, precision, micro, world), world, device))
+            rows.append(measure_train_row(configure_train_row(config, precision, micro, world), world, device))
             if world.is_main:
                 print(rows[-1], flush=True)
     return rows
 
 
-def point(config: BenchmarkConfig, precision: Arithmetic, micro: int, world: World) -> BenchmarkConfig:
-    """The run that one row measures: `micro` sequences per process and step, and no run folder."""
-    batch = dict(batch_size=micro * world.world_size, micro_batch_size=micro)
-    others = dict(local_batch_size=None, grad_accum_steps=None, first_rank_batch_size=None)
-    return replace(
-        config,
-        train=replace(config.train, **batch, **others),
-        precision=replace(config.precision, name=precision),
-        debug=True,
+def configure_train_row(config: BenchmarkConfig, precision: Arithmetic, micro: int, world: World) -> BenchmarkConfig:
+    """The run that one row measures.
+
+    Args:
+        config: the benchmark.
+        precision: of the row.
+        micro: sequences per process and step.
+        world: how many processes there are.
+
+    Returns:
+        The same configuration with this batch and precision, and without a run folder.
+    """
+    train = replace(
+        config.train,
+        batch_size=micro * world.world_size,
+        micro_batch_size=micro,
+        local_batch_size=None,
+        grad_accum_steps=None,
+        first_rank_batch_size=None,
     )
+    return replace(config, train=train, precision=replace(config.precision, name=precision), debug=True)
 
 
-def measure(config: BenchmarkConfig, world: World, device: torch.device) -> TrainRow:
+def measure_train_row(config: BenchmarkConfig, world: World, device: torch.device) -> TrainRow:
+    """Measure one row (see `configure_train_row`). Collective."""
     options, geometry, precision = config.benchmark, train_geometry(config), config.precision.name
     vocab_size, batch, micro = config.data.vocab_size, config.train.batch_size, config.train.micro_batch_size
+    assert vocab_size is not None and micro is not None
     warmup = max(options.warmup_steps, 1 + -(-geometry.mem_len // geometry.tgt_len))  # until the memory is full
     corpus = MadeUpCorpus(vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps) + 2), config.seed)
     trainer = Trainer(config, make_plan(config, vocab_size), corpus, world, device, Tracker())
@@ -126,7 +139,9 @@ def measure(config: BenchmarkConfig, world: World, device: torch.device) -> Trai
         torch.cuda.reset_peak_memory_stats(device)
     for _ in range(warmup):
         trainer.step()
-    seconds, parts = profiled(lambda: timed_steps(trainer, options.steps), options.profile if world.is_main else None)
+    seconds, parts = run_profiled(
+        lambda: time_steps(trainer, options.steps), options.profile if world.is_main else None
+    )
     per_process = micro * geometry.tgt_len
     flops = 6 * per_process * products_per_token(config, vocab_size, micro) / seconds
     ceiling = matmul_speed(precision, device)
@@ -138,39 +153,36 @@ def measure(config: BenchmarkConfig, world: World, device: torch.device) -> Trai
     )  # fmt: skip
 
 
-def timed_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of a step and of its parts. Where a device must be waited for to tell its parts, those are of
-    further steps."""
-    whole, parts = [], {part: [] for part in PARTS}
+def time_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
+    """Median seconds of a step, and of each of its parts.
+
+    On a GPU the parts are timed in further steps, because each part has to wait for the device.
+    """
+    whole: list[float] = []
+    parts: dict[str, list[float]] = {part: [] for part in PARTS}
     last = 0.0
 
-    def mark(part: str) -> None:
+    def on_part_done(part: str) -> None:
         nonlocal last
-        now = clock()
+        now = synchronized_clock()
         parts[part].append(now - last)
         last = now
 
     def step() -> float:
         nonlocal last
-        began = last = clock()
+        began = last = synchronized_clock()
         trainer.step()
-        return clock() - began
+        return synchronized_clock() - began
 
     if trainer.device.type == "cuda":
         whole = [step() for _ in range(steps)]
-    trainer.on_part_done = mark
-    with_marks = [step() for _ in range(steps)]
-    return statistics.median(whole or with_marks), {part: statistics.median(found) for part, found in parts.items()}
+    trainer.on_part_done = on_part_done
+    in_parts = [step() for _ in range(steps)]
+    return statistics.median(whole or in_parts), {part: statistics.median(found) for part, found in parts.items()}
 
 
-def clock() -> float:
-    """Seconds, when everything that was started is done."""
-    synchronize()
-    return time.perf_counter()
-
-
-def profiled(work: Callable, trace: str | None):
-    """What `work` returns; what torch's profiler saw goes to the file `trace` (for chrome://tracing or perfetto)."""
+def run_profiled(work: Callable[[], T], trace: str | None) -> T:
+    """Run `work` under torch's profiler and write the trace file, for chrome://tracing or perfetto; None: without."""
     if trace is None:
         return work()
     with torch.profiler.profile() as profile:
@@ -183,7 +195,10 @@ def profiled(work: Callable, trace: str | None):
 
 
 def products_per_token(config: RunConfig, vocab_size: int, micro: int) -> float:
-    """Multiply-adds of matrix products in a forward pass, per target token, on tokens after Zipf."""
+    """Multiply-adds of the matrix products in a forward pass, per target token.
+
+    `micro`: sequences per micro-batch, which share the projected positions. Tokens are assumed to follow Zipf's law.
+    """
     model, geometry = config.model, train_geometry(config)
     T = geometry.tgt_len + geometry.ext_len
     K, D, W = T + geometry.mem_len, model.d_model, model.n_head * model.d_head
@@ -201,26 +216,21 @@ def products_per_token(config: RunConfig, vocab_size: int, micro: int) -> float:
 
 
 def matmul_speed(precision: Arithmetic, device: torch.device) -> float:
-    """FLOP/s of one large matrix product: the best of several, which is what the hardware gives here and now."""
+    """FLOP/s of one large matrix product, the best of several: what this machine reaches now."""
     size = 8192 if device.type == "cuda" else 1024
     a, b = torch.randn(2, size, size, device=device, dtype=parameter_dtype(precision)).unbind()
     if precision in AUTOCAST:
         a, b = a.to(AUTOCAST[precision]), b.to(AUTOCAST[precision])
-    best, began = float("inf"), clock()
-    while clock() - began < 0.5:
-        begin = clock()
+    best, began = float("inf"), synchronized_clock()
+    while synchronized_clock() - began < 0.5:
+        begin = synchronized_clock()
         linear(a, b)
-        best = min(best, clock() - begin)
+        best = min(best, synchronized_clock() - begin)
     return 2 * size**3 / best
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes: of the allocator on a GPU; on a CPU of the whole process since it began."""
+    """Bytes: of torch's allocator on a GPU, of the whole process since its start on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
-def write_table(file: Path, rows: list[dict]) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, {"machine": environment_record(), "rows": rows}, indent=1)

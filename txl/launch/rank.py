@@ -216,7 +216,8 @@ def _evaluate(config: EvaluateConfig, world: World, folder: Path | None) -> int:
 
 
 def _measure(config: BenchmarkConfig, world: World, folder: Path) -> int:
-    from txl.bench.train_step import RESULT, measure_training, write_table
+    from txl.bench.table_file import write_table
+    from txl.bench.train_step import RESULT, measure_training
     from txl.system.distributed import close_process_group
 
     device = set_up_process(config, world)

@@ -160,9 +160,9 @@ def evaluate_here(config: EvaluateConfig) -> int:
 def measure_here(config: BenchmarkConfig) -> int:
     """The suites that run in this process: inference and encoding."""
     if config.suite is Suite.encoding:  # needs no torch, and little memory: its children's peak includes its own
-        from txl.bench import encoding
+        from txl.bench.encoding import benchmark_encoding
 
-        return encoding.run(config)
-    from txl.bench import inference
+        return benchmark_encoding(config)
+    from txl.bench.inference import benchmark_inference
 
-    return inference.run(config)
+    return benchmark_inference(config)

@@ -1,27 +1,20 @@
 """benchmark.py suite=train on this machine: the table over numbers of processes, beside what was published."""
 
 import json
-import re
 import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from txl.bench.train_step import RESULT, write_table
+from txl.bench.published import published_training_row
+from txl.bench.table_file import write_table
+from txl.bench.train_step import RESULT
 from txl.config.schema import BenchmarkConfig
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data
 from txl.launch.rank import rank_main
 from txl.launch.run_folder import write_run_folder
 from txl.plan.batch_split import processes
-
-PUBLISHED = Path(__file__).resolve().parent.parent / "bench" / "published_training.json"
-
-
-# GPU: the machine it is nearest to; a CPU has none
-NEAREST = [("V100.*16GB", "DGX-1"), ("V100", "DGX-2H"), ("A100|H100|H200", "DGX A100")]
 
 
 def benchmark_training(config: BenchmarkConfig) -> int:
@@ -34,7 +27,7 @@ def benchmark_training(config: BenchmarkConfig) -> int:
                 return code
             rows += json.loads((Path(folder) / RESULT).read_text())["rows"]
     for row in rows:
-        row |= {"efficiency": efficiency(row, rows), "published": published(row)}
+        row |= {"efficiency": efficiency(row, rows), "published": published_training_row(row)}
     print_comparison(rows)
     if config.benchmark.json:
         write_table(Path(config.benchmark.json), rows)
@@ -55,21 +48,6 @@ def efficiency(row: dict[str, Any], rows: list[dict[str, Any]]) -> float | None:
     same = ("precision", "micro_batch_size")
     alone = [one for one in rows if one["processes"] == 1 and all(one[key] == row[key] for key in same)]
     return row["tokens_per_second"] / row["processes"] / alone[0]["tokens_per_second"] if alone else None
-
-
-def published(row: dict[str, Any]) -> dict[str, Any] | None:
-    """What the original published for this model, precision, micro batch and number of GPUs on the nearest machine."""
-    if not torch.cuda.is_available():
-        return None
-    name = torch.cuda.get_device_name()
-    nearest = next((machine for pattern, machine in NEAREST if re.search(pattern, name)), None)
-    precision = "fp16" if row["precision"] == "bf16" else row["precision"]
-    asked = (nearest, row["model"], precision, row["processes"], row["micro_batch_size"])
-    rows: list[dict[str, Any]] = json.loads(PUBLISHED.read_text())
-    for one in rows:
-        if (one["machine"], one["model"], one["precision"], one["gpus"], one["micro_batch_size"]) == asked:
-            return one
-    return None
 
 
 def print_comparison(rows: list[dict[str, Any]]) -> None:
