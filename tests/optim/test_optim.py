@@ -88,12 +88,12 @@ def test_other_schedules_survive_validations_that_get_worse(name):
 @pytest.mark.parametrize("name", [n.value for n in OptimizerName])
 def test_every_optimizer_learns_a_line(name):
     torch.manual_seed(0)
-    weight = torch.nn.Parameter(torch.randn(4, 1))
+    weight, bias = torch.nn.Parameter(torch.randn(4, 1)), torch.nn.Parameter(torch.zeros(1))
     x, truth = torch.randn(64, 4), torch.tensor([[1.0], [-2.0], [0.5], [3.0]])
-    optimizer = build_optimizer(optimizer_config(name, lr=0.1), [("weight", weight)])
+    optimizer = build_optimizer(optimizer_config(name, lr=0.1), [("layers.0.weight", weight), ("layers.0.bias", bias)])
     first = None
     for _ in range(200):
-        loss = ((x @ weight - x @ truth) ** 2).mean()
+        loss = ((x @ weight + bias - x @ truth) ** 2).mean()
         first = first or loss.item()
         optimizer.zero_grad()
         loss.backward()

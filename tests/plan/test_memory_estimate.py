@@ -2,12 +2,15 @@
 
 import pytest
 import torch
+from torch.utils._pytree import tree_leaves
 
 from tests.support.configurations import composed
 from txl.config.geometry import train_geometry
+from txl.config.optimizer import OptimizerName
 from txl.config.schema import RunConfig
 from txl.model import adaptive_softmax as adaptive
 from txl.model.transformer import TransformerXL
+from txl.optim.build import build_optimizer
 from txl.plan import memory_estimate
 from txl.plan.memory_estimate import memory_terms
 from txl.plan.parameter_count import layer_parameters
@@ -78,6 +81,18 @@ def test_recomputing_keeps_the_inputs_of_layers_and_the_insides_of_one():
 
 def test_the_plan_knows_how_many_logits_are_held():
     assert memory_estimate.LOGITS_AT_ONCE == adaptive.LOGITS_AT_ONCE
+
+
+@pytest.mark.parametrize("name", [name.name for name in OptimizerName])
+def test_the_states_of_every_optimizer_are_estimated_within_15_percent(name):
+    config = composed(*OWN_TEXT, "model.n_layer=3", f"optimizer={name}")
+    model = TransformerXL(config.model, VOCAB, config.data.cutoffs, 48)
+    optimizer = build_optimizer(config.optimizer, model.named_parameters())
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    states = [value for value in tree_leaves(optimizer.state_dict()) if isinstance(value, torch.Tensor)]
+    assert estimate(config)["optimizer"] == pytest.approx(sum(state.nbytes for state in states), rel=0.15, abs=4096)
 
 
 def test_the_fused_kernel_keeps_no_mask_of_what_attention_dropped():

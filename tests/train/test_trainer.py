@@ -65,7 +65,7 @@ MODELS = {
     "bf16": "precision=bf16",
 }
 METHODS = {
-    **{name: f"optimizer={name} optimizer.weight_decay=0.01" for name in ("lamb", "adam", "sgd", "adagrad")},
+    **{name: f"optimizer={name} optimizer.weight_decay=0.01" for name in ("lamb", "adam", "sgd", "adagrad", "muon")},
     **{f"{name} schedule": f"scheduler={name}" for name in ("cosine", "inv_sqrt", "constant")},
     "plateau": "scheduler=dev_perf valid.interval=2",
     "momentum": "optimizer=sgd optimizer.momentum=0.9",

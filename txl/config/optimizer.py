@@ -21,6 +21,7 @@ class OptimizerName(Enum):
     adam = "adam"
     sgd = "sgd"
     adagrad = "adagrad"
+    muon = "muon"  # for the matrices of the layers; AdamW for the rest
 
     @property
     def facts(self) -> OptimizerFacts:
@@ -63,4 +64,7 @@ OPTIMIZER_FACTS = {
     OptimizerName.adam: OptimizerFacts(("betas", "eps"), lambda *_: 2),
     OptimizerName.sgd: OptimizerFacts(("momentum",), lambda config, _: int(bool(config.momentum))),
     OptimizerName.adagrad: OptimizerFacts(("eps",), lambda *_: 1),
+    OptimizerName.muon: OptimizerFacts(
+        ("momentum", "betas", "eps"), lambda _, matrix: 1 if matrix else 2, "updates whole tables"
+    ),
 }
