@@ -23,17 +23,19 @@ class SlurmArrayConf:
 class SlurmArrayLauncher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from txl.cli.hydra_main import checked_config
+        from txl.cli.sweeps import point_label
         from txl.config.schema import RunConfig
         from txl.errors import ConfigError
         from txl.launch.start import Launcher
 
         points = []
         shared = set.intersection(*map(set, job_overrides))
+        swept = {one.partition("=")[0] for overrides in job_overrides for one in overrides if one not in shared}
         for overrides in job_overrides:
             print("  " + " ".join(one for one in filter_overrides(overrides) if one not in shared))
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
             ours = OmegaConf.masked_copy(cfg, [key for key in cfg if key != "hydra"])
-            point = checked_config(ours, RunConfig)
+            point = checked_config(ours, RunConfig, point_label(overrides, swept))
             if point.cluster.name != "slurm":
                 raise ConfigError(f"hydra/launcher=slurm_array needs cluster=slurm, not cluster={point.cluster.name}")
             points.append(point)

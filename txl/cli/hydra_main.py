@@ -9,6 +9,7 @@ from collections.abc import Callable
 from omegaconf import DictConfig
 
 from txl.cli.arguments import config_dir_of, split_arguments
+from txl.cli.sweeps import point_label, swept_keys, with_own_folder
 from txl.cli.user_conf import search_user_conf
 from txl.config.compose import Config, register_types, to_typed
 from txl.config.error_messages import composition_error
@@ -52,6 +53,7 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     many = {"-m", "--multirun"} & set(flags)
     sys.argv[1:] = [*(overrides if many else map(quote_typed_text, overrides)), *flags]  # Hydra reads it
     import hydra
+    from hydra.core.hydra_config import HydraConfig
 
     from txl.launch.start import Launcher
 
@@ -60,10 +62,17 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     search_user_conf(config_dir_of(flags))
     launcher = Launcher()
     codes: list[int] = []
+    try:
+        swept = swept_keys(overrides) if many else set()
+    except ConfigError as error:
+        return print_error(str(error))
+    except Exception:  # an override that Hydra cannot read: Hydra says so below
+        swept = set()
 
     def point(cfg: DictConfig) -> None:
         register_types()  # jobs of hydra/launcher=submitit_slurm start here
-        codes.append(_guarded(lambda: launcher.start(checked_config(cfg, kind))))
+        label = point_label(HydraConfig.get().overrides.task, swept)
+        codes.append(_guarded(lambda: launcher.start(checked_config(cfg, kind, label))))
         if codes[-1] in STOPPED:
             raise KeyboardInterrupt  # do not start the remaining points
 
@@ -102,14 +111,19 @@ def quote_typed_text(override: str) -> str:
     return f"{key}={QuotedString(plain, Quote.double).with_quotes()}"
 
 
-def checked_config(cfg: DictConfig, kind: type[Config]) -> Config:
+def checked_config(cfg: DictConfig, kind: type[Config], label: str = "") -> Config:
     """Returns Hydra's configuration as checked dataclasses, with the global batch size.
+
+    Args:
+        cfg: As composed.
+        kind: What it is converted to.
+        label: What a point of a sweep has in the name of its run folder (`point_label`).
 
     Raises:
         ConfigError: A value or a combination of values cannot work.
     """
     config = validate(to_typed(cfg, kind))
-    return with_global_batch(config) if isinstance(config, RunConfig) else config
+    return with_own_folder(with_global_batch(config), label) if isinstance(config, RunConfig) else config
 
 
 def _guarded(task: Callable[[], int]) -> int:

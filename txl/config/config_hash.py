@@ -37,7 +37,7 @@ def mathematics(values: dict[str, Any]) -> dict[str, Any]:
     validations.
     """
     known = {"init_from": None} | _added_defaults()  # older checkpoints do not have these
-    keys = {key: value for key, value in (known | flatten(values)).items() if not _is_free(key)}
+    keys = {key: value for key, value in (known | flatten(values)).items() if not changes_no_hash(key)}
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
     del keys["train.max_step"], keys["seed"]
@@ -63,5 +63,6 @@ def _added_defaults() -> dict[str, Any]:
     return {key: to_dict(default) for key, default in added_options(RunConfig).items()}
 
 
-def _is_free(key: str) -> bool:
+def changes_no_hash(key: str) -> bool:
+    """Whether a key or a group, such as nodes or hardware, is no part of the hash."""
     return any(key == free or key.startswith(free + ".") for free in FREE.split())

@@ -1,0 +1,62 @@
+"""Sweeps: every point has a run folder of its own.
+
+A run folder is named by the hash of what a run computes. Points that differ in other keys only (`nodes=1,2,4`,
+`attention=eager,sdpa`) would share a folder: there the keys that are swept become part of its name.
+"""
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeVar
+
+from txl.config.config_hash import changes_no_hash, config_hash
+from txl.config.schema import BenchmarkConfig, RunConfig
+from txl.errors import ConfigError
+
+Run = TypeVar("Run", bound=RunConfig)
+
+OWN_NAMES = ("seed", "name", "runs", "run_dir", "resume")  # keys that name a folder in another way, or none
+
+
+def swept_keys(overrides: list[str]) -> set[str]:
+    """Returns the keys that have several values on the command line of a sweep.
+
+    Raises:
+        ConfigError: All points would have the folder that run_dir= names.
+    """
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    parsed = OverridesParser.create().parse_overrides(overrides)
+    swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
+    for override in overrides:
+        key, _, value = override.partition("=")
+        if key == "run_dir" and swept and "run_dir" not in swept and "${" not in value:
+            raise ConfigError(
+                f"run_dir={value} would be the folder of every point of this sweep; leave it out, or name the points: "
+                f"'run_dir={value}/${{seed}}'"
+            )
+    return swept
+
+
+def point_label(overrides: Iterable[str], swept: set[str]) -> str:
+    """Returns what distinguishes a point's folder beside its hash and seed: `nodes=2`, for example; often nothing.
+
+    Args:
+        overrides: Those of this point, each with one value.
+        swept: The keys that have several values in the sweep.
+    """
+    parts = []
+    for override in overrides:
+        key, _, value = override.lstrip("+").partition("=")
+        if key in swept and key not in OWN_NAMES and changes_no_hash(key):
+            parts.append(f"{key.rpartition('.')[2]}={re.sub(r'[^A-Za-z0-9_.,=+]', '_', value)}")
+    return "-".join(parts)
+
+
+def with_own_folder(config: Run, label: str) -> Run:
+    """Returns the run with the label in its folder's name: <runs>/<name>/<hash>-<label>-s<seed>."""
+    if not label or config.run_dir is not None or isinstance(config, BenchmarkConfig):
+        return config
+    folder = Path(config.runs) / config.name / f"{config_hash(config)}-{label}-s{config.seed}"
+    return replace(config, run_dir=str(folder))
