@@ -71,7 +71,7 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
 
     def point(cfg: DictConfig) -> None:
         register_types()  # jobs of hydra/launcher=submitit_slurm start here
-        label = point_label(HydraConfig.get().overrides.task, swept)
+        label = point_label(HydraConfig.get().overrides.task, swept) if swept else ""
         codes.append(_guarded(lambda: launcher.start(checked_config(cfg, kind, label))))
         if codes[-1] in STOPPED:
             raise KeyboardInterrupt  # do not start the remaining points
