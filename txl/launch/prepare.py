@@ -85,6 +85,7 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
     if config.debug:
         yield Prepared(plan, corpus=corpus)
         return
+    run_dir.mkdir(parents=True, exist_ok=True)
     with held_lock(run_dir, insist=not submitted) as lock:
         checkpoint, finished = find_checkpoint(config, run_dir, submitted)
         if checkpoint:
@@ -105,7 +106,7 @@ def plan_without_data(config: RunConfig) -> Plan:
 
 
 def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
-    """Make the run folder, and find out whether a run can be written there.
+    """Find out whether a run can be written to its folder, without making it: what follows may refuse the run.
 
     Raises:
         ConfigError: If the folder holds a run that `resume` does not continue, or files that are no run's, or if it
@@ -118,13 +119,13 @@ def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
         raise ConfigError(f"run_dir={run_dir} holds files that are no run's ({min(there)}); name a new folder")
     if config.resume is None and not submitted:
         check_not_begun(run_dir)
+    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
+    probe = place / f".probe-{os.getpid()}"
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        probe = run_dir / f".probe-{os.getpid()}"
         probe.write_bytes(b"0" * PROBE_BYTES)
         probe.unlink()
     except OSError as error:
-        with contextlib.suppress(OSError, UnboundLocalError):
+        with contextlib.suppress(OSError):
             probe.unlink()
         raise ConfigError(
             f"run_dir={run_dir} cannot be written: {error.strerror}; free some room or change permissions there, or "
