@@ -4,22 +4,22 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from tests.support.configurations import composed
 from tests.support.made_data import write_bpe
-from txl.data import bpe_vocabulary
 from txl.data.bpe_vocabulary import BpeVocabulary, byte_of_character, read_gpt2_files
 from txl.data.corpus import encoded_vocab_size, open_corpus
-from txl.data.text_blocks import Span, pretoken_blocks
+from txl.data.text_blocks import Span
+from txl.data.verified_blocks import encode_in_blocks
 from txl.data.vocabulary import vocabulary_from_dict
 from txl.errors import ConfigError
 
 LINE = "The cat's 23 naïve dogs  sat\n\n on 東京 .\n"
 # What GPT-2's pattern treats in its own way: contractions, digits, marks, white space of every kind and length.
-TRAPS = st.text(st.sampled_from("ab1'st .,\n\t\r\x0b\x1c\x85\xa0\u180e\u2003\u3000é東😀"))
+TRAPS = st.text(st.sampled_from("ab1'st .,\n\t\r\x0b\x1c\x85\xa0\u180e\u2003\u3000é東😀"), max_size=150)
 
 
 @pytest.fixture(scope="module")
@@ -53,28 +53,33 @@ def test_it_is_what_the_library_itself_makes_of_the_two_files(files, vocab):
     text = LINE * 3 + " it's, you've 1234\t\t x"
     assert vocab.encode(text).tolist() == theirs.encode(text).ids
     assert vocab.decode(vocab.encode(text)) == theirs.decode(theirs.encode(text).ids) == text
-    assert set(byte_of_character()) == set(pre_tokenizers.ByteLevel.alphabet()) and sorted(
-        byte_of_character().values()
-    ) == [*range(256)]
+    assert set(byte_of_character()) == set(pre_tokenizers.ByteLevel.alphabet())
+    assert sorted(byte_of_character().values()) == list(range(256))
 
 
-@given(text=TRAPS, size=st.integers(1, 30))
-@settings(max_examples=200, deadline=None)
-def test_blocks_have_the_tokens_of_the_whole_text_wherever_they_end(vocab, tmp_path_factory, text, size):
-    path = tmp_path_factory.mktemp("text") / "a.txt"
-    path.write_bytes((text or "x").encode())
-    blocks = list(pretoken_blocks(Span.whole(path, "data.train"), size))
-    assert "".join(blocks) == (text or "x")
-    assert np.concatenate(vocab.encode_texts(blocks)).tolist() == vocab.encode(text or "x").tolist()
+@pytest.fixture
+def small_windows(monkeypatch):
+    """A cut is verified with 16 characters of what follows, so that small texts have many blocks."""
+    for name, value in (("LOOKAHEAD", 16), ("WINDOW", 8), ("GROUP", 3)):
+        monkeypatch.setattr(f"txl.data.verified_blocks.{name}", value)
 
 
-def test_a_file_is_read_in_blocks_and_ends_with_the_end_of_a_text(vocab, tmp_path, monkeypatch):
-    monkeypatch.setattr(bpe_vocabulary, "GROUP", 2)
+@given(text=TRAPS, size=st.integers(1, 60))
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_blocks_have_the_tokens_of_the_whole_text_wherever_they_end(small_windows, vocab, tmp_path, text, size):
     path = tmp_path / "a.txt"
-    path.write_text(LINE * 15_000)
+    path.write_bytes((text or "x").encode())
+    blocks = list(encode_in_blocks(Span.whole(path, "data.train"), vocab.encode_texts, size))
+    assert np.concatenate(blocks).tolist() == vocab.encode(text or "x").tolist()
+
+
+@pytest.mark.parametrize("end", ["\n", "\u3000\n", "\xa0\n", " ", ""])
+def test_a_file_is_read_in_blocks_whatever_ends_its_lines(vocab, tmp_path, end):
+    path, text = tmp_path / "a.txt", ("東京の猫は寝る" + end) * 60_000
+    path.write_text(text)
     parts = list(vocab.encode_span(Span.whole(path, "data.train")))
-    assert len(parts) == 5  # blocks of a quarter of a megabyte, what is left, and the end
-    assert np.concatenate(parts).tolist() == [*vocab.encode(LINE * 15_000).tolist(), 280]
+    assert len(parts) > 3 and max(map(len, parts)) < sum(map(len, parts)) / 2
+    assert np.concatenate(parts).tolist() == [*vocab.encode(text).tolist(), 280]
 
 
 def test_its_dict_holds_all_that_encoding_needs(files, vocab, tmp_path):

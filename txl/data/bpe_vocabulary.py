@@ -8,7 +8,7 @@ them are merged until no merge applies (Radford et al. 2019). Every text can be 
 """
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 
 from txl.config.data import DataConfig
-from txl.data.text_blocks import Span, SplitSpans, decode_utf8, pretoken_blocks
+from txl.data.text_blocks import Span, SplitSpans, decode_utf8
 from txl.data.token_files import TokenFile
+from txl.data.verified_blocks import encode_in_blocks
 from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
 
 END = "<|endoftext|>"
 MULTIPLE = 8  # matrices of such a width are fast on a GPU
-GROUP = 16  # blocks that are encoded at a time, on all cores
 
 
 class BpeVocabulary(Vocabulary):
@@ -68,21 +68,15 @@ class BpeVocabulary(Vocabulary):
     def encode(self, text: str | bytes) -> np.ndarray:
         """[T] int64 ids. Raises ConfigError for text that is not UTF-8."""
         text = decode_utf8(text.encode(errors="surrogateescape") if isinstance(text, str) else text)
-        return self.encode_texts([text])[0]
+        return np.array(self.encode_texts([text])[0], np.int64)
 
-    def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """[T] int64 ids of each text."""
-        return [np.array(found.ids, np.int64) for found in self._tokenizer.encode_batch_fast(texts)]
+    def encode_texts(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text."""
+        return [found.ids for found in self._tokenizer.encode_batch_fast(texts)]
 
     def encode_span(self, span: Span) -> Iterator[np.ndarray]:
-        """The ids of a text file, a few blocks at a time, and then `<|endoftext|>`."""
-        group = []
-        for block in pretoken_blocks(span):
-            group.append(block)
-            if len(group) == GROUP:
-                yield from self.encode_texts(group)
-                group = []
-        yield from self.encode_texts(group)
+        """The ids of a text file, a block at a time, and then `<|endoftext|>`."""
+        yield from encode_in_blocks(span, self.encode_texts)
         if self.eos_id is not None:
             yield np.array([self.eos_id])
 

@@ -65,17 +65,6 @@ def word_blocks(span: Span, size: int = BLOCK) -> Iterator[tuple[int, str]]:
         yield span.stop, "\n"
 
 
-def pretoken_blocks(span: Span, size: int = BLOCK) -> Iterator[str]:
-    """Blocks that end between a character that is no white space and white space; the text is unchanged.
-
-    None of the pieces into which GPT-2's pattern cuts a text crosses such a place, and the pattern does not look back
-    over it. The pieces of the blocks are therefore those of the whole text. Raises ConfigError for text that is not
-    UTF-8.
-    """
-    for offset, block in _blocks(span, _end_of_whole_pretokens, size):
-        yield _decode_block(span, offset, block)
-
-
 def decode_utf8(text: str | bytes) -> str:
     """The text as str. Raises ConfigError for bytes that are not UTF-8."""
     if isinstance(text, str):
@@ -144,16 +133,6 @@ def _end_of_whole_characters(buffer: bytes) -> int:
         if buffer[end] & 0xC0 != 0x80:
             return end
     return len(buffer)
-
-
-def _end_of_whole_pretokens(buffer: bytes) -> int:
-    end = len(buffer)
-    while end := max(buffer.rfind(b"\n", 0, end), buffer.rfind(b" ", 0, end)) + 1:
-        end = len(buffer[:end].rstrip())  # removes only ASCII's white space
-        before = buffer[max(0, end - 4) : end].decode(errors="ignore")[-1:]
-        if before and not before.isspace() and before != "\u180e":  # U+180E was white space in old Unicode versions
-            return end
-    return 0
 
 
 def _decode_block(span: Span, offset: int, block: bytes) -> str:
