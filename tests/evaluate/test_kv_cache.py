@@ -206,7 +206,7 @@ def test_a_program_is_used_for_nothing_but_what_it_was_made_for(tmp_path):
             make_program(other, Runtime.torchscript, batch_size, str(file))
     file.write_bytes(b"something else")
     with pytest.raises(ConfigError, match="is no program of runtime=torchscript"):
-        make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file))
+        make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file), trust=True)
     (tmp_path / "step.ts.json").unlink()
     with pytest.raises(ConfigError, match="has no step.ts.json"):
         make_program(CachedStep(model, geometry), Runtime.torchscript, 2, str(file))

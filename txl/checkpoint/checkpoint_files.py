@@ -19,6 +19,7 @@ from typing import IO, Any, cast
 import torch
 from torch import Tensor
 
+from txl.checkpoint.torch_file import load_torch_file
 from txl.errors import ConfigError
 from txl.files import sha256_of_file, write_json
 from txl.system.hang_watch import note_progress
@@ -119,7 +120,7 @@ def read_checkpoint_file(folder: Path, name: str, device: str | torch.device = "
         raise CheckpointError(f"checkpoint {folder} has no {name}")
     if path.suffix == ".json":
         return json.loads(path.read_text())
-    return torch.load(path, map_location=device, weights_only=True)
+    return load_torch_file(path, device)
 
 
 def read_memory_columns(folder: Path, columns: range) -> Tensor | None:
@@ -130,7 +131,7 @@ def read_memory_columns(folder: Path, columns: range) -> Tensor | None:
     world_size = read_checkpoint_file(folder, MANIFEST)["world_size"]
     parts = []
     for rank in range(world_size):
-        shard = torch.load(folder / f"rank_{rank}.pt", "cpu", weights_only=True, mmap=True)
+        shard = load_torch_file(folder / f"rank_{rank}.pt", mapped=True)
         begin, end = shard["columns"]
         if shard["mems"] is None:
             return None

@@ -25,7 +25,7 @@ from txl.checkpoint.reference_format import (
     to_reference,
 )
 from txl.checkpoint.resolve import resolve_checkpoint
-from txl.checkpoint.safe_unpickle import load_checkpoint
+from txl.checkpoint.torch_file import load_torch_file
 from txl.checkpoint.weights import load_weights
 from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, Metric, VocabKind
@@ -107,7 +107,7 @@ def _write_checkpoint(target: Path, contents: dict[str, Any]) -> None:
 
 
 def _read_reference_file(source: Path) -> ExternalModel:
-    checkpoint = load_checkpoint(source)
+    checkpoint = load_torch_file(source)
     if not isinstance(checkpoint, dict) or not {"model_config", "model_state"} <= set(checkpoint):
         raise CheckpointError(f"{source} holds no model_config and model_state: not a checkpoint of the reference")
     try:
@@ -121,14 +121,14 @@ def _read_hugging_face_folder(source: Path) -> ExternalModel:
     if not weights or not (source / "config.json").exists():
         raise CheckpointError(f"{source} lacks config.json or pytorch_model.bin: not a model folder of Hugging Face")
     if weights[0].suffix == ".bin":
-        state = load_checkpoint(weights[0])
+        state = load_torch_file(weights[0])
     else:
         from safetensors.torch import load_file
 
         state = load_file(weights[0])
     words, lower_case = None, False
     if (source / "vocab.pkl").exists():
-        values = load_checkpoint(source / "vocab.pkl")
+        values = load_torch_file(source / "vocab.pkl")
         values = values if isinstance(values, dict) else vars(values)
         words, lower_case = list(values["idx2sym"]), bool(values.get("lower_case", False))
     try:

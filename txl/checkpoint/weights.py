@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from txl.checkpoint.checkpoint_files import CheckpointError, read_checkpoint_file
-from txl.checkpoint.safe_unpickle import load_checkpoint
+from txl.checkpoint.torch_file import load_torch_file
 
 
 def load_weights(model: torch.nn.Module, state: dict[str, Tensor], origin: str) -> None:
@@ -40,7 +40,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         from safetensors.torch import load_file
 
         return load_file(path)
-    state = load_checkpoint(path)
+    state = load_torch_file(path)
     if isinstance(state, dict) and "model_state" in state:
         raise CheckpointError(f"{path} has the reference's format; convert it first: txl import {path} FOLDER")
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):

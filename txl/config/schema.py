@@ -136,6 +136,7 @@ class EvaluateConfig:
     split: Split = MISSING
     runtime: Runtime = MISSING
     program: str | None = None  # torchscript, export: load the program from this file, or write it there
+    trust_program: bool = False  # load a program that somebody else wrote, too: this runs code from the file
     tgt_len: int | None = above_zero(None, most=MOST_TOKENS)
     mem_len: int | None = zero_or_more(None, most=MOST_TOKENS)
     ext_len: int | None = zero_or_more(None, most=MOST_TOKENS)

@@ -111,7 +111,9 @@ class Evaluator:
         if self.world.world_size > 1 and program is not None:
             raise ConfigError(f"program={program} is for one process; leave it out, or use gpus=1")
         with autocast(self.precision, self.device):
-            return build_runtime(self.loaded.model, self.runtime, self.geometry, batch_size, program)
+            return build_runtime(
+                self.loaded.model, self.runtime, self.geometry, batch_size, program, self.config.trust_program
+            )
 
     # ------------------------------------------------------------------ a typed text
 

@@ -4,7 +4,6 @@ Shapes: B batch, L layers, T segment, M memory, N heads, H head width, D model w
 """
 
 import hashlib
-import json
 import tempfile
 import warnings
 from collections.abc import Callable
@@ -19,10 +18,15 @@ from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import all_position_keys, check_cacheable, run_layers_with_cache
+from txl.evaluate.program_signature import is_signed_program, sign_program
+from txl.files import read_json, write_json
 from txl.model.positions.scheme import attention_window
 from txl.model.transformer import TransformerXL
 
 StepFunction = Callable[..., tuple[Tensor, ...]]  # (input, target, keys, values, filled) -> (losses, the new state)
+
+
+SIGNATURE = "signature"  # key of a program's description: that this user wrote the file
 
 
 class CachedStep(nn.Module):
@@ -137,7 +141,9 @@ class FixedShapeProgram(nn.Module):
         return loss[:, :length], tuple(new_state)
 
 
-def make_program(step: CachedStep, runtime: Runtime, batch_size: int, path: str | None = None) -> StepFunction:
+def make_program(
+    step: CachedStep, runtime: Runtime, batch_size: int, path: str | None = None, trust: bool = False
+) -> StepFunction:
     """The step compiled by torch.compile, traced to TorchScript, or compiled ahead of time by AOTInductor.
 
     A file can be loaded without this package, by `torch.jit.load` or `torch._inductor.aoti_load_package`.
@@ -148,12 +154,14 @@ def make_program(step: CachedStep, runtime: Runtime, batch_size: int, path: str 
         batch_size: becomes fixed, too.
         path: load the program from this file if it exists; else write it, and beside it FILE.json, which says what
             the program was made for. None: keep no file.
+        trust: load a file that somebody else wrote, too. Loading runs code from the file.
 
     Returns:
         A function of the step's arguments.
 
     Raises:
-        ConfigError: If the file holds no such program, or one that was made for other weights or lengths.
+        ConfigError: If the file holds no such program, one that was made for other weights or lengths, or one that
+            this user did not write.
     """
     if runtime is Runtime.compile:
         # Each number of targets in a cluster would need a program of its own, so the loss is not compiled.
@@ -168,10 +176,10 @@ def make_program(step: CachedStep, runtime: Runtime, batch_size: int, path: str 
             return load_program(file, runtime)
     file, made_for = Path(path), describe_program(step, runtime, batch_size)
     if file.exists():
-        check_description(file, made_for)
+        check_description(file, made_for, trust)
     else:
         save(step, batch_size, file)
-        description_file(file).write_text(json.dumps(made_for, indent=1) + "\n")
+        write_json(description_file(file), made_for | {SIGNATURE: sign_program(file)}, indent=1)
     return load_program(file, runtime)  # measured as a later start will load it
 
 
@@ -193,18 +201,22 @@ def describe_program(step: CachedStep, runtime: Runtime, batch_size: int) -> dic
     return fixed | {"batch_size": batch_size} | lengths | {"weights": digest.hexdigest()}
 
 
-def check_description(file: Path, wanted: dict[str, Any]) -> None:
-    """Raises ConfigError if the program was made for something else: it would compute that without an error."""
+def check_description(file: Path, wanted: dict[str, Any], trust: bool) -> None:
+    """Raises ConfigError if the program was made for something else, or was not written by this user (see `trust`)."""
     remedy = "remove it, or name another file"
-    try:
-        found = json.loads(description_file(file).read_text())
-    except (OSError, ValueError):
+    found = read_json(description_file(file))
+    if not isinstance(found, dict):
         missing = f"program={file} has no {description_file(file).name}, which says what it was made for"
         raise ConfigError(f"{missing}; {remedy}") from None
     for key, value in wanted.items():
         if found.get(key) != value:
             difference = "other weights" if key == "weights" else f"{key}={found.get(key)}, not {value}"
             raise ConfigError(f"program={file} was made for {difference}; {remedy}")
+    if not trust and not is_signed_program(file, found.get(SIGNATURE)):
+        raise ConfigError(
+            f"program={file} was not written by this user, or was changed since, and loading it runs code from it; "
+            f"{remedy}, or use trust_program=true if you trust whoever wrote it"
+        )
 
 
 def load_program(file: Path, runtime: Runtime) -> StepFunction:

@@ -21,7 +21,12 @@ def choose_runtime(runtime: Runtime, model: TransformerXL, geometry: Geometry) -
 
 
 def build_runtime(
-    model: TransformerXL, runtime: Runtime, geometry: Geometry, batch_size: int, program: str | None = None
+    model: TransformerXL,
+    runtime: Runtime,
+    geometry: Geometry,
+    batch_size: int,
+    program: str | None = None,
+    trust_program: bool = False,
 ) -> RunnableModel:
     """The model in a runtime. Programs are made under the autocast that is active now.
 
@@ -31,6 +36,7 @@ def build_runtime(
         geometry: the lengths to read with; fixed for a program.
         batch_size: of this process; fixed for a program.
         program: file of a torchscript or export program (see `make_program`).
+        trust_program: load the file even if this user did not write it.
 
     Returns:
         The model, or what runs it faster.
@@ -47,4 +53,4 @@ def build_runtime(
             raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
         return GraphedTransformerXL(model, geometry)
     step = CachedStep(model, geometry, runtime.name)
-    return FixedShapeProgram(step, make_program(step, runtime, batch_size, program))
+    return FixedShapeProgram(step, make_program(step, runtime, batch_size, program, trust_program))
