@@ -95,6 +95,27 @@ def test_a_run_folder_means_its_best_checkpoint_and_resume_its_last(tmp_path):
         assert resolve_checkpoint(folder / "step_2", key).name == "step_2"
 
 
+def test_best_and_last_beside_the_run_s_name_mean_its_checkpoints(tmp_path):
+    saved(tmp_path / "run" / "checkpoints")
+    assert resolve_checkpoint(tmp_path / "run" / "best").name == "step_1"
+    assert resolve_checkpoint(tmp_path / "run" / "last").name == "step_3"
+    assert resolve_checkpoint(tmp_path / "run" / "step_2").name == "step_2"
+
+
+def test_a_folder_with_one_run_means_that_run_and_with_several_they_are_listed(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for seed in (1, 2):
+        saved(tmp_path / "runs" / "a" / f"hash-s{seed}" / "checkpoints")
+        (tmp_path / f"runs/a/hash-s{seed}/config.yaml").write_text(f"name: a\nseed: {seed}\n")
+        if seed == 1:
+            assert resolve_checkpoint("runs").name == "step_1" and resolve_checkpoint("runs", "resume").name == "step_3"
+    with pytest.raises(
+        CheckpointError, match=r"holds 2 runs: hash-s1 \(seed=1\), hash-s2 \(seed=2\); name one of them"
+    ):
+        resolve_checkpoint("runs/a")
+    assert resolve_checkpoint("latest").parents[1].name == "hash-s2"
+
+
 def test_a_folder_that_is_no_checkpoint_is_an_error_with_its_path(tmp_path):
     with pytest.raises(CheckpointError, match="does not exist"):
         resolve_checkpoint(tmp_path / "absent")

@@ -17,10 +17,10 @@ from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.slurm_site import HOLD, TWO_BY_TWO, job_of, submitted, wait_for_step
 from tests.support.tiny_runs import TINY_RUN, metrics
+from txl.config.differences import name_points
 from txl.launch.preflight import find_problems
 from txl.launch.slurm_environment import first_host, slurm_variables
 from txl.launch.slurm_script import outermost, without_job_environment
-from txl.launch.status import name_points
 from txl.launch.wait_for_jobs import ends_of_ranks
 from txl.system.devices import numa_nodes
 from txl.system.hardware import parse_core_list

@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -148,6 +149,16 @@ def test_a_finished_run_is_not_run_again(short_run, capsys):
     train_here(*shared, "train.max_step=12", "resume=auto")
     assert "is finished: nothing to do" in capsys.readouterr().out
     assert (folder / "run/metrics.jsonl").read_text() == before
+
+
+def test_the_advice_after_a_finished_run_continues_it(tmp_path, capsys):
+    shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, f"run_dir={tmp_path}/run"]
+    train_here(*shared, "train.max_step=6")
+    train_here(*shared, "train.max_step=6", "resume=auto")
+    advice = re.search(r"to train longer: (.*)\)", capsys.readouterr().out)[1].split()
+    assert advice == ["resume=auto", "train.max_step=12", "scheduler.max_step=6"]  # the cosine ended at step 6
+    train_here(*shared, *advice)
+    assert [record["step"] for record in metrics(tmp_path / "run")] == list(range(1, 13))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from txl.config.compose import to_dict
 from txl.config.resume_changes import resume_differences
+from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 
@@ -81,6 +82,14 @@ def is_finished(config: RunConfig, run_dir: Path, checkpoint: Path) -> bool:
     """Whether the checkpoint is at the run's last step, and the run has written its summary."""
     step = json.loads((checkpoint / "state.json").read_text())["step"]
     return step >= config.train.max_step and (run_dir / "summary.json").exists()
+
+
+def finished_message(config: RunConfig, run_dir: Path | str) -> str:
+    """What a start of a finished run says: the options that make it longer."""
+    longer = f"train.max_step={2 * config.train.max_step}"
+    if config.scheduler.name is SchedulerName.cosine:  # the learning rate's curve stays where it ended
+        longer += f" scheduler.max_step={config.scheduler.max_step or config.train.max_step}"
+    return f"{run_dir} is finished: nothing to do (to train longer: resume=auto {longer})"
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
+from txl.launch.choose_checkpoint import finished_message
 from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
 from txl.launch.run_folder import job_folder, read_config
@@ -72,7 +73,7 @@ def rank_main(
             prepared = _prepare_together(config, world, submitted, stack)
         if prepared.finished:
             if world.is_main:
-                print(f"{prepared.plan.run_dir} is finished: nothing to do (raise train.max_step to go on)")
+                print(finished_message(config, prepared.plan.run_dir))
             return 0
         train = functools.partial(_train, config, prepared, world, folder or Path(prepared.plan.run_dir), before_save)
         return reporting_failure(train, folder or Path(prepared.plan.run_dir), world)

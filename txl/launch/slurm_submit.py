@@ -22,7 +22,14 @@ from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.token_source import open_source
 from txl.errors import ConfigError
 from txl.files import sha256_of_json, write_json
-from txl.launch.choose_checkpoint import check_init_from, check_resume, find_checkpoint, is_finished, newest_checkpoint
+from txl.launch.choose_checkpoint import (
+    check_init_from,
+    check_resume,
+    find_checkpoint,
+    finished_message,
+    is_finished,
+    newest_checkpoint,
+)
 from txl.launch.job_state import ENDED, SubmittedJob, job_state
 from txl.launch.prepare import check_splits, plan_without_data
 from txl.launch.run_folder import copy_code, job_folder, read_config, write_config, write_run_folder
@@ -206,7 +213,7 @@ def has_work(config: RunConfig, run_dir: Path) -> bool:
         if found is not None:
             check_resume(config, found)
             if is_finished(config, run_dir, found):
-                print(f"{run_dir} is finished: nothing to do (raise train.max_step to go on)")
+                print(finished_message(config, run_dir))
                 return False
             return True
         check_init_from(config)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from txl.files import flatten
+from txl.config.differences import name_points, read_flat_config
 from txl.launch.job_state import SubmittedJob, describe_job
 from txl.launch.run_lock import is_locked
 
@@ -19,7 +19,6 @@ DEPTH = 3  # levels of folders below which run folders are looked for
 WIDTH = 120  # columns of the table at most
 SHORTEST_NAME = 20  # columns that a shortened name keeps
 HEADER = ("point", "job", "state", "step", "loss", "valid", "left", "nodes", "restarts", "reason")
-IGNORED_KEYS = ("run_dir", "resume", "cluster.wait")  # runs that differ in these alone are the same point
 TAIL_BYTES = 65536  # read at a time from the end of metrics.jsonl
 
 
@@ -72,23 +71,6 @@ def _columns_to_show(rows: list[tuple[str, ...]]) -> list[bool]:
 
 def _shortened(cell: str, width: int) -> str:
     return cell if len(cell) <= width else cell[: width - 1] + "…"
-
-
-def read_flat_config(run: Path) -> dict[str, Any]:
-    """config.yaml with dotted keys."""
-    import yaml
-
-    return flatten(yaml.load((run / "config.yaml").read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader)))
-
-
-def name_points(configurations: list[dict[str, Any]]) -> list[str]:
-    """Name each run by the keys that differ from the others; a single one by its name and seed."""
-    if len(configurations) == 1:
-        return [f"{configurations[0]['name']} seed={configurations[0]['seed']}"]
-    keys = sorted({key for values in configurations for key in values} - set(IGNORED_KEYS))
-    differing = [key for key in keys if len({json.dumps(values.get(key)) for values in configurations}) > 1]
-    named = (" ".join(f"{key}={values.get(key)}" for key in differing) for values in configurations)
-    return [name or str(values["name"]) for name, values in zip(named, configurations, strict=True)]
 
 
 def status_row(run: Path, config: dict[str, Any]) -> tuple[str, ...]:
