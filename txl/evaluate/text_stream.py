@@ -19,15 +19,15 @@ class TextStream:
     def add(self, token: int) -> None:
         self.line.append(token)
         before, self.text = self.text, self.vocab.to_typed_text(self.line)
+        certain = self.text
         if self.vocab.joins_words and token != self.vocab.eos_id:
-            self._show(os.path.commonprefix([before, self.text]))
-        elif not self.text.endswith("\N{REPLACEMENT CHARACTER}"):
-            self._show(self.text)
+            certain = os.path.commonprefix([before, self.text])
+        self._show(certain.rstrip("\N{REPLACEMENT CHARACTER}"))  # the next token may complete a character
         self._forget(token)
 
     def _forget(self, token: int) -> None:
         """Only the end of the text is put together again for the next token: its cost does not grow."""
-        if token == self.vocab.eos_id:
+        if token == self.vocab.eos_id and self.text.endswith("\n"):
             self.line, self.text, self.shown = [], "", ""
         elif len(self.line) > LONGEST:
             gone, kept = self.line[: -LONGEST // 2], self.line[-LONGEST // 2 :]
