@@ -36,6 +36,7 @@ class VocabKind(Enum):
     byte = "byte"
     char = "char"  # Unicode characters
     bpe = "bpe"  # byte pairs, as GPT-2's
+    tokenizer = "tokenizer"  # what a tokenizer.json says
     ids = "ids"  # numbers, for ids that another program made
 
     @property
@@ -81,7 +82,8 @@ class DataConfig:
     max_size: int | None = above_zero(None)  # keep this number of the most frequent words
     vocab_file: str | None = None  # words: one per line, in the order of their ids; bpe: tokens and ids, JSON
     merges_file: str | None = None  # bpe: pairs in the order of their rank
-    eos: str = "<eos>"  # the word that ends a line
+    tokenizer_file: str | None = added(None)  # tokenizer: a tokenizer.json
+    eos: str = "<eos>"  # the word that ends a line; the token that ends a text file
     unk: str = "<unk>"  # the word that stands for all words outside of the vocabulary
     sentences: bool = False  # lines have no order: `eos` on both sides, shuffled each epoch, one file after the other
     shards: int | None = above_zero(None)  # number of files that data.train must match
@@ -93,7 +95,7 @@ class DataConfig:
 
 
 FILE_OPTIONS = ("train", "valid", "test", "file")  # the options that name files of the data set
-VOCAB_FILE_OPTIONS = ("vocab_file", "merges_file")  # the options that name files of the vocabulary
+VOCAB_FILE_OPTIONS = ("vocab_file", "merges_file", "tokenizer_file")  # the options that name files of the vocabulary
 
 # Options of DataConfig that only some sources have, and the value with which each does nothing.
 SOURCE_OPTIONS: dict[str, Any] = {
@@ -134,6 +136,7 @@ VOCAB_OPTIONS: dict[str, Any] = {
     "max_size": None,
     "vocab_file": None,
     "merges_file": None,
+    "tokenizer_file": None,
     "eos": "<eos>",
     "unk": "<unk>",
     "sentences": False,
@@ -178,6 +181,14 @@ VOCAB_FACTS = {
         options=("vocab_file", "merges_file"),
         needed=("vocab_file", "merges_file"),
         remedy="GPT-2's two files, or others like them (txl download gpt2)",
+    ),
+    VocabKind.tokenizer: VocabFacts(
+        Metric.ppl,
+        CutAt.line,
+        sources=(SourceName.text, SourceName.ids),
+        options=("tokenizer_file", "eos"),
+        needed=("tokenizer_file",),
+        remedy="a tokenizer.json, as the library tokenizers and the models on Hugging Face's hub have it",
     ),
     VocabKind.ids: VocabFacts(Metric.ppl, CutAt.line, sources=(SourceName.ids,), options=("vocab_file",)),
 }
