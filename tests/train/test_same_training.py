@@ -18,7 +18,7 @@ from txl.model import linear as product
 from txl.model.transformer import TransformerXL
 from txl.optim import lamb
 from txl.optim.clipping import clip_gradients
-from txl.train import trainer
+from txl.train import optimizer_step
 from txl.train.model_with_loss import ModelWithLoss
 
 
@@ -76,7 +76,7 @@ def plain(monkeypatch):
     """Call it, and runs in this process take the path that one reads rather than the one that is fast."""
 
     def switch() -> None:
-        monkeypatch.setattr(trainer, "ModelWithLoss", PlainLoss)
+        monkeypatch.setattr(optimizer_step, "ModelWithLoss", PlainLoss)
         monkeypatch.setattr(lamb, "updates_in_blocks", lambda params: False)
         monkeypatch.setattr(product, "has_avx512", lambda: False)
         for module in (dropout, attention):

@@ -22,7 +22,7 @@ from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.model import Init
 from txl.errors import ConfigError
 from txl.model.transformer import TransformerXL
-from txl.train import trainer
+from txl.train import optimizer_step
 from txl.train.memories import BatchMemories
 from txl.train.train_state import seed_everything
 
@@ -62,7 +62,7 @@ class Swapped(BatchMemories):
 def test_memories_that_wait_on_the_host_change_nothing(train, monkeypatch):
     chunks = ["train.grad_accum_steps=2", "model.dropout=0.1", "train.max_step=6"]
     straight = train(*chunks, "train.swap_mem=true")  # on a CPU they are on the host anyway
-    monkeypatch.setattr(trainer, "BatchMemories", Swapped)
+    monkeypatch.setattr(optimizer_step, "BatchMemories", Swapped)
     half = train(*chunks, "train.max_step=3", "scheduler.max_step=6")
     rest = train(*chunks, "scheduler.max_step=6", f"resume={half}/checkpoints/last")
     mems = [read_memory_columns((path / "checkpoints/last").resolve(), range(8)) for path in (straight, rest)]

@@ -45,12 +45,12 @@ def test_a_step_never_waits_for_the_device(monkeypatch):
         trainer.step()
     assert trainer.state.step == 3
     with pytest.raises((RuntimeError, NotImplementedError)):
-        trainer.grad_norm.item()
+        trainer.optimizer_step.grad_norm.item()
 
 
 def test_marks_tell_the_parts_of_a_step():
     trainer, marks = trainer_on("cpu", "train.micro_batch_size=2"), []
-    trainer.on_part_done = marks.append
+    trainer.optimizer_step.on_part_done = marks.append
     trainer.step()
     assert marks == [*2 * ["input", "forward", "backward"], "optimizer"]
 

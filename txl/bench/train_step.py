@@ -176,7 +176,7 @@ def time_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
 
     if trainer.device.type == "cuda":
         whole = [step() for _ in range(steps)]
-    trainer.on_part_done = on_part_done
+    trainer.optimizer_step.on_part_done = on_part_done
     in_parts = [step() for _ in range(steps)]
     return statistics.median(whole or in_parts), {part: statistics.median(found) for part, found in parts.items()}
 

@@ -15,10 +15,11 @@ from txl.errors import ConfigError
 from txl.evaluate.load_model import evaluation_geometry, load_trained_model
 from txl.evaluate.loss import EvaluationResult, SegmentProgress, evaluate_stream, evaluation_stream
 from txl.evaluate.runtimes import Memory, RunnableModel, build_runtime, choose_runtime
-from txl.evaluate.targets import MISSED_TARGET, Targets
+from txl.evaluate.targets import Targets
 from txl.evaluate.typed_text import typed_tokens
 from txl.files import write_json
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
+from txl.system.process_exit import MISSED_TARGET
 from txl.system.timing import percentiles
 from txl.system.world import World, columns_of
 from txl.tracking.dllogger import DLLoggerFile, evaluation_summary, with_original_names

@@ -1,10 +1,8 @@
-"""Targets that a training or an evaluation must reach, and the exit code if it does not."""
+"""Targets that a training or an evaluation must reach. Missing one gives the exit code MISSED_TARGET."""
 
 from dataclasses import dataclass
 
 from txl.config.data import Metric
-
-MISSED_TARGET = 3  # exit code
 
 
 @dataclass(frozen=True)
@@ -17,7 +15,7 @@ class Targets:
 
     def missed_score(self, split: str, metric: Metric, score: float) -> str | None:
         """A message if the score of a split is worse than the target."""
-        if self.perplexity is None or score <= self.perplexity:
+        if self.perplexity is None or score <= self.perplexity:  # NaN is no score that reaches a target
             return None
         return f"{self.section}target_perplexity={self.perplexity:g} was missed: {split} {metric.name} {score:.3f}"
 

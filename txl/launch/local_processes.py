@@ -12,11 +12,11 @@ from typing import IO
 
 from txl.files import PROJECT
 from txl.launch.run_folder import first_failed_rank
-from txl.system.process_exit import INTERRUPTED, PREEMPTED, TERMINATED
+from txl.system.process_exit import DIVERGED, INTERRUPTED, MISSED_TARGET, PREEMPTED, TERMINATED
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
-# Exit codes with which all ranks end together: 0, a missed target, a signal after saving.
-STOPPED = (0, 3, INTERRUPTED, PREEMPTED, TERMINATED)
+# Exit codes with which all ranks end together: 0, a missed target, a training that diverged, a signal after saving.
+STOPPED = (0, MISSED_TARGET, DIVERGED, INTERRUPTED, PREEMPTED, TERMINATED)
 LAUNCHER_PID = "TXL_LAUNCHER_PID"  # tells ranks which process started them
 
 

@@ -73,6 +73,7 @@ class Tracker:
         grad_norm: float,
         tokens_seen: int,
         loss_scale: float | None = None,
+        skipped_steps: int | None = None,
     ) -> None:
         """Record the mean over the steps since the last call.
 
@@ -88,6 +89,7 @@ class Tracker:
             grad_norm: the norm of the last gradient before clipping.
             tokens_seen: the number of tokens trained on since the run began.
             loss_scale: the factor of the fp16 loss scaler, if there is one.
+            skipped_steps: the number of steps that it has skipped since the run began.
         """
         values = {
             "epoch": epoch,
@@ -101,7 +103,8 @@ class Tracker:
             "grad_norm": grad_norm,
             "tokens_seen": tokens_seen,
         }
-        self._log("train", step, values | ({} if loss_scale is None else {"loss_scale": loss_scale}))
+        scaler = {"loss_scale": loss_scale, "skipped_steps": skipped_steps}
+        self._log("train", step, values | {key: value for key, value in scaler.items() if value is not None})
 
     def validation(
         self,

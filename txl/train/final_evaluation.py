@@ -8,8 +8,9 @@ from txl.config.schema import RunConfig, Then
 from txl.data.corpus import Corpus
 from txl.evaluate.loss import EvaluationResult, evaluate_split
 from txl.evaluate.sampling import Sampling, continue_prompts
-from txl.evaluate.targets import MISSED_TARGET, Targets
+from txl.evaluate.targets import Targets
 from txl.model.transformer import TransformerXL
+from txl.system.process_exit import MISSED_TARGET
 from txl.system.world import World
 from txl.tracking.tracker import Tracker
 

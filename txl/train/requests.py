@@ -36,7 +36,7 @@ class Requests:
         self.stop = 0  # why all ranks stop now: a signal's number or TIME_LIMIT; 0: they go on
         self._maximum = AsyncMaximum()
         self._started = self._saved = 0.0
-        self._saved_step = 0
+        self._saved_step = 0  # of the last checkpoint, or of the one that the run continues from
         self._handlers: dict[int, Any] = {}  # those that were installed before ours
 
     def listen(self, step: int) -> None:

@@ -18,8 +18,9 @@ class TrainState:
     step: int = 0  # optimizer steps done
     tokens_seen: int = 0  # of all ranks
     train_seconds: float = 0.0  # without validation and saving
+    skipped_steps: int = 0  # by the loss scaler of fp16
     best_valid_loss: float = math.inf  # nats per token
-    best_step: int = 0
+    best_step: int = 0  # 0: no validation was the best yet
     validated_step: int = 0  # of the last validation
     plateau: Plateau = field(default_factory=Plateau)  # of the dev_perf schedule
 

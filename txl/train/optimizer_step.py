@@ -1,0 +1,187 @@
+"""One optimizer step on one rank, with everything that it changes: weights, optimizer, scaler, memories.
+
+Shapes: B columns of this rank's batch, T segment length.
+"""
+
+import contextlib
+import math
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from txl.config.geometry import train_geometry
+from txl.config.schema import RunConfig
+from txl.data.batches import Batch
+from txl.model.sampled_softmax import prepare_sampled_softmax
+from txl.optim.build import build_optimizer
+from txl.optim.clipping import clip_gradients
+from txl.system.devices import copy_to_device
+from txl.system.distributed import average_sparse_gradient, sum_over_ranks
+from txl.system.hang_watch import note_progress
+from txl.system.precision import autocast, loss_scaler
+from txl.system.world import World
+from txl.train.divergence import MIN_LOSS_SCALE, DivergedError, DivergenceWatch, are_finite
+from txl.train.memories import BatchMemories
+from txl.train.model_with_loss import ModelWithLoss, average_gradients_over_ranks, build_model
+
+
+class OptimizerStep:
+    """Computes optimizer steps: every micro-batch forward and backward, then clip and update."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        vocab_size: int,
+        columns: int,
+        micro_batch_size: int,
+        world: World,
+        device: torch.device,
+    ):
+        """Build model and optimizer.
+
+        Args:
+            config: the run.
+            vocab_size: how many tokens the model knows.
+            columns: of this rank's batch.
+            micro_batch_size: columns of one forward pass.
+            world: which rank this is.
+            device: where it trains.
+        """
+        self.config, self.world, self.device = config, world, device
+        self.columns, self.micro_batch_size = columns, micro_batch_size
+        self.geometry, self.precision = train_geometry(config), config.precision.name
+        self.model = build_model(config, vocab_size, device)
+        self.sampler, self.sparse_tables = prepare_sampled_softmax(
+            self.model, config.train.sampled_softmax, config.seed
+        )
+        self.optimizer: Any = build_optimizer(config.optimizer, self.model.named_parameters(), self.sparse_tables)
+        self.scaler = loss_scaler(config.precision, device)
+        with_loss = ModelWithLoss(self.model)
+        self.model_with_loss: nn.Module = with_loss
+        if world.world_size > 1:
+            self.model_with_loss = average_gradients_over_ranks(with_loss, device, self.sparse_tables)
+        # The number may differ between ranks, and the last micro-batch of the first rank may be smaller.
+        self.n_micro_batches = -(-columns // micro_batch_size)
+        self.mems = BatchMemories(self.n_micro_batches, micro_batch_size, device, config.train.swap_mem)
+        self.window = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens since `take_window`
+        self.grad_norm = torch.zeros((), device=device)  # of the last step, before clipping
+        self.clipped: list[Tensor] = [p for name, p in self.model.named_parameters() if self._is_clipped(name)]
+        self.divergence = DivergenceWatch(device)
+        self.on_part_done: Callable[[str], None] = lambda part: None  # is called after every part of a step
+
+    def _is_clipped(self, name: str) -> bool:
+        return not (self.config.train.clip_nonemb and name.startswith(("embedding.", "softmax.weights.")))
+
+    # ------------------------------------------------------------------ the step
+
+    def run(self, batch: Batch, step: int, lr: float) -> int:
+        """Do one step.
+
+        The host does not wait for a GPU here: while the GPU computes, the host prepares the next batch.
+
+        Args:
+            batch: this rank's columns.
+            step: how many steps were done before.
+            lr: the learning rate.
+
+        Returns:
+            The number of tokens of all ranks.
+        """
+        input = copy_to_device(batch.input, self.device).split(self.micro_batch_size)
+        target = copy_to_device(batch.target, self.device).split(self.micro_batch_size)
+        host_target = batch.target.split(self.micro_batch_size)
+        tokens = self.config.train.batch_size * batch.target.shape[1]
+        sample = self.sampler.draw(step).to(self.device) if self.sampler else None
+        scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
+        nats_of_step: list[Tensor] = []
+        for i in range(self.n_micro_batches):
+            groups = self.model.softmax.clusters.sort_tokens(host_target[i].flatten()).to(self.device)
+            self.on_part_done("input")
+            with self._gradients_stay_local(unless=i == self.n_micro_batches - 1):
+                with autocast(self.precision, self.device):
+                    loss, nats, mems = self.model_with_loss(
+                        input[i], target[i], self.mems.get(i), self.geometry, scale, groups, sample
+                    )
+                self.on_part_done("forward")
+                note_progress()
+                self.scaler.scale(loss).backward()
+                self.mems.set(i, mems)  # after the backward pass, which has read the old ones
+            self._add_to_window(nats, target[i].numel())
+            nats_of_step.append(nats)
+            self.on_part_done("backward")
+        self._update(lr, step, torch.stack(nats_of_step).sum() / (self.columns * batch.target.shape[1]))
+        self.on_part_done("optimizer")
+        return tokens
+
+    def _gradients_stay_local(self, unless: bool) -> AbstractContextManager[None]:
+        """Under it, a backward pass adds to the gradients of this rank only; the last one of a step averages them."""
+        if isinstance(self.model_with_loss, DistributedDataParallel) and not unless:
+            return self.model_with_loss.no_sync()
+        return contextlib.nullcontext()
+
+    def _add_to_window(self, nats: Tensor, tokens: int) -> None:
+        counted = torch.stack([nats, torch.full_like(nats, tokens)])
+        if self.scaler.is_enabled():  # a step that is not finite is skipped: it must not spoil the mean of the others
+            counted = torch.where(nats.isfinite(), counted, 0.0)
+        self.window += counted
+
+    def _update(self, lr: float, step: int, loss: Tensor) -> None:
+        """Clip the gradients, update the weights, and forget the gradients. `loss`: of this rank, nats per token."""
+        for table in self.sparse_tables:
+            assert table.grad is not None
+            table.grad = average_sparse_gradient(table.grad)
+        self.scaler.unscale_(self.optimizer)
+        self.grad_norm = clip_gradients(self.optimizer, self.clipped, self.config.train.clip)
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr * group.get("lr_scale", 1.0)
+        if self.scaler.is_enabled():
+            found_inf = self.scaler._found_inf_per_device(self.optimizer)  # update() forgets it
+            self.divergence.observe_scaled(loss, list(found_inf.values()))
+        else:
+            self.divergence.observe(step + 1, loss, self.grad_norm)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    # ------------------------------------------------------------------ between steps; these wait for the device
+
+    def take_window(self) -> tuple[float, float]:
+        """Nats and tokens of all ranks since the last call. Collective."""
+        nats, tokens = sum_over_ranks(self.window.clone()).tolist()
+        self.window.zero_()
+        return nats, tokens
+
+    def loss_scale(self) -> float | None:
+        """The factor of the loss scaler, or None without one."""
+        return self.scaler.get_scale() if self.scaler.is_enabled() else None
+
+    def check_logged(self, nats: float, grad_norm: float, step: int) -> None:
+        """Raises DivergedError if what was logged at this step is not finite, or if every step is skipped."""
+        loss_scale = self.loss_scale()
+        if loss_scale is not None:
+            if loss_scale < MIN_LOSS_SCALE:
+                raise self.diverged(f"the loss scale of fp16 fell to {loss_scale:.0e}", step)
+        elif not (math.isfinite(nats) and math.isfinite(grad_norm)):
+            raise self.diverged("its loss or gradient is not finite", step)
+
+    def check_finite(self, step: int) -> None:
+        """Raises DivergedError if loss, gradient or weights are not finite after this step. Collective."""
+        finite = are_finite(list(self.model.parameters()))
+        if not self.scaler.is_enabled():
+            finite = finite & self.window.isfinite().all() & self.grad_norm.isfinite()
+        if sum_over_ranks((~finite).float()).item():
+            raise self.diverged("its loss, gradient or weights are not finite", step)
+
+    def diverged(self, reason: str, step: int) -> DivergedError:
+        """The error that ends this run, with what may help."""
+        train = self.config.train
+        clip = "" if 0 < train.clip <= 0.25 else ", train.clip=0.25"
+        return DivergedError(
+            f"the training diverged: {reason} (since {self.divergence.describe(step)}; learning rate "
+            f"{self.optimizer.param_groups[0]['lr']:.3g}); earlier checkpoints are kept; try a lower optimizer.lr, "
+            f"a longer scheduler.warmup_step{clip}"
+        )
