@@ -100,6 +100,10 @@ REFUSED = {
     "optimizer.lr_scale=[embedding]": "optimizer.lr_scale=embedding must be a pattern of names and a factor",
     'optimizer.lr_scale=["*.bias=-1"]': "optimizer.lr_scale=*.bias=-1 must be a pattern of names and a factor",
     'optimizer.lr_scale=["embeding.*=2"]': "optimizer.lr_scale=embeding.* matches no parameter: their names begin with",
+    # rotary positions
+    "model.positions=rotary": "evaluation.clamp_len=400 has no meaning for model.positions=rotary: the angle between",
+    "model.positions=rotary evaluation.clamp_len=-1 train.clamp_len=9": "use train.clamp_len=-1",
+    "model.positions=rotary evaluation.clamp_len=-1 model.d_head=63": "model.d_head=63 must be even",
     # sampled softmax
     "train.sampled_softmax=0": "train.sampled_softmax=0 must be above 0",
     "train.sampled_softmax=99": "sampled_softmax=99 needs one softmax, and data.cutoffs=[19997,39997,199997] divide it",
@@ -130,6 +134,7 @@ ACCEPTED = [
     "train.mem_len=0 train.ext_len=64 valid.tgt_len=256",
     "model.positions=shaw model.d_model=511",
     "model.positions=absolute_per_layer evaluation.clamp_len=-1",
+    "model.positions=rotary evaluation.clamp_len=-1 model.d_model=511",
     "model.adaptive=false data.cutoffs=[5,3000]",
     "nodes=2 hardware=cpu dry_run=true",
     "optimizer=sgd optimizer.momentum=0.9",

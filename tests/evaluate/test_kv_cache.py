@@ -40,7 +40,7 @@ def losses(model, tokens, geometry):
 
 @settings(max_examples=40, deadline=None)
 @given(
-    positions=st.sampled_from([Positions.relative, Positions.shaw]),
+    positions=st.sampled_from([Positions.relative, Positions.shaw, Positions.rotary]),
     T=st.integers(1, 9),
     mem_len=st.integers(0, 24),
     clamp_len=st.sampled_from([-1, 1, 5, 16]),
@@ -50,6 +50,7 @@ def losses(model, tokens, geometry):
 )
 def test_the_cached_runtime_computes_the_same_losses(positions, T, mem_len, clamp_len, same_length, B, changes):
     model = build(positions=positions, **changes)
+    clamp_len = -1 if positions is Positions.rotary else clamp_len
     geometry = Geometry(T, mem_len, 0, clamp_len, same_length and mem_len > 0)
     tokens = stream(B, 50)
     expected = losses(model, tokens, geometry)
@@ -94,11 +95,15 @@ def test_an_extended_context_is_refused_with_the_remedy():
     clamp_len=st.sampled_from([-1, 5]),
     same_length=st.booleans(),
     backend=st.sampled_from([AttentionBackend.eager, AttentionBackend.sdpa]),
+    positions=st.sampled_from([Positions.relative, Positions.rotary]),
 )
-def test_segments_of_any_length_find_their_way_round_the_ring(lengths, mem_len, clamp_len, same_length, backend):
+def test_segments_of_any_length_find_their_way_round_the_ring(
+    lengths, mem_len, clamp_len, same_length, backend, positions
+):
     """Also where a segment crosses the ring's end, or leaves slots behind that the memory has forgotten."""
+    clamp_len = -1 if positions is Positions.rotary else clamp_len
     geometry, tokens = Geometry(6, mem_len, 0, clamp_len, same_length and mem_len > 0), stream(2, sum(lengths))
-    eager, model = build(), build(backend=backend)
+    eager, model = build(positions=positions), build(positions=positions, backend=backend)
     cached, mems, cache = CachedTransformerXL(model), [], []
     with torch.no_grad():
         for segment in tokens[:, :-1].split(lengths, dim=1):
@@ -173,8 +178,10 @@ torch.save(torch.cat(losses, dim=1), result)
 
 
 @pytest.mark.parametrize("kind", ["torchscript", pytest.param("export", marks=pytest.mark.slow)])
-def test_a_program_gives_the_same_losses_in_a_process_that_never_imports_txl(kind, tmp_path):
-    model, geometry, B = build(div_val=2).float(), Geometry(4, 12, 0, 9, True), 2
+@pytest.mark.parametrize("positions", [Positions.relative, Positions.rotary])
+def test_a_program_gives_the_same_losses_in_a_process_that_never_imports_txl(kind, positions, tmp_path):
+    clamp_len = 9 if positions is Positions.relative else -1
+    model, geometry, B = build(div_val=2, positions=positions).float(), Geometry(4, 12, 0, clamp_len, True), 2
     tokens = stream(B, 40)
     expected = losses(model, tokens, geometry)
     step, file = CachedStep(model, geometry), tmp_path / "step.pt2"
@@ -233,14 +240,16 @@ class Recorded(TorchDispatchMode):
                     old.copy_(new)
 
 
-def test_graphs_compute_the_same_from_every_place_in_the_ring(monkeypatch):
+@pytest.mark.parametrize("positions", [Positions.relative, Positions.rotary])
+def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, monkeypatch):
     """With a stand-in for CUDA's graphs; what this shows of CUDA itself is that addresses and order are right."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph)
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
-    model, geometry, tokens = build(), Geometry(4, 10, 0, 9, True), stream(2, 70)
+    clamp_len = 9 if positions is Positions.relative else -1
+    model, geometry, tokens = build(positions=positions), Geometry(4, 10, 0, clamp_len, True), stream(2, 70)
     graphed, cache = GraphedTransformerXL(model, geometry), []
-    eager, mems = build(), []
+    eager, mems = build(positions=positions), []
     with torch.no_grad():
         for segment in tokens[:, :-1].split(4, dim=1):  # the last one is shorter
             expected, mems = eager(segment, mems, geometry)

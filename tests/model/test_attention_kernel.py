@@ -9,6 +9,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.entry_points import PROJECT, environment
+from tests.support.models import build
+from txl.config.geometry import Geometry
+from txl.config.model import AttentionBackend, Positions
 from txl.model.attention import attention_with_bias, relative_shift
 
 with pytest.MonkeyPatch.context() as patch:
@@ -60,6 +63,18 @@ def test_output_and_every_gradient_equal_the_plain_ones(data):
     found = results(lambda *x: kernels.relative_attention(*x, window, 0.0), inputs)
     expected = results(lambda *x: plain(*x, window), inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rotary_models_compute_the_same_with_the_kernel():
+    """Their scores have one column, the same for all distances, and need no gradient for it."""
+    found = []
+    for backend in (AttentionBackend.triton, AttentionBackend.eager):
+        model = build(positions=Positions.rotary, backend=backend).float()
+        hidden, mems = model(torch.arange(8).view(2, 4), [], Geometry(4, 4))
+        hidden = hidden.sum() + (model(torch.arange(8, 16).view(2, 4), mems, Geometry(4, 4))[0] ** 2).sum()
+        hidden.backward()
+        found.append([hidden.detach(), *(layer.attention.qkv.weight.grad for layer in model.layers)])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_half_precision_agrees_within_its_rounding():

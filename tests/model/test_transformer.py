@@ -12,7 +12,7 @@ from txl.model.transformer import TransformerXL
 
 V, CUTOFFS = 50, [20, 35]
 SCHEMES = list(Positions)
-DISTANCE_SCHEMES = [Positions.relative, Positions.shaw]
+DISTANCE_SCHEMES = [Positions.relative, Positions.shaw, Positions.rotary]
 
 
 def build(seed=0, max_distances=64, **changes) -> TransformerXL:

@@ -23,6 +23,7 @@ GEOMETRIES = [
     ["train.tgt_len=32", "train.mem_len=160", "model.n_head=4", "model.dropatt=0.1"],
     ["train.tgt_len=96", "train.mem_len=0", "model.d_model=256", "model.d_inner=512"],
     ["train.tgt_len=48", "train.mem_len=48", "model.dropout=0.0", "model.n_layer=5"],
+    ["train.tgt_len=64", "train.mem_len=64", "model.positions=rotary", "evaluation.clamp_len=-1"],
 ]
 
 

@@ -36,6 +36,7 @@ MODELS = {
     "shaw": {"positions": Positions.shaw},
     "absolute": {"positions": Positions.absolute},
     "absolute_per_layer": {"positions": Positions.absolute_per_layer},
+    "rotary": {"positions": Positions.rotary},
     "clusters": {"div_val": 2},
     "own_projections": {"div_val": 2, "tie_projs": [False, True, False]},
     "all_tied": {"div_val": 2, "tie_projs": [True]},

@@ -57,6 +57,8 @@ MODELS = {
     "absolute, pre-LN": "model.positions=absolute model.pre_lnorm=true train.ext_len=3",
     "absolute per layer": "model.positions=absolute_per_layer train.same_length=true",
     "absolute per layer, pre-LN": "model.positions=absolute_per_layer model.pre_lnorm=true data.cutoffs=[5,12]",
+    "rotary": "model.positions=rotary train.ext_len=3",
+    "rotary, same length": "model.positions=rotary train.same_length=true attention=sdpa recompute=true",
     "recomputed": "recompute=true",
     "eager": "attention=eager",
     "deterministic": "deterministic=true",

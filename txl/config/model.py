@@ -25,6 +25,7 @@ class Positions(Enum):
     shaw = "shaw"  # learned keys and biases per distance (Shaw et al. 2018)
     absolute = "absolute"  # sinusoids added to the embedding (Vaswani et al. 2017)
     absolute_per_layer = "absolute_per_layer"  # learned, added at every layer (Al-Rfou et al. 2018)
+    rotary = "rotary"  # queries and keys are rotated (Su et al. 2021)
 
     @property
     def facts(self) -> PositionFacts:
@@ -110,5 +111,8 @@ POSITION_FACTS = {
     Positions.absolute: PositionFacts(lambda *_: 0, even_width="d_model", caches_keys=False),
     Positions.absolute_per_layer: PositionFacts(
         _table_parameters, caches_keys=False, clamp_refusal="positions beyond its table share the table's first row"
+    ),
+    Positions.rotary: PositionFacts(
+        lambda *_: 0, even_width="d_head", clamp_refusal="the angle between two rotations grows with every distance"
     ),
 }
