@@ -1,6 +1,7 @@
 """Sentences without an order: shuffled anew each epoch, a file at a time, the same wherever one begins to read."""
 
 import itertools
+import tracemalloc
 from collections import Counter
 
 import numpy as np
@@ -115,13 +116,19 @@ def test_every_segment_is_full_and_an_epoch_has_always_as_many():
 
 
 def test_only_the_open_file_is_in_memory(tmp_path):
-    TOKENS.tofile(tmp_path / "train.bin")
-    source = stream(tokens=np.memmap(tmp_path / "train.bin", np.int32, "r"))
-    for _ in range(source.n_batches):
-        source.next()
-        held = source._open[2]._tokens
-        assert not isinstance(held.base, np.memmap) and len(held) <= max(SHARDS) + 1
-    assert all(isinstance(shard, np.memmap) for shard in source._shards)
+    shards = [40_000, 60_000, 50_000]
+    tokens = np.ones(1 + sum(shards), np.int32)
+    tokens[::10] = EOS
+    tokens.tofile(tmp_path / "train.bin")
+    mapped = np.memmap(tmp_path / "train.bin", np.int32, "r")
+    source = stream(tokens=mapped, shards=shards, batch_size=10, tgt_len=100)
+    tracemalloc.start()  # counts NumPy's arrays, not what is mapped
+    try:
+        held = [(source.next(), tracemalloc.get_traced_memory()[0])[1] for _ in range(source.n_batches)]
+    finally:
+        tracemalloc.stop()
+    open_file = mapped.itemsize * max(shards)
+    assert open_file < max(held) < 1.2 * open_file
 
 
 def test_shuffling_keeps_sentences_whole():
@@ -169,8 +176,8 @@ def test_a_vocabulary_is_made_of_the_text_where_its_file_is_missing(lm1b):
 
 def test_a_run_trains_on_the_files_of_the_benchmark(lm1b):
     config = composed(*lm1b, "model=small", "train.batch_size=4", "train.tgt_len=6")
-    source = training_stream(open_corpus(config.data), config.train, config.seed)
-    assert isinstance(source, SentenceStream) and len(source._shards) == 4
+    corpus = open_corpus(config.data)
+    assert isinstance(training_stream(corpus, config.train, config.seed), SentenceStream) and len(corpus.shards) == 4
 
 
 def remove_shard(folder):

@@ -29,10 +29,10 @@ def machine(tmp_path, monkeypatch):
         program.chmod(0o755)
         monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-        hardware._nvidia_smi.cache_clear()
+        hardware.query_nvidia_smi.cache_clear()
 
     yield make
-    hardware._nvidia_smi.cache_clear()
+    hardware.query_nvidia_smi.cache_clear()
 
 
 def config(gpus, name="auto"):

@@ -167,8 +167,8 @@ def test_the_bar_fits_the_terminal_and_tells_the_time_left():
 def test_the_bar_is_drawn_a_few_times_a_second_only(monkeypatch, capsys):
     now, drawn = [100.0], []
     monkeypatch.setattr(time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr("rich.live.Live.update", lambda self, text, refresh: drawn.append(now[0]))
     bar = console.ProgressBar(1000, 0)
-    monkeypatch.setattr(bar._live, "update", lambda text, refresh: drawn.append(now[0]))
     for step in range(1000):
         now[0] += 0.001
         if bar.is_due():

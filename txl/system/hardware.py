@@ -29,7 +29,7 @@ def detect_gpus() -> tuple[str, int]:
 
 def visible_gpus() -> list[Gpu]:
     """The GPUs that a process started now would see: those of nvidia-smi that CUDA_VISIBLE_DEVICES selects."""
-    return _select_gpus(_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    return _select_gpus(query_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _select_gpus(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gpu]:
@@ -50,7 +50,8 @@ def _select_gpus(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gp
 
 
 @functools.cache
-def _nvidia_smi() -> list[tuple[str, Gpu]]:
+def query_nvidia_smi() -> list[tuple[str, Gpu]]:
+    """(uuid, GPU) of every GPU that nvidia-smi lists; asked once per process."""
     query = ["nvidia-smi", "--query-gpu=uuid,name,memory.total,driver_version", "--format=csv,noheader,nounits"]
     lines = command_output(query, timeout=20).splitlines()
     found = []
