@@ -40,6 +40,8 @@ MISTAKES = {
     # a value is missing, or no machine could compute with it
     "~seed": "seed has no value; give one: seed=...",
     "~train": "train has no value",
+    "~model.n_layer": "model.n_layer cannot be removed; give it another value: model.n_layer=...",
+    "+seed=3": "seed has a value already; write seed=... without +",
     "~cluster": "cluster= must be chosen",
     "cluster=[2]": "a choice (cluster) must name one of the files in its folder of conf/, no other value",
     "seed=18446744073709551616": "seed=18446744073709551616 must be 0 or more and at most 18446744073709551615",

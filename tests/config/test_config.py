@@ -315,7 +315,7 @@ def test_validation_memory_takes_what_shorter_segments_give_up():
 
 
 def test_every_field_is_read_somewhere():
-    """An option that nothing reads is a lie."""
+    """An option that nothing reads would promise what it does not do."""
     files = [*CONF.parent.glob("*.py"), *(CONF.parent / "txl").rglob("*.py")]
     read = names_read_in(path for path in files if path.stem not in ("rules", "choices"))
     fields = {key for kind in (RunConfig, EvaluateConfig) for key in dotted_keys(kind)}

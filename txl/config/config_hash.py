@@ -15,7 +15,7 @@ from txl.files import flatten, sha256_of_json
 
 # Keys and sections that cannot change the mathematics of training: a resume may change them, and they are not part of
 # the hash.
-FREE = """
+NOT_HASHED = """
     name runs run_dir resume sample_tokens deterministic attention compile recompute dry_run nodes gpus recipe
     then preflight preflight_torch debug
     hardware cluster tracking checkpoint evaluation
@@ -29,7 +29,7 @@ FREE = """
 FILES = [f"data.{option}" for option in (*FILE_OPTIONS, *VOCAB_FILE_OPTIONS)]
 
 
-def mathematics(values: dict[str, Any]) -> dict[str, Any]:
+def run_defining_options(values: dict[str, Any]) -> dict[str, Any]:
     """Returns the dotted keys that make two runs different, whatever their seeds. `values` are as from `to_dict`.
 
     The number of steps is not one of them unless the learning rate's curve ends there: otherwise a longer run
@@ -50,7 +50,7 @@ def mathematics(values: dict[str, Any]) -> dict[str, Any]:
 
 def config_hash(config: RunConfig) -> str:
     """Returns eight hex digits that name what a run computes."""
-    keys = mathematics(to_dict(config))
+    keys = run_defining_options(to_dict(config))
     folder = config.data.path or ""
     keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
     unchanged = _added_defaults()
@@ -65,4 +65,4 @@ def _added_defaults() -> dict[str, Any]:
 
 def changes_no_hash(key: str) -> bool:
     """Whether a key or a group, such as nodes or hardware, is no part of the hash."""
-    return any(key == free or key.startswith(free + ".") for free in FREE.split())
+    return any(key == other or key.startswith(other + ".") for other in NOT_HASHED.split())

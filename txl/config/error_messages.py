@@ -29,13 +29,15 @@ def omegaconf_error(error: OmegaConfBaseException, kind: type) -> ConfigError:
         return unknown_key(key, kind)
     if isinstance(error, MissingMandatoryValue):
         return missing_value(key)
+    if "does not support deletion" in message:
+        return ConfigError(f"{key} cannot be removed; give it another value: {key}=...")
     is_entry = key.endswith("]")  # of a list
     hint = dotted_keys(kind).get(key.partition("[")[0])
     if not isinstance(error, ValidationError) or hint is None:
         return ConfigError(f"{shortened(key)}: {message}" if key else message)
     if is_dataclass(hint):
         return ConfigError(f"{key} is a section: give its keys, such as {key}.{next(iter(get_type_hints(hint)))}=...")
-    value = re.search(r"[Vv]alue '(.*?)'", message)
+    value = re.search(r"[Vv]alue '(.*?)'(?: of type| could| is|,|$)", message)
     written = f"={shortened(value[1])}" if value else "=null" if "not Optional" in message else ""
     return ConfigError(f"{key}{written} must be {type_in_words(get_args(hint)[0] if is_entry else hint)}")
 
@@ -80,29 +82,44 @@ def composition_error(error: Exception, kind: type, overrides: list[str]) -> str
         return f"{group}={shortened(option)} does not exist{suggestion or ';'} There are: {options}"
     if isinstance(error, OverrideParseException):
         reason = shortened(_first_line(error.message), MOST_QUOTED)
+        if reason.startswith("Lexer"):  # an exception of Hydra's parser, which names no reason
+            reason = "it has characters that have a meaning for Hydra"
         return f"{shortened(error.override)} cannot be read: {reason}; quote it: 'key=\"value\"'"
-    if text.startswith("Error resolving interpolation"):
-        missing = re.search(r"Interpolation key '(\w+)' not found", f"{text} {cause}")
-        both = "model= and data= must both be chosen"
-        return f"{missing[1]}= must be chosen" if missing and missing[1] not in ("model", "data") else both
+    known = _known_mistake(f"{text} {cause}", overrides)
+    if known:
+        return known
     unknown = re.search(r"Could not (?:override|delete) '(\S+?)'", text)
     if unknown and unknown[1] not in dotted_keys(kind):
         return _file_in(text) + str(unknown_key(unknown[1], kind))
     if isinstance(cause, OmegaConfBaseException):
         return _file_in(text) + str(omegaconf_error(cause, kind))
+    if isinstance(error, HydraException | ValueError):
+        return shortened(_first_line(text), MOST_QUOTED)
     if isinstance(error, YAMLError):
         return shortened(text, MOST_QUOTED)
+    return shortened(f"the configuration cannot be composed: {type(error).__name__}: {text}", MOST_QUOTED)
+
+
+def _known_mistake(text: str, overrides: list[str]) -> str | None:
+    """What to say about messages of Hydra that can be recognised by their text."""
+    if text.startswith("Error resolving interpolation"):
+        missing = re.search(r"Interpolation key '(\w+)' not found", text)
+        both = "model= and data= must both be chosen"
+        return f"{missing[1]}= must be chosen" if missing and missing[1] not in ("model", "data") else both
+    present = re.search(r"An item is already at '(\S+?)'", text)
+    if present:
+        return f"{present[1]} has a value already; write {present[1]}=... without +"
+    absent = re.search(r"Could not delete from config. '(\S+?)' does not exist", text)
+    if absent:
+        return f"~{absent[1]} removes an option that has no value; leave it out"
     if text.startswith("Config group override must"):
         keys = (override.partition("=")[0] for override in overrides)
-        groups = [key for key in keys if key.isidentifier() and (CONF / key).is_dir()]
-        if groups:
-            return f"a choice ({', '.join(groups)}) must name one of the files in its folder of conf/, no other value"
+        groups = ", ".join(dict.fromkeys(key for key in keys if key.isidentifier() and (CONF / key).is_dir()))
+        return f"a choice ({groups or 'hydra'}) must name one of the files in its folder of conf/, no other value"
     if text.startswith("Ambiguous value"):
         key = shortened(text.split("'")[1])
         return f"{key} gives several values: add -m to run each, or write a list as [a,b]"
-    known = isinstance(error, HydraException | ValueError)
-    reason = _first_line(text) if known else f"the configuration cannot be composed: {type(error).__name__}: {text}"
-    return shortened(reason, MOST_QUOTED)
+    return None
 
 
 def _file_in(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from txl.config.config_hash import FILES, mathematics
+from txl.config.config_hash import FILES, run_defining_options
 from txl.errors import shown
 
 
@@ -12,7 +12,7 @@ def resume_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     Both are configurations as from `to_dict`. A key that only one of them has came or went with a version: it is
     ignored.
     """
-    before, after = mathematics(old), mathematics(new)
+    before, after = run_defining_options(old), run_defining_options(new)
     differences = []
     for key in before.keys() & after.keys() - set(FILES):
         if before[key] != after[key]:

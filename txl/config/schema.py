@@ -149,7 +149,7 @@ class EvaluateConfig:
     precision: PrecisionConfig = MISSING
     hardware: HardwareConfig = MISSING
     cluster: ClusterConfig = MISSING
-    nodes: int = above_zero(most=MOST_GPUS)
+    nodes: int = above_zero(most=MOST_NODES)
     gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes per node; null: hardware.gpus, or 1 on a CPU
     name: str = MISSING  # of a SLURM job
     run_dir: str | None = None  # folder of a SLURM job; null: evaluations/<hash> in the checkpoint's run folder
