@@ -1,94 +1,43 @@
 """GPT-2's byte pairs as tokens, from its two files on disk.
 
 The files are a table of tokens (vocab.json, encoder.json) and the merges in the order of their rank (merges.txt,
-vocab.bpe). The library `tokenizers` encodes; nothing is downloaded.
+vocab.bpe). They become the same tokenizer that a tokenizer.json describes (tokenizer_vocabulary.py).
 
 GPT-2's pattern cuts a text into pieces. The bytes of a piece are each written as one printable character, and pairs of
 them are merged until no merge applies (Radford et al. 2019). Every text can be encoded, and decoding is exact.
 """
 
 import json
-from collections.abc import Iterable, Iterator
-from functools import cache, cached_property
+from collections.abc import Iterable
+from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
-
-import numpy as np
+from typing import Any, Self
 
 from txl.config.data import DataConfig
-from txl.data.text_blocks import Span, SplitSpans, decode_utf8
-from txl.data.token_files import TokenFile
-from txl.data.verified_blocks import encode_in_blocks
-from txl.data.vocabulary import Vocabulary
+from txl.data.tokenizer_vocabulary import TokenizerVocabulary
 from txl.errors import ConfigError
 
-if TYPE_CHECKING:
-    from tokenizers import Tokenizer
-
 END = "<|endoftext|>"
-MULTIPLE = 8  # matrices of such a width are fast on a GPU
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
 
 
-class BpeVocabulary(Vocabulary):
-    """Tokens by id, and merges ("a b") by rank. The ids are padded to a multiple of 8 with ids that no text has.
-
-    If `<|endoftext|>` is among the tokens, it is one token wherever a text contains it.
-    """
+class BpeVocabulary(TokenizerVocabulary):
+    """Tokens by id, and merges ("a b") by rank. If `<|endoftext|>` is among the tokens, it is the eos."""
 
     kind = "bpe"
-    noun = "tokens"
+    joins_words = False
 
     def __init__(self, tokens: Iterable[str], merges: Iterable[str]):
-        self._tokens, self.merges = tuple(tokens), tuple(merges)
-
-    def __len__(self) -> int:
-        return -(-len(self.tokens) // MULTIPLE) * MULTIPLE
-
-    @property
-    def tokens(self) -> tuple[str, ...]:
-        """The tokens, without the padding."""
-        return self._tokens
-
-    @cached_property
-    def eos_id(self) -> int | None:
-        """The id of `<|endoftext|>`."""
-        return self.tokens.index(END) if END in self.tokens else None
-
-    @cached_property
-    def _tokenizer(self) -> "Tokenizer":
-        from tokenizers import Tokenizer, models, pre_tokenizers
-
-        merges = [(left, right) for left, right in (merge.split(" ") for merge in self.merges)]
-        tokenizer = Tokenizer(models.BPE({token: i for i, token in enumerate(self.tokens)}, merges))
-        tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        if self.eos_id is not None:
-            tokenizer.add_special_tokens([END])
-        return tokenizer
-
-    def encode(self, text: str | bytes) -> np.ndarray:
-        """[T] int64 ids. Raises ConfigError for text that is not UTF-8."""
-        text = decode_utf8(text.encode(errors="surrogateescape") if isinstance(text, str) else text)
-        return np.array(self.encode_texts([text])[0], np.int64)
-
-    def encode_texts(self, texts: list[str]) -> list[list[int]]:
-        """The ids of each text."""
-        return [found.ids for found in self._tokenizer.encode_batch_fast(texts)]
-
-    def encode_span(self, span: Span) -> Iterator[np.ndarray]:
-        """The ids of a text file, a block at a time, and then `<|endoftext|>`."""
-        yield from encode_in_blocks(span, self.encode_texts)
-        if self.eos_id is not None:
-            yield np.array([self.eos_id])
-
-    def decode(self, ids: Iterable[int]) -> str:
-        """The text. Bytes that are not UTF-8 are replaced by U+FFFD; padding ids give nothing."""
-        bytes_of_characters, known = byte_of_character(), len(self.tokens)
-        characters = "".join(self.tokens[i] for i in ids if i < known)
-        return bytes(bytes_of_characters[character] for character in characters).decode(errors="replace")
+        table = {token: i for i, token in enumerate(tokens)}
+        self.merges = list(merges)
+        model = {"type": "BPE", "vocab": table, "merges": self.merges, "unk_token": None}
+        parts = {"normalizer": None, "pre_tokenizer": BYTE_LEVEL, "post_processor": None, "decoder": BYTE_LEVEL}
+        whole: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
+        super().__init__(whole | parts | {"model": model}, END if END in table else None)
 
     def to_dict(self) -> dict[str, Any]:
-        """The content as JSON."""
-        return {"kind": self.kind, "tokens": list(self.tokens), "merges": list(self.merges)}
+        """The content of the two files as JSON."""
+        return {"kind": self.kind, "tokens": list(self.tokens), "merges": self.merges}
 
     @classmethod
     def from_files(cls, files: dict[str, Path], data: DataConfig) -> Self:
@@ -97,18 +46,6 @@ class BpeVocabulary(Vocabulary):
         Raises ConfigError if a file has other content, or the two do not belong together.
         """
         return cls(*read_gpt2_files(files["vocab_file"], files["merges_file"]))
-
-    @classmethod
-    def encode_splits(
-        cls, spans: SplitSpans, data: DataConfig, folder: Path, given: Vocabulary | None
-    ) -> tuple[Vocabulary, list[TokenFile]]:
-        """Encode all splits with the given vocabulary (see `Vocabulary.encode_splits`)."""
-        assert isinstance(given, cls), "data.vocab=bpe always comes from files"
-        files = []
-        for split, parts in spans.items():
-            ids = (ids for span in parts for ids in given.encode_span(span))
-            files.append(TokenFile(folder, split, len(given)).write(ids))
-        return given, files
 
 
 @cache
