@@ -5,6 +5,7 @@ import re
 import sys
 import traceback
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
@@ -19,6 +20,9 @@ from txl.errors import ConfigError, shortened
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave
+
+if TYPE_CHECKING:
+    from txl.launch.start import Launcher
 
 STOPPED = {INTERRUPTED, TERMINATED}  # after these exit codes no further point of a sweep is tried
 
@@ -48,46 +52,59 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     kind = KINDS[name]
     try:
         overrides, flags = split_arguments(arguments, name, kind)
+        many = bool({"-m", "--multirun"} & set(flags))
+        points = _Points(kind, swept_keys(overrides) if many else set())
     except ConfigError as error:
         return print_error(str(error))
-    many = {"-m", "--multirun"} & set(flags)
     sys.argv[1:] = [*(overrides if many else map(quote_typed_text, overrides)), *flags]  # Hydra reads it
     import hydra
-    from hydra.core.hydra_config import HydraConfig
-
-    from txl.launch.start import Launcher
 
     _set_environment()
     register_types()
     search_user_conf(config_dir_of(flags))
-    launcher = Launcher()
-    codes: list[int] = []
-    try:
-        swept = swept_keys(overrides) if many else set()
-    except ConfigError as error:
-        return print_error(str(error))
-    except Exception:  # an override that Hydra cannot read: Hydra says so below
-        swept = set()
 
-    def point(cfg: DictConfig) -> None:
-        register_types()  # jobs of hydra/launcher=submitit_slurm start here
-        label = point_label(HydraConfig.get().overrides.task, swept) if swept else ""
-        codes.append(_guarded(lambda: launcher.start(checked_config(cfg, kind, label))))
-        if codes[-1] in STOPPED:
-            raise KeyboardInterrupt  # do not start the remaining points
+    def start(cfg: DictConfig) -> None:
+        points.start(cfg)
 
     try:
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(point)()
-        except Exception as error:  # `_guarded` handles those of the task
+            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
+        except Exception as error:  # `_guarded` handles those of the points
             return print_error(composition_error(error, kind, overrides))
-        codes.append(launcher.wait())
+        points.wait()
     except KeyboardInterrupt:
-        if not STOPPED & set(codes):
-            codes.append(print_error("interrupted", INTERRUPTED))
+        if not STOPPED & set(points.codes):
+            points.codes.append(print_error("interrupted", INTERRUPTED))
     if "RANK" in os.environ:
-        leave(max(codes, default=0))
-    return max(codes, default=0)
+        leave(max(points.codes, default=0))
+    return max(points.codes, default=0)
+
+
+class _Points:
+    """The points of a sweep, or the only one: started one after the other, as Hydra composes them."""
+
+    def __init__(self, kind: type[RunConfig | EvaluateConfig], swept: set[str]) -> None:
+        self.kind, self.swept = kind, swept
+        self.codes: list[int] = []  # exit codes
+        self.launcher: Launcher | None = None  # imported when the first point is composed: a mistake is answered before
+
+    def start(self, cfg: DictConfig) -> None:
+        """Checks and starts a point. Raises KeyboardInterrupt if it was stopped: the others are not started then."""
+        from hydra.core.hydra_config import HydraConfig
+
+        from txl.launch.start import Launcher
+
+        register_types()  # jobs of hydra/launcher=submitit_slurm start here
+        label = point_label(HydraConfig.get().overrides.task, self.swept) if self.swept else ""
+        launcher = self.launcher = self.launcher or Launcher()
+        self.codes.append(_guarded(lambda: launcher.start(checked_config(cfg, self.kind, label))))
+        if self.codes[-1] in STOPPED:
+            raise KeyboardInterrupt
+
+    def wait(self) -> None:
+        """Waits for submitted jobs."""
+        if self.launcher is not None:
+            self.codes.append(self.launcher.wait())
 
 
 def _set_environment() -> None:

@@ -26,8 +26,12 @@ def swept_keys(overrides: list[str]) -> set[str]:
         ConfigError: All points would have the folder that run_dir= names.
     """
     from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
 
-    parsed = OverridesParser.create().parse_overrides(overrides)
+    try:
+        parsed = OverridesParser.create().parse_overrides(overrides)
+    except (HydraException, ValueError):  # Hydra names the mistake when it composes
+        return set()
     swept = {override.key_or_group for override in parsed if override.is_sweep_override()}
     for override in overrides:
         key, _, value = override.partition("=")
