@@ -22,7 +22,7 @@ NOT_HASHED = """
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
     train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
-    data.path data.cache data.vocab_size data.shards
+    data.path data.cache data.vocab_size data.shards data.typed_text
 """
 
 # Where the text is. Part of the hash, but a resume may change it: the content of the text has a fingerprint.

@@ -45,6 +45,13 @@ class VocabKind(Enum):
         return VOCAB_FACTS[self]
 
 
+class TypedText(Enum):
+    """The choices of `data.typed_text`: how words are found in text that a person types."""
+
+    moses = "moses"  # Moses' rules for English separate punctuation, as WikiText's preparation did
+    whitespace = "whitespace"  # words are typed as the data set has them, with white space between them
+
+
 class Metric(Enum):
     """How a loss is reported."""
 
@@ -87,6 +94,7 @@ class DataConfig:
     unk: str = "<unk>"  # the word that stands for all words outside of the vocabulary
     sentences: bool = False  # lines have no order: `eos` on both sides, shuffled each epoch, one file after the other
     shards: int | None = above_zero(None)  # number of files that data.train must match
+    typed_text: TypedText = TypedText.moses  # words: how prompts and texts to score become words
     cutoffs: list[int] = MISSING  # ids at which the adaptive clusters begin
     vocab_size: int | None = above_zero(None, most=MOST_WORDS)  # expected size of the vocabulary, if it is known
     metric: Metric = MISSING
@@ -158,6 +166,7 @@ class VocabFacts:
     metric: Metric
     cut_at: CutAt
     from_text: bool = False  # it is made of the text, unless options name its files
+    splits_typed_text: bool = False  # data.typed_text has a meaning for it
     sources: tuple[SourceName, ...] = (SourceName.text,)  # the sources whose ids it can belong to
     options: tuple[str, ...] = ()  # those of VOCAB_OPTIONS that it has
     needed: tuple[str, ...] = ()  # those of its options that must be given,
@@ -169,6 +178,7 @@ VOCAB_FACTS = {
         Metric.ppl,
         CutAt.line,
         from_text=True,
+        splits_typed_text=True,
         sources=(SourceName.text, SourceName.ids),
         options=("lower_case", "min_freq", "max_size", "vocab_file", "eos", "unk", "sentences"),
     ),

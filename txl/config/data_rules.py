@@ -2,7 +2,7 @@
 
 import math
 
-from txl.config.data import SOURCE_OPTIONS, VOCAB_OPTIONS, DataConfig
+from txl.config.data import SOURCE_OPTIONS, VOCAB_OPTIONS, DataConfig, TypedText
 from txl.errors import refuse_unless
 
 
@@ -42,6 +42,9 @@ def _check_vocabulary_options(data: DataConfig) -> None:
         refuse_unless(value == unused or option in facts.options, f"data.{option}", value, rule)
         rule = f"is needed by data.vocab={kind}: {facts.remedy}"
         refuse_unless(value is not None or option not in facts.needed, f"data.{option}", value, rule)
+    rule = f"has no meaning for data.vocab={kind}; leave it out"
+    plain = data.typed_text is TypedText.whitespace or facts.splits_typed_text
+    refuse_unless(plain, "data.typed_text", data.typed_text, rule)
     for option in ("eos", "unk"):
         value = getattr(data, option)
         refuse_unless(value.split() == [value], f"data.{option}", f"{value!r}", "must be one word")

@@ -25,7 +25,6 @@ class BpeVocabulary(TokenizerVocabulary):
     """Tokens by id, and merges ("a b") by rank. If `<|endoftext|>` is among the tokens, it is the eos."""
 
     kind = "bpe"
-    joins_words = False
 
     def __init__(self, tokens: Iterable[str], merges: Iterable[str]):
         table = {token: i for i, token in enumerate(tokens)}
@@ -34,6 +33,11 @@ class BpeVocabulary(TokenizerVocabulary):
         parts = {"normalizer": None, "pre_tokenizer": BYTE_LEVEL, "post_processor": None, "decoder": BYTE_LEVEL}
         whole: dict[str, Any] = {"version": "1.0", "truncation": None, "padding": None, "added_tokens": []}
         super().__init__(whole | parts | {"model": model}, END if END in table else None)
+
+    @property
+    def joins_words(self) -> bool:
+        """Never: a token is written as its bytes."""
+        return False
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the two files as JSON."""

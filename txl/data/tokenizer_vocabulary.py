@@ -39,7 +39,6 @@ class TokenizerVocabulary(Vocabulary):
 
     kind = "tokenizer"
     noun = "tokens"
-    joins_words = True  # its decoder may write a token with or without a space, depending on the next one
 
     def __init__(self, tokenizer: dict[str, Any], eos: str | None = None):
         self.tokenizer, self.eos = tokenizer, eos
@@ -68,6 +67,11 @@ class TokenizerVocabulary(Vocabulary):
         found: int | None = model.get("unk_id")
         unk = model.get("unk_token")
         return self.tokens.index(unk) if unk in self.tokens else found
+
+    @property
+    def joins_words(self) -> bool:
+        """The decoder may write a token with or without a space, depending on the next one."""
+        return True
 
     @cached_property
     def library_tokenizer(self) -> "Tokenizer":

@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 
-from txl.config.data import DataConfig
+from txl.config.data import DataConfig, TypedText
 from txl.data.text_blocks import SplitSpans
 from txl.data.token_files import TokenFile
 from txl.files import sha256_of_json
@@ -26,7 +26,7 @@ class Vocabulary(Protocol):
 
     kind: ClassVar[str]  # its name in data.vocab
     noun: ClassVar[str]  # what its tokens are called in messages, such as "words"
-    joins_words: ClassVar[bool] = False  # whether the next token may change how the tokens before it are written
+    typed_text: TypedText = TypedText.moses  # how a person types text; it has a meaning for words only
 
     def __len__(self) -> int:
         """The number of ids."""
@@ -44,6 +44,11 @@ class Vocabulary(Protocol):
     def unk_id(self) -> int | None:
         """The id of everything outside the vocabulary; None: such text is an error."""
         return None
+
+    @property
+    def joins_words(self) -> bool:
+        """Whether the next token may change how the tokens before it are written (spaces, quotes)."""
+        return False
 
     @property
     def fingerprint(self) -> str:

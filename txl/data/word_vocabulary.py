@@ -8,7 +8,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from txl.config.data import DataConfig
+from txl.config.data import DataConfig, TypedText
 from txl.data.moses import moses_detokenize, moses_tokenize
 from txl.data.numbered_words import NumberedText, number_spans
 from txl.data.text_blocks import Span, SplitSpans, decode_utf8, line_number, word_blocks
@@ -31,7 +31,6 @@ class WordVocabulary(Vocabulary):
 
     kind = "word"
     noun = "words"
-    joins_words = True
 
     def __init__(
         self,
@@ -60,6 +59,11 @@ class WordVocabulary(Vocabulary):
     def unk_id(self) -> int | None:
         """The id of `unk`."""
         return self.ids.get(self.unk)
+
+    @property
+    def joins_words(self) -> bool:
+        """Moses' rules join words and punctuation."""
+        return self.typed_text is TypedText.moses
 
     @classmethod
     def from_counts(
@@ -169,25 +173,31 @@ class WordVocabulary(Vocabulary):
         return text.replace(" \n", "\n").replace("\n ", "\n")
 
     def encode_typed(self, text: str, end_line: bool) -> np.ndarray:
-        """[T] int64 ids of typed text, which Moses' rules separate into words as in WikiText.
+        """[T] int64 ids of typed text. With data.typed_text=moses, Moses' rules separate it into words as in WikiText.
 
         `end_line`: the last line ends with `eos`, as the others do. Sentences begin with `eos`.
         """
-        words = [moses_tokenize(line, self.ids) for line in text.rstrip("\n").split("\n")]
-        lines = [self.encode(line, add_eos=False) for line in words]
+        typed = text.rstrip("\n").split("\n")
+        if self.typed_text is TypedText.moses:
+            typed = [moses_tokenize(line, self.ids) for line in typed]
+        lines = [self.encode(line, add_eos=False) for line in typed]
         ends = len(lines) if end_line else len(lines) - 1
         eos = np.array([self.eos_id], np.int64)
         parts = [part for i, line in enumerate(lines) for part in ((line, eos) if i < ends else (line,))]
         return np.concatenate([eos, *parts] if self.sentences else parts)
 
     def to_typed_text(self, ids: list[int]) -> str:
-        """The text without the spaces that tokenization puts around punctuation."""
+        """The text; with data.typed_text=moses, without the spaces that tokenization puts around punctuation."""
         if self.sentences and ids and ids[0] == self.eos_id:  # it comes before the first sentence
             ids = ids[1:]
+        if self.typed_text is TypedText.whitespace:
+            return self.decode(ids)
         return "\n".join(moses_detokenize(line.split()) for line in self.decode(ids).split("\n"))
 
     def can_forget(self, ids: list[int]) -> bool:
-        """Whether all quotes are closed; the rules would take the closing one for an opening one otherwise."""
+        """Whether all quotes are closed; Moses' rules would take a closing one for an opening one otherwise."""
+        if self.typed_text is TypedText.whitespace:
+            return True
         words = self.decode(ids).split()
         return not any(words.count(quote) % 2 for quote in ('"', "'"))
 

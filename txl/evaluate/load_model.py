@@ -76,6 +76,7 @@ def load_trained_model(
     config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
     data.path = data_path or data.path
     vocab = vocab or open_corpus(data).vocab
+    vocab.typed_text = data.typed_text
     model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
     load_weights(model, state, str(folder))
     model.to(device, dtype).eval()
