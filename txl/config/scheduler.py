@@ -31,4 +31,6 @@ class SchedulerConfig:
     decay_rate: float | None = None  # dev_perf: factor on the learning rate ...
     patience: int | None = zero_or_more(None)  # ... after more than this number of validations without improvement
     lr_min: float | None = zero_or_more(None)  # dev_perf: the learning rate does not fall below this
-    first_update_at_base_lr: bool = MISSING  # as the reference: update n+1 uses lr_at(n), the first one optimizer.lr
+    first_update_at_base_lr: bool = (
+        MISSING  # as the reference: update n+1 has step n's rate, the first one optimizer.lr
+    )

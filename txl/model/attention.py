@@ -20,7 +20,7 @@ from txl.config.precision import Arithmetic
 from txl.errors import ConfigError
 from txl.model.dropout import Dropout, dropout
 from txl.model.linear import Linear, linear
-from txl.model.positions.scheme import Encoding, PositionKeys, PositionScheme
+from txl.model.positions.scheme import PositionKeys, PositionScheme, SegmentPositions
 
 
 def relative_shift(by_distance: Tensor, K: int, window: int | None) -> Tensor:
@@ -171,15 +171,7 @@ class Attention(nn.Module):
         heads: Tensor = x.unflatten(-1, (self.n_head, self.d_head))
         return heads.transpose(1, 2)
 
-    def forward(
-        self,
-        h: Tensor,
-        memory: Tensor,
-        layer: int,
-        positions: PositionScheme,
-        encoding: Encoding,
-        window: int | None,
-    ) -> Tensor:
+    def forward(self, h: Tensor, memory: Tensor, layer: int, positions: SegmentPositions) -> Tensor:
         """One layer's attention.
 
         Segment and memory are projected in two products. The memory has no gradient, so none is computed for it.
@@ -188,9 +180,7 @@ class Attention(nn.Module):
             h: the segment, [B, T, D].
             memory: [B, M, D], without gradient.
             layer: index of the layer.
-            positions: the positional scheme.
-            encoding: what its `encode` returned for this segment.
-            window: largest distance that a query sees (same_length); None for all.
+            positions: those of the segment.
 
         Returns:
             [B, T, D].
@@ -199,8 +189,9 @@ class Attention(nn.Module):
         if memory.shape[1]:
             memory_key, memory_value = self.project_memory(self.norm(memory) if self.pre_lnorm else memory)
             key, value = torch.cat([memory_key, key], dim=2), torch.cat([memory_value, value], dim=2)
-        position_keys = positions.keys(layer, encoding, self.position)
-        return self.attend(h, query, key, value, positions, layer, position_keys, window)
+        scheme, encoding, window = positions
+        position_keys = scheme.keys(layer, encoding, self.position)
+        return self.attend(h, query, key, value, scheme, layer, position_keys, window)
 
     def attend(
         self,
@@ -208,7 +199,7 @@ class Attention(nn.Module):
         query: Tensor,
         key: Tensor,
         value: Tensor,
-        positions: PositionScheme,
+        scheme: PositionScheme,
         layer: int,
         position_keys: PositionKeys,
         window: int | None,
@@ -222,7 +213,7 @@ class Attention(nn.Module):
             query: [B, N, T, H].
             key: [B, N, K, H].
             value: [B, N, K, H].
-            positions: the positional scheme.
+            scheme: the positional scheme.
             layer: index of the layer.
             position_keys: what its `keys` returned for this layer.
             window: largest distance that a query sees (same_length); None for all.
@@ -232,8 +223,8 @@ class Attention(nn.Module):
         Returns:
             [B, T, D].
         """
-        by_distance = positions.score(layer, query, position_keys)
-        query, key = positions.transform(layer, query, key, position_keys, ring_offset)
+        by_distance = scheme.score(layer, query, position_keys)
+        query, key = scheme.transform(layer, query, key, position_keys, ring_offset)
         dropatt = self.dropatt if self.training else 0.0
         if self.backend is AttentionBackend.triton:
             assert mask is None and not ring_offset, "cached inference uses the eager code"

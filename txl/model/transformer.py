@@ -30,7 +30,7 @@ from txl.model.attention import Attention
 from txl.model.clusters import TokensByCluster
 from txl.model.dropout import Dropout
 from txl.model.linear import Linear
-from txl.model.positions.scheme import Encoding, PositionScheme, attention_window, build_positions
+from txl.model.positions.scheme import SegmentPositions, attention_window, build_positions
 
 Mems = list[Tensor]  # per layer, its input at the remembered positions [B, M, D]; an empty list where a text starts
 
@@ -63,29 +63,19 @@ class Layer(nn.Module):
         self.attention = Attention(model, backend)
         self.feed_forward = FeedForward(model)
 
-    def forward(
-        self,
-        h: Tensor,
-        memory: Tensor,
-        layer: int,
-        positions: PositionScheme,
-        encoding: Encoding,
-        window: int | None,
-    ) -> Tensor:
-        """One layer of the model; the arguments are those of `Attention.forward`.
+    def forward(self, h: Tensor, memory: Tensor, layer: int, positions: SegmentPositions) -> Tensor:
+        """Compute the next layer's input.
 
         Args:
-            h: the segment, [B, T, D].
-            memory: [B, M, D], without gradient.
-            layer: index of the layer.
-            positions: the positional scheme.
-            encoding: what its `encode` returned for this segment.
-            window: largest distance that a query sees; None for all.
+            h: input of this layer for the segment [B, T, D].
+            memory: the same for the remembered positions [B, M, D].
+            layer: its index, from 0.
+            positions: for `Attention.forward`.
 
         Returns:
-            [B, T, D].
+            Output for the segment [B, T, D].
         """
-        out: Tensor = self.feed_forward(self.attention(h, memory, layer, positions, encoding, window))
+        out: Tensor = self.feed_forward(self.attention(h, memory, layer, positions))
         return out
 
 
@@ -156,8 +146,8 @@ class TransformerXL(nn.Module):
         T = input.shape[1]
         M = mems[0].shape[1] if mems else 0
         h: Tensor = self.dropout(self.embedding(input))
-        window = attention_window(geometry)
         encoding = self.positions.encode(M + T, geometry, h)
+        positions = SegmentPositions(self.positions, encoding, attention_window(geometry))
         full = self.training and (geometry.mem_len, geometry.tgt_len + geometry.ext_len) == (M, T)
         run = self.compiled if self.compiled is not None and full else _run_layer
         new_mems = []
@@ -168,9 +158,9 @@ class TransformerXL(nn.Module):
                 context = self.positions.add_to_input(i, torch.cat([memory, h], dim=1), geometry)
                 memory, h = context[:, :M], context[:, M:]
             if self.recompute and self.training:
-                h = checkpoint(run, layer, h, memory, i, self.positions, encoding, window, use_reentrant=False)
+                h = checkpoint(run, layer, h, memory, i, positions, use_reentrant=False)
             else:
-                h = run(layer, h, memory, i, self.positions, encoding, window)
+                h = run(layer, h, memory, i, positions)
         return self.dropout(h), new_mems if geometry.mem_len else []
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:

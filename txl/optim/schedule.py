@@ -31,54 +31,39 @@ class Plateau:
             self.factor, self.bad_validations = self.factor * config.decay_rate, 0
 
 
-def lr_at(step: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
-    """Learning rate after some number of updates.
+@dataclass(frozen=True)
+class LearningRate:
+    """The learning rate as a function of the step."""
 
-    Args:
-        step: number of updates that were made.
-        config: kind and options of the schedule.
-        base_lr: rate at the end of the warm-up.
-        max_step: step at which the cosine ends.
-        plateau: state of `dev_perf`.
+    config: SchedulerConfig  # kind and options of the schedule
+    base_lr: float  # rate at the end of the warm-up
+    max_step: int  # step at which the cosine ends
+    plateau: Plateau  # state of `dev_perf`
 
-    Returns:
-        The learning rate.
-    """
-    warmup = config.warmup_step
-    if config.name is SchedulerName.inv_sqrt:
-        if step == 0 and warmup == 0:
-            return base_lr
-        return base_lr * (math.pow(step, -0.5) if step > warmup else step / math.pow(warmup, 1.5))
-    if step < warmup:
-        return base_lr * step / warmup
-    if config.name is SchedulerName.cosine:
-        progress = min(1.0, (step - warmup) / max(1, max_step - warmup))
-        return config.eta_min + (base_lr - config.eta_min) * (1 + math.cos(math.pi * progress)) / 2
-    if config.name is SchedulerName.dev_perf:
-        assert config.lr_min is not None  # rules.py requires it
-        return max(config.lr_min, base_lr * plateau.factor)
-    return base_lr
-
-
-def lr_of_update(updates_done: int, config: SchedulerConfig, base_lr: float, max_step: int, plateau: Plateau) -> float:
-    """Learning rate of the update that follows `updates_done` updates.
-
-    The reference sets the rate *after* each update. So its update n + 1 uses lr_at(n), and its very first one the full
-    base rate. Under LAMB this first update is what moves the biases away from zero, so the published recipes keep it
-    (`scheduler.first_update_at_base_lr`). Without this option, update n uses lr_at(n).
-
-    Args:
-        updates_done: number of updates that were made.
-        config: kind and options of the schedule.
-        base_lr: rate at the end of the warm-up.
-        max_step: step at which the cosine ends.
-        plateau: state of `dev_perf`.
-
-    Returns:
-        The learning rate.
-    """
-    if not config.first_update_at_base_lr:
-        updates_done += 1
-    elif updates_done == 0:
+    def at(self, step: int) -> float:
+        """Rate after `step` updates."""
+        config, base_lr, warmup = self.config, self.base_lr, self.config.warmup_step
+        if config.name is SchedulerName.inv_sqrt:
+            if step == 0 and warmup == 0:
+                return base_lr
+            return base_lr * (math.pow(step, -0.5) if step > warmup else step / math.pow(warmup, 1.5))
+        if step < warmup:
+            return base_lr * step / warmup
+        if config.name is SchedulerName.cosine:
+            progress = min(1.0, (step - warmup) / max(1, self.max_step - warmup))
+            return config.eta_min + (base_lr - config.eta_min) * (1 + math.cos(math.pi * progress)) / 2
+        if config.name is SchedulerName.dev_perf:
+            assert config.lr_min is not None  # rules.py requires it
+            return max(config.lr_min, base_lr * self.plateau.factor)
         return base_lr
-    return lr_at(updates_done, config, base_lr, max_step, plateau)
+
+    def of_update(self, updates_done: int) -> float:
+        """Rate of the update that follows `updates_done` updates.
+
+        The reference sets the rate *after* each update. So its update n + 1 uses `at(n)`, and its very first one the
+        full base rate. Under LAMB this first update is what moves the biases away from zero, so the published recipes
+        keep it (`scheduler.first_update_at_base_lr`). Without this option, update n uses `at(n)`.
+        """
+        if not self.config.first_update_at_base_lr:
+            return self.at(updates_done + 1)
+        return self.base_lr if updates_done == 0 else self.at(updates_done)

@@ -18,7 +18,7 @@ from txl.config.schema import RunConfig
 from txl.data.corpus import Corpus
 from txl.data.sentence_batches import training_stream
 from txl.evaluate.loss import evaluate_split
-from txl.optim.schedule import lr_at, lr_of_update
+from txl.optim.schedule import LearningRate
 from txl.plan.run_plan import Plan
 from txl.system.hang_watch import note_progress
 from txl.system.precision import set_matmul_precision
@@ -109,16 +109,17 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step. The host does not wait for the device."""
         state = self.state
-        tokens = self.optimizer_step.run(self.stream.next(), state.step, self._learning_rate(lr_of_update))
+        tokens = self.optimizer_step.run(self.stream.next(), state.step, self._learning_rate.of_update(state.step))
         note_progress(is_step=True)
         state.step += 1
         state.tokens_seen += tokens
         self.tracker.progress(state.step)
 
-    def _learning_rate(self, rule: Callable[..., float]) -> float:
-        config, state = self.config, self.state
+    @property
+    def _learning_rate(self) -> LearningRate:
+        config = self.config
         max_step = config.scheduler.max_step or config.train.max_step
-        return rule(state.step, config.scheduler, config.optimizer.lr, max_step, state.plateau)
+        return LearningRate(config.scheduler, config.optimizer.lr, max_step, self.state.plateau)
 
     # ------------------------------------------------------------------ between steps
 
@@ -143,7 +144,7 @@ class Trainer:
             step=state.step,
             batch=self.stream.last_index + 1,
             n_batches=self.stream.n_batches,
-            lr=self._learning_rate(lr_at),
+            lr=self._learning_rate.at(state.step),
             ms_per_batch=1000 * seconds / max(1, steps),
             tokens_per_second=tokens / seconds,
             loss=nats / max(1.0, tokens),

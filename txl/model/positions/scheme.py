@@ -5,6 +5,7 @@ Shapes: B batch, T queries, M memory, K = M + T keys, N heads, H head width, D m
 
 import importlib
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 from torch import Tensor, nn
 
@@ -84,6 +85,14 @@ class PositionScheme(nn.Module, ABC):
             [B, N, T, R'] or a shape that broadcasts to it, columns by descending distance. Distances of R' and more
             have the score of the first column; so R' is 1 if the score is the same for all distances.
         """
+
+
+class SegmentPositions(NamedTuple):
+    """What all layers know of the positions in one segment."""
+
+    scheme: PositionScheme
+    encoding: Encoding  # what `scheme.encode` returned
+    window: int | None  # largest distance that a query sees (same_length); None for all
 
 
 def build_positions(model: ModelConfig, max_distances: int) -> PositionScheme:
