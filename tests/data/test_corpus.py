@@ -1,6 +1,7 @@
 """Data sets on disk become token files, once."""
 
 import fcntl
+import json
 import logging
 import os
 import pickle
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 
 from txl.config.data import DataConfig, Metric, VocabKind
+from txl.data import corpus as corpus_module
 from txl.data import splits, standard_library, text_source
 from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.standard_library import list_library_files, split_library_files
@@ -107,9 +109,46 @@ def test_words_left_out_become_unk(text):
     assert decoded(corpus, "valid") == "the <unk> <unk>\n"
 
 
-def test_another_vocabulary_size_than_expected_is_said(text, caplog):
-    open_corpus(config(text, vocab_size=267_735))
-    assert "data.vocab_size=267735 was expected, the text has 14" in caplog.text
+@pytest.mark.parametrize("option", [{"min_freq": 2}, {"max_size": 1000}])
+def test_the_remedy_for_an_unknown_word_helps_where_train_has_no_rare_word(tmp_path, option):
+    folder = write(tmp_path, train="a b\n" * 9, valid="a zebra\n")
+    with pytest.raises(ConfigError, match="data.min_freq=2 makes an <unk>"):
+        open_corpus(config(folder))
+    corpus = open_corpus(config(folder, **option))
+    assert corpus.vocab.words == ("<eos>", "a", "b", "<unk>") and decoded(corpus, "valid") == "a <unk>\n"
+
+
+def test_the_share_of_unknown_tokens_is_said_at_every_start(text, caplog):
+    caplog.set_level(logging.INFO)
+    for attempt in range(2):
+        corpus_module.log_once.cache_clear()  # as in another process
+        corpus = open_corpus(config(text))
+        assert corpus.unknown == {"train": 1 / 22, "valid": 0, "test": 1 / 4}
+        assert (
+            caplog.text.count("train 22 (4.5 % unknown), valid 4 (0.0 % unknown), test 4 (25.0 % unknown)")
+            == attempt + 1
+        )
+        warning = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+        assert len(warning) == attempt + 1 and "25.0 % of the test split is unknown (<unk>)" in warning[-1]
+        assert "data.vocab=char" in warning[-1]
+    assert open_corpus(config(text, vocab=BYTES)).unknown == {}
+
+
+def test_another_vocabulary_size_than_expected_is_said_at_every_start(text, caplog):
+    for attempt in range(2):
+        corpus_module.log_once.cache_clear()  # as in another process
+        open_corpus(config(text, vocab_size=267_735))
+        assert caplog.text.count("data.vocab_size=267735 was expected, the text has 14") == attempt + 1
+
+
+def test_a_corpus_that_was_encoded_before_unknown_tokens_were_counted_is_opened(text):
+    corpus = open_corpus(config(text))
+    meta = json.loads((corpus.folder / "meta.json").read_text())
+    for entry in meta["splits"].values():
+        del entry["unknown"]
+    (corpus.folder / "meta.json").write_text(json.dumps(meta))
+    again = open_corpus(config(text))
+    assert again.unknown == {} and again.fingerprint == corpus.fingerprint
 
 
 # --------------------------------------------------------------------------- once

@@ -14,6 +14,7 @@ from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint.checkpoint_files import read_checkpoint_file
 from txl.data.corpus import open_corpus
 from txl.data.ids_source import IdsSource, check_ids, open_id_file
+from txl.data.ids_vocabulary import IdsVocabulary
 from txl.data.vocabulary import vocabulary_from_dict
 from txl.errors import ConfigError
 
@@ -280,4 +281,4 @@ def test_the_position_of_a_bad_id_is_right_beyond_the_first_block(tmp_path, monk
     np.save(tmp_path / "a.npy", ids)
     data = composed("data=ids", f"data.file={tmp_path}/a.npy", "data.vocab_size=60000").data
     with pytest.raises(ConfigError, match=r"data.file=.*a.npy: the id 70000 at position 64 \(from 0\)"):
-        check_ids(open_id_file("file", tmp_path / "a.npy", data), 60_000)
+        check_ids(open_id_file("file", tmp_path / "a.npy", data), IdsVocabulary(60_000))

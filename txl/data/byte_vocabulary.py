@@ -68,5 +68,5 @@ class ByteVocabulary(Vocabulary):
         files = []
         for split, parts in spans.items():
             ids = (table[np.frombuffer(block, np.uint8)] for span in parts for block in byte_blocks(span))
-            files.append(TokenFile(folder, split, len(vocabulary)).write(ids))
+            files.append(TokenFile(folder, split, len(vocabulary), vocabulary.unk_id).write(ids))
         return vocabulary, files

@@ -79,7 +79,7 @@ class CharVocabulary(Vocabulary):
         files = []
         for split, parts in spans.items():
             ids = (vocabulary.table[code_points(text)] for span in parts for text in character_blocks(span))
-            files.append(TokenFile(folder, split, len(vocabulary)).write(ids))
+            files.append(TokenFile(folder, split, len(vocabulary), vocabulary.unk_id).write(ids))
         return vocabulary, files
 
 

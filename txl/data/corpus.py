@@ -6,6 +6,7 @@
     corpus.tokens("train")                       a memory-mapped array of ids; opening it reads nothing
     corpus.shards                                sentences without order: tokens of each file of train; else None
     corpus.fingerprint                           equal if ids and vocabulary are equal, wherever the files are
+    corpus.unknown                               {split: share of unknown tokens} of a vocabulary with `<unk>`
     corpus.name, corpus.metric                   as configured
 
     stream = TokenStream(corpus.tokens("train"), batch_size=64, tgt_len=192)
@@ -35,6 +36,8 @@ from txl.files import read_json, sha256_of_json
 
 log = logging.getLogger(__name__)
 
+MOST_UNKNOWN = 0.2  # share of unknown tokens in a split above which there is a warning
+
 
 class Corpus:
     """An encoded data set in its folder."""
@@ -46,6 +49,10 @@ class Corpus:
         self.fingerprint: str = self._meta["fingerprint"]
         self.splits = tuple(split for split in SPLITS if split in self._meta["splits"])
         self.shards: list[int] | None = self._meta["splits"]["train"].get("shards")
+        self.unknown: dict[str, float] = {}
+        if self.vocab.unk_id is not None:  # a folder of an earlier version does not say how many are unknown
+            counts = {split: self._meta["splits"][split] for split in self.splits}
+            self.unknown = {s: c["unknown"] / max(1, c["tokens"]) for s, c in counts.items() if "unknown" in c}
 
     def tokens(self, split: str) -> np.ndarray:
         """[tokens] integer ids, memory-mapped, read-only. Raises ConfigError if the data set has no such split."""
@@ -70,8 +77,7 @@ def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None) -> Corpu
     """
     source = open_source(data, vocabulary)
     corpus = Corpus(build_once(_cache_folder(data, source), source.build, is_complete_corpus), data)
-    sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}" for split in corpus.splits)
-    _log_once(f"data={data.name}: {sizes} tokens, vocabulary {len(corpus.vocab):,}, fingerprint {corpus.fingerprint}")
+    _describe(corpus, data)
     return corpus
 
 
@@ -103,7 +109,23 @@ def _cache_folder(data: DataConfig, source: TokenSource) -> Path:
     return Path(data.cache).expanduser() / f"{name}-{sha256_of_json(source.key())[:16]}"
 
 
+def _describe(corpus: Corpus, data: DataConfig) -> None:
+    """Log what the corpus is, and warn about what it can hardly be."""
+    shares = {split: f" ({100 * share:.1f} % unknown)" for split, share in corpus.unknown.items()}
+    sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}{shares.get(split, '')}" for split in corpus.splits)
+    size = len(corpus.vocab)
+    log_once(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}, fingerprint {corpus.fingerprint}")
+    if data.vocab_size not in (None, size):
+        found = f"data.vocab_size={data.vocab_size} was expected, the text has {size}"
+        log_once(logging.WARNING, f"{found}: not the published text, or prepared in another way")
+    worst = max(corpus.unknown, key=corpus.unknown.__getitem__, default="")
+    if worst and corpus.unknown[worst] > MOST_UNKNOWN:
+        share = f"{100 * corpus.unknown[worst]:.1f} % of the {worst} split is unknown (<unk>)"
+        remedy = "for a text without spaces or with many rare words, use data.vocab=char; or check the vocabulary"
+        log_once(logging.WARNING, f"data={data.name}: {share}: the loss says little about this text; {remedy}")
+
+
 @cache
-def _log_once(line: str) -> None:
+def log_once(level: int, line: str) -> None:
     """Log a line once, however often this process opens the corpus."""
-    log.info(line)
+    log.log(level, line)

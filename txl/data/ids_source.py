@@ -85,7 +85,7 @@ class IdsSource(TokenSource):
         vocabulary, given_key = self.given.read(), self.given.key()
         assert vocabulary is not None, "__init__ refuses a vocabulary that is made of a text"
         log.info("checking data=%s (%s)", data.name, ", ".join(map(str, self.id_files.values())))
-        entries = {split: check_ids(array, len(vocabulary)) for split, array in splits.items()}
+        entries = {split: check_ids(array, vocabulary) for split, array in splits.items()}
         if (self._file_stamps(), self.given.key()) != (self._stamps, given_key):
             raise ConfigError(f"data={data.name}: its files changed while they were read; start again")
         write_corpus_folder(folder, vocabulary, entries, self._stamps)
@@ -185,14 +185,15 @@ def cut_ids(array: IdArray, data: DataConfig) -> dict[str, IdArray]:
 # --------------------------------------------------------------------------- ids
 
 
-def check_ids(array: IdArray, vocab_size: int) -> SplitEntry:
+def check_ids(array: IdArray, vocabulary: Vocabulary) -> SplitEntry:
     """The entry of meta.json for a split, after every id was checked.
 
     The digest is that of the same ids encoded from text, whatever the type of the integers in the file. Raises
     ConfigError, with the position in the file, for the first id outside the vocabulary.
     """
     ids = np.memmap(array.path, array.dtype, "r", array.offset, shape=(array.tokens,))
-    narrow, digest = token_dtype(vocab_size), hashlib.sha256()
+    vocab_size, unk_id = len(vocabulary), vocabulary.unk_id
+    narrow, digest, unknown = token_dtype(vocab_size), hashlib.sha256(), 0
     for start in range(0, len(ids), BLOCK):
         block = ids[start : start + BLOCK]
         if block.min() < 0 or block.max() >= vocab_size:
@@ -203,5 +204,6 @@ def check_ids(array: IdArray, vocab_size: int) -> SplitEntry:
                 "the file"
             )
         digest.update(block.astype(narrow).tobytes())
-    entry: SplitEntry = {"tokens": array.tokens, "sha256": digest.hexdigest()}
+        unknown += 0 if unk_id is None else int(np.count_nonzero(block == unk_id))
+    entry: SplitEntry = {"tokens": array.tokens, "sha256": digest.hexdigest(), "unknown": unknown}
     return entry | {"file": str(array.path), "dtype": array.dtype.str, "offset": array.offset}

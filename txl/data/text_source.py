@@ -50,12 +50,6 @@ class TextSource(TokenSource):
         vocabulary, files = encoder.encode_splits(split_text(self.text_files, data), data, folder, self.given.read())
         if (file_stamps(self.text_files), self.given.key()) != (self._stamps, self._vocabulary_key):
             raise ConfigError(f"data={data.name}: its files changed while they were read; start again")
-        if data.vocab_size not in (None, len(vocabulary)):
-            log.warning(
-                "data.vocab_size=%d was expected, the text has %d: not the published text, or prepared in another way",
-                data.vocab_size,
-                len(vocabulary),
-            )
         write_corpus_folder(folder, vocabulary, {file.split: file.entry() for file in files}, self._stamps)
         log.info("encoded data=%s in %.1f s", data.name, time.perf_counter() - began)
 

@@ -15,18 +15,21 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class TokenFile:
-    """`<split>.bin` in a folder, while it is written: the number of its tokens and their sha256.
+    """`<split>.bin` in a folder, while it is written: the number of its tokens, how many are unknown, and their sha256.
 
     Args:
         folder: An existing folder.
         split: Name of the split.
         vocab_size: Number of ids, which decides the type of the integers.
+        unk_id: The id of unknown tokens, which are counted; None: there is none.
         shards: Sentences without order: the number of tokens of each text file; else None.
     """
 
-    def __init__(self, folder: Path, split: str, vocab_size: int, shards: list[int] | None = None):
-        self.split, self.shards = split, shards
-        self.tokens = 0
+    def __init__(
+        self, folder: Path, split: str, vocab_size: int, unk_id: int | None = None, shards: list[int] | None = None
+    ):
+        self.split, self.unk_id, self.shards = split, unk_id, shards
+        self.tokens = self.unknown = 0
         self.hash = hashlib.sha256()
         self._path, self._dtype = folder / f"{split}.bin", token_dtype(vocab_size)
 
@@ -38,11 +41,12 @@ class TokenFile:
                 file.write(data)
                 self.hash.update(data)
                 self.tokens += len(ids)
+                self.unknown += 0 if self.unk_id is None else int(np.count_nonzero(ids == self.unk_id))
             file.flush()
             os.fsync(file.fileno())
         return self
 
     def entry(self) -> dict[str, Any]:
         """The split's entry in meta.json."""
-        entry: dict[str, Any] = {"tokens": self.tokens, "sha256": self.hash.hexdigest()}
+        entry: dict[str, Any] = {"tokens": self.tokens, "sha256": self.hash.hexdigest(), "unknown": self.unknown}
         return entry | {"shards": self.shards} if self.shards else entry

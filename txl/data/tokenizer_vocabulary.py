@@ -141,5 +141,5 @@ class TokenizerVocabulary(Vocabulary):
         files = []
         for split, parts in spans.items():
             ids = (ids for span in parts for ids in chain(encode_in_blocks(span, given.encode_texts), ends))
-            files.append(TokenFile(folder, split, len(given)).write(ids))
+            files.append(TokenFile(folder, split, len(given), given.unk_id).write(ids))
         return given, files

@@ -213,19 +213,16 @@ class WordVocabulary(Vocabulary):
     ) -> tuple[Vocabulary, list[TokenFile]]:
         """Encode all splits (see `Vocabulary.encode_splits`).
 
-        A vocabulary that is made of the text has the words of train (data.min_freq, data.max_size), and `unk` if some
-        words were left out. The text is read once: its words are numbered in order of first appearance, and when all
-        counts are known, the numbers are mapped to ids.
+        A vocabulary that is made of the text has the words of train. If data.min_freq or data.max_size is given, it has
+        `unk` for the words that they leave out, and for those that only valid or test have. The text is read once: its
+        words are numbered in order of first appearance, and when all counts are known, the numbers are mapped to ids.
         """
         texts = {
             split: number_spans(parts, folder / f"{split}.numbers", data.eos, data.lower_case)
             for split, parts in spans.items()
         }
         if given is None:
-            counts = texts["train"].counts()
-            vocabulary = cls.from_counts(
-                counts, data.lower_case, data.min_freq, data.max_size, unk_if_cut=True, **_names(data)
-            )
+            vocabulary = cls._of_text(texts, data)
         else:
             assert isinstance(given, cls), given.kind
             vocabulary = given
@@ -236,9 +233,18 @@ class WordVocabulary(Vocabulary):
             if vocabulary.sentences:  # every line has an eos at its end; the first line needs one before it
                 ids = chain([np.array([vocabulary.eos_id])], ids)
             shards = text.sizes if vocabulary.sentences else None
-            files.append(TokenFile(folder, split, len(vocabulary), shards).write(ids))
+            files.append(TokenFile(folder, split, len(vocabulary), vocabulary.unk_id, shards).write(ids))
             text.file.unlink()
         return vocabulary, files
+
+    @classmethod
+    def _of_text(cls, texts: dict[str, NumberedText], data: DataConfig) -> Self:
+        counts, limits = texts["train"].counts(), (data.min_freq, data.max_size)
+        vocabulary = cls.from_counts(counts, data.lower_case, *limits, unk_if_cut=True, **_names(data))
+        others = any(word not in vocabulary.ids for text in texts.values() for word in text.words)
+        if vocabulary.unk_id is None and others and any(limits):
+            return cls([*vocabulary.words, vocabulary.unk], data.lower_case, **_names(data))
+        return vocabulary
 
     def _ids_by_number(self, text: NumberedText, spans: list[Span]) -> np.ndarray:
         """[distinct words of the text] ids. Raises ConfigError, with file and line, for the first word without one."""
