@@ -112,7 +112,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from txl.model import attention_kernel as kernels
 
-types = dict(log_sum="*fp32", weighted="*fp32", seed="*i64", scale="fp32", dropatt="fp32")
+types = dict(log_sum="*fp32", row_sum="*fp32", seed="*i64", scale="fp32", dropatt="fp32")
 half = "query key value by_distance out grad_out grad_query grad_by_distance grad_key grad_value".split()
 types |= dict.fromkeys(half, "*bf16")
 constants = dict(DROPS=True, SHIFTS=True, PRECISION="ieee", BT=64, BK=64, BH=64)
