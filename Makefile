@@ -2,19 +2,20 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+FLOORS = .venv-floors
 # More arguments for pip: PIP_ARGS="--index-url ..." chooses another build of torch, for instance.
 PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 # Processes that run the tests of `make test`. Each takes about 1 GiB; two are right for two cores.
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-slow faults lint parity same-as clean
+.PHONY: help demo install test test-slow test-floors faults lint parity same-as clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
 
 demo: $(VENV)/.installed ## train, evaluate and sample a small model: no download, two minutes on two cores
-	$(BIN)/python train.py experiment=demo
+	$(BIN)/txl train experiment=demo
 
 install: $(VENV)/.installed ## the environment in .venv
 
@@ -23,6 +24,12 @@ test: lint ## lint, then the fast tests
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
+
+test-floors: ## the fast tests with the lowest versions that setup.cfg allows, in .venv-floors (4 GB are downloaded once)
+	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
+	$(FLOORS)/bin/python tests/floors.py > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python -m pip install --disable-pip-version-check -c $(FLOORS)/floors.txt $(PIP_ARGS) -e .[test]
+	$(FLOORS)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
 
 faults: $(VENV)/.installed-test ## everything that can go wrong under SLURM, on a private cluster: docs/results/faults.md
 	TXL_REQUIRE_SLURM=1 TXL_FAULTS_TABLE=docs/results/faults.md $(BIN)/python -m pytest -q -m "slow or not slow" \
@@ -43,7 +50,7 @@ same-as: $(VENV)/.installed-test ## is everything computed as by another revisio
 	$(BIN)/python tests/same_as.py $(REV) $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environment and caches; runs and data stay
-	rm -rf $(VENV) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

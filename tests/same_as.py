@@ -121,9 +121,9 @@ def cases(folder: Path, data: Path | None) -> list[Case]:
     sampled = ["data.vocab=word", "model.adaptive=false", "optimizer=adam", "train.sampled_softmax=6"]
     found = [
         Case("demo", 200, ["experiment=demo", "resume=null", "sample_tokens=0", "valid.max_steps=20"]),
-        Case("two processes", 60, [*small, "gpus=2"]),
+        Case("two-processes", 60, [*small, "gpus=2"]),
         Case(
-            "accumulation, varlen, sampled softmax",
+            "accumulation-varlen-sampled-softmax",
             60,
             [*small, *sampled, "train.varlen=true", "train.micro_batch_size=2"],
         ),

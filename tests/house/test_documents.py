@@ -60,6 +60,7 @@ def check_options(command: str, arguments: list[str]) -> None:
     """`txl command arguments`, a command whose options Hydra composes: they exist and have values that are allowed."""
     name = "evaluate" if command == "generate" else command
     needed = ["checkpoint=..."] if name == "evaluate" and "checkpoint=" not in " ".join(arguments) else []
+    needed += ["task=generate"] if command == "generate" else []
     if "--help" not in arguments:
         composed(*overrides_of(arguments), *needed, name=name, kind=KINDS[name])
 

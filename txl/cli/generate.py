@@ -1,8 +1,9 @@
 """Let a trained Transformer-XL continue a text.
 
-txl generate checkpoint=runs/demo/HASH-s1111 prompt="The history of" max_tokens=200
-txl generate checkpoint=... prompt=- temperature=0.9 top_k=40 top_p=0.95 seed=1    reads standard input
-txl generate checkpoint=... prompts=prompts.txt json=texts.json                     one prompt per line
+Examples:
+  txl generate checkpoint=runs/demo/HASH-s1111 prompt="The history of" max_tokens=200
+  txl generate checkpoint=... prompt=- temperature=0.9 top_k=40 top_p=0.95 seed=1    reads standard input
+  txl generate checkpoint=... prompts=prompts.txt json=texts.json                     one prompt per line
 """
 
 from txl.cli.entry import run_command
