@@ -12,6 +12,7 @@ ENTRY_POINTS = sorted(PROJECT.glob("*.py"))
 
 # A folder (or file) of txl/ may import those in the lines above its own, and its own modules without cycles.
 ORDER = """
+    version
     errors
     files
     config
@@ -23,6 +24,7 @@ ORDER = """
     checkpoint
     tracking
     evaluate
+    api
     train
     report
     bench

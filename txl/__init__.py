@@ -1,3 +1,31 @@
-"""Transformer-XL: train, evaluate and compare language models with a memory."""
+"""Transformer-XL: train, evaluate and compare language models with a memory.
 
-__version__ = "0.2.0.dev0"  # the one place: setup.cfg reads it from here
+    import txl
+    model = txl.load("runs/demo")                            docs/python.md
+    model.score("recognize speech").nats
+    for piece in model.generate("The history of", stream=True): ...
+
+`import txl` is quick: torch is imported with the first use of `load`, `Model` or `Score`.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from txl.version import __version__
+
+if TYPE_CHECKING:
+    from txl.api import Model, Score, load
+
+__all__ = ["Model", "Score", "__version__", "load"]
+
+
+def __getattr__(name: str) -> Any:
+    """The names of `txl.api`, imported when they are first asked for."""
+    if name in __all__:
+        return getattr(import_module("txl.api"), name)
+    raise AttributeError(f"module 'txl' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """What `from txl import ...` offers."""
+    return __all__

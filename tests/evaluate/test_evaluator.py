@@ -27,7 +27,7 @@ from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate_stream
-from txl.evaluate.typed_text import typed_tokens
+from txl.evaluate.typed_text import count_unknown, read_text_argument
 
 TOKENS = np.random.default_rng(0).integers(0, 50, 333)
 GEOMETRY = Geometry(7, 20, 0, 9, True)
@@ -167,17 +167,16 @@ def test_a_typed_text_means_what_it_says_whatever_hydra_makes_of_commas_and_brac
 
 def test_a_text_comes_from_standard_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a b\n"))
-    vocab = WordVocabulary(["<eos>", "<unk>", "a", "b"])
-    assert typed_tokens("-", vocab, end_line=True)[0].tolist() == [2, 3, 0]
+    assert read_text_argument("-") == "a b\n" and read_text_argument("a") == "a"
+    with pytest.raises(ConfigError, match="the text is empty"):
+        read_text_argument(" \n")
 
 
 def test_typed_words_are_separated_as_in_wikitext_and_unknown_ones_counted():
     vocab = WordVocabulary(["<eos>", "<unk>", "a", "@-@", "b", "."])
-    ids, unknown = typed_tokens("a-b zebra.\na", vocab, end_line=True)
-    assert ids.tolist() == [2, 3, 4, 1, 5, 0, 2, 0] and unknown == 1
-    assert typed_tokens("a", vocab, end_line=False)[0].tolist() == [2]
-    with pytest.raises(ConfigError, match="empty"):
-        typed_tokens(" \n", vocab, end_line=True)
+    ids = vocab.encode_typed("a-b zebra.\na", end_line=True)
+    assert ids.tolist() == [2, 3, 4, 1, 5, 0, 2, 0] and count_unknown(ids, vocab) == 1
+    assert vocab.encode_typed("a", end_line=False).tolist() == [2]
 
 
 @pytest.mark.parametrize(

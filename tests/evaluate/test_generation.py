@@ -14,9 +14,11 @@ from tests.support.tiny_runs import TINY_RUN
 from txl.config.geometry import Geometry
 from txl.data.byte_vocabulary import ByteVocabulary
 from txl.data.word_vocabulary import WordVocabulary
+from txl.errors import ConfigError
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.sampling import Sampling, continue_prompts, sampling_probabilities
-from txl.evaluate.text_stream import TextStream
+from txl.evaluate.text_stream import GrowingText, StopFilter, TextStream
+from txl.evaluate.typed_text import token_ids
 
 GEOMETRY = Geometry(4, 64, 0, 9, True)
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [3]]
@@ -66,6 +68,25 @@ def test_a_prompt_longer_than_the_memory_is_read_to_its_end():
     assert len(text.tokens) == 10 and text.tokens == again.tokens
 
 
+def test_temperature_zero_takes_the_likeliest_token_every_time():
+    model, greedy = build(), Sampling(temperature=0, seed=3)
+    text = continue_prompts(CachedTransformerXL(model), [[1, 2]], 20, GEOMETRY, greedy)[0]
+    ids, mems = torch.tensor([[1, 2, *text.tokens]]), []
+    for position, token in enumerate(text.tokens):
+        with torch.no_grad():
+            hidden, _ = model(ids[:, : position + 2], mems, Geometry(64, 64, 0, 9, True))
+            assert model.log_prob(hidden[:, -1]).argmax() == token
+
+
+def test_a_penalty_keeps_a_text_from_repeating_itself_and_leaves_its_log_probability_alone():
+    model, geometry = build(), Geometry(4, 64)
+    plain = continue_prompts(model, [[1, 2]], 40, geometry, Sampling(temperature=0))[0]
+    varied = continue_prompts(model, [[1, 2]], 40, geometry, Sampling(temperature=0, repetition_penalty=50))[0]
+    assert len(set(varied.tokens)) == 40 > len(set(plain.tokens))
+    assert varied.log_prob == pytest.approx(evaluated(model, [1, 2], varied.tokens, geometry), rel=1e-10)
+    assert varied.log_prob == pytest.approx(sum(varied.log_probs)) and len(varied.log_probs) == 40
+
+
 def test_the_cost_of_a_token_does_not_grow_with_the_text():
     """Once the ring is full (mem_len + tgt_len slots) every step sees the same number of keys."""
     model, seen = CachedTransformerXL(build()), []
@@ -82,42 +103,60 @@ def test_sampling_leaves_the_unlikely_out():
     assert sampling_probabilities(log_prob, Sampling(top_p=0.6)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
     assert sampling_probabilities(log_prob, Sampling(top_p=1e-9)).tolist() == [1, 0, 0, 0]
     assert sampling_probabilities(log_prob, Sampling(temperature=0.5))[0] > 0.5
+    assert sampling_probabilities(log_prob, Sampling(min_p=0.6)).tolist() == pytest.approx([0.625, 0.375, 0, 0])
+    assert sampling_probabilities(log_prob, Sampling(temperature=0)).tolist() == [1, 0, 0, 0]
     together = sampling_probabilities(log_prob, Sampling(temperature=2, top_k=3, top_p=0.9))
     assert math.isclose(together.sum().item(), 1, rel_tol=1e-6)
 
 
-def test_words_are_written_as_one_types_them(capsys):
+def pieces(vocab, ids, prompt=1):
+    """The pieces of a text whose first tokens are the prompt."""
+    stream = TextStream(vocab, ids[:prompt])
+    return [stream.prompt_text, *(stream.add(int(token)) for token in ids[prompt:]), stream.finish()]
+
+
+def test_words_are_written_as_one_types_them():
     vocab = WordVocabulary(["<eos>", "Prices", "rose", "1", "@,@", "234", ".", "in", "mid", "@-@", "2020", "We"])
     ids = [1, 2, 3, 4, 5, 7, 8, 9, 10, 6, 0, 11, 2]
     assert vocab.to_typed_text(ids) == "Prices rose 1,234 in mid-2020.\nWe rose"
-    stream = TextStream(vocab, ids[:2])
-    for token in ids[2:]:
-        stream.add(token)
-    stream.end()
-    assert capsys.readouterr().out == "Prices rose 1,234 in mid-2020.\nWe rose\n"
+    assert "".join(pieces(vocab, ids, prompt=2)) == "Prices rose 1,234 in mid-2020.\nWe rose"
 
 
-def test_a_long_line_costs_no_more_to_write_than_a_short_one(capsys):
+def test_a_long_line_costs_no_more_to_write_than_a_short_one(monkeypatch):
     line = """the cat 's dog ran , and " the mid @-@ size dog , " it said , " ran 2 @,@ 500 miles . " it is true . """
     words = line.split()
     vocab = WordVocabulary(["<eos>", *dict.fromkeys(words)])
     ids = vocab.encode(line * 25, add_eos=False).tolist()
-    stream, longest = TextStream(vocab, ids[:1]), 0
-    for token in ids[1:]:
-        stream.add(token)
-        longest = max(longest, len(stream.line))
-    stream.end()
-    assert capsys.readouterr().out == vocab.to_typed_text(ids) + "\n"
-    assert longest < 200
+    whole, decoded, plain = vocab.to_typed_text(ids), [], vocab.to_typed_text
+    monkeypatch.setattr(vocab, "to_typed_text", lambda ids: (decoded.append(len(ids)), plain(ids))[1])
+    assert "".join(pieces(vocab, ids)) == whole
+    assert max(decoded) < 200
 
 
-def test_half_a_character_waits_for_its_other_half(capsys):
+def test_half_a_character_waits_for_its_other_half():
     vocab, text = ByteVocabulary(range(256)), "naïve café"
-    stream = TextStream(vocab, vocab.encode(text[:2]).tolist())
-    for token in vocab.encode(text[2:]):
-        stream.add(int(token))
-    stream.end()
-    assert capsys.readouterr().out == text + "\n"
+    found = pieces(vocab, vocab.encode(text).tolist(), prompt=2)
+    assert "".join(found) == text and all("\N{REPLACEMENT CHARACTER}" not in piece for piece in found)
+
+
+@pytest.mark.parametrize(
+    "stop, expected",
+    [([], "ab\n\ncd"), (["\n\n"], "ab"), (["\n"], "ab"), (["x"], "ab\n\ncd"), (["cd", "b"], "a"), (["a"], "")],
+)
+@pytest.mark.parametrize("size", [1, 2, 3, 6])
+def test_a_text_ends_before_the_first_stop_string_however_it_is_cut_into_pieces(stop, expected, size):
+    text, passed = "ab\n\ncd", StopFilter(stop)
+    found = [passed.add(text[i : i + size]) for i in range(0, len(text), size)]
+    assert "".join(found) + passed.finish() == expected
+    assert passed.stopped == (expected != text)
+
+
+def test_a_text_ends_before_a_stop_token():
+    vocab = WordVocabulary(["<eos>", "a", "b"])
+    text = GrowingText(vocab, [1], stop_ids=token_ids(["eos"], vocab))
+    assert "".join([text.add(2), text.add(0), text.add(1), text.finish()]) == " b" and text.ended
+    with pytest.raises(ConfigError, match="stop_tokens=c is none of the 3 words of the vocabulary"):
+        token_ids(["c"], vocab)
 
 
 def test_evaluate_writes_texts_from_a_file_of_prompts(tmp_path, capsys):

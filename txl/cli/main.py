@@ -4,9 +4,9 @@ import importlib
 import sys
 from dataclasses import dataclass
 
-from txl import __version__
 from txl.config.did_you_mean import did_you_mean
 from txl.system.process_exit import BAD_CONFIGURATION
+from txl.version import __version__
 
 
 @dataclass(frozen=True)

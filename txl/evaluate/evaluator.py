@@ -1,5 +1,6 @@
 """`evaluate.py`: the loss of a checkpoint's model over splits of its data set, or over a typed text."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import torch
 from txl.config.compose import to_dict
 from txl.config.data import Metric
 from txl.config.schema import EvaluateConfig, Split
-from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus, open_corpus
 from txl.errors import ConfigError
 from txl.evaluate.load_model import evaluation_geometry, load_trained_model
 from txl.evaluate.loss import EvaluationResult, SegmentProgress, evaluate_stream, evaluation_stream
-from txl.evaluate.runtimes import Memory, RunnableModel, build_runtime, choose_runtime
+from txl.evaluate.runtimes import RunnableModel, build_runtime, choose_runtime
+from txl.evaluate.score import TokenScorer
 from txl.evaluate.targets import Targets
-from txl.evaluate.typed_text import typed_tokens
+from txl.evaluate.typed_text import count_unknown, read_text_argument
 from txl.files import write_json
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.system.process_exit import MISSED_TARGET
@@ -120,38 +121,28 @@ class Evaluator:
 
     def _evaluate_text(self, text: str) -> dict[str, dict[str, Any]]:
         """The loss of a text: its first token is given, all others are predicted."""
-        ids, unknown = typed_tokens(text, self.loaded.vocab, end_line=True)
+        vocab = self.loaded.vocab
+        ids = vocab.encode_typed(read_text_argument(text), end_line=True)
         if len(ids) < 2:
             raise ConfigError(f"text={text!r} has one token: nothing to predict from it; write more")
         self.batch_size = 1
-        length = min(self.geometry.tgt_len, len(ids) - 1)
         model = self._build_runtime(1)
         self._print_settings(1)
-        stream = TokenStream(ids, 1, length, ext_len=self.geometry.ext_len)
         latencies: list[float] | None = None if self.latencies is None else []
-        result = evaluate_stream(model, stream, self.geometry, 1, self.precision, latencies=latencies)
-        self._print_result("text", result, stream.n_batches, latencies)
+        began = time.perf_counter()
+        (losses,) = TokenScorer(model, self.geometry, self.precision, latencies).score([ids])
+        seconds = time.perf_counter() - began
+        result = EvaluationResult(losses.mean().item(), len(losses), seconds, self.geometry, 1)
+        self._print_result("text", result, -(-len(losses) // self.geometry.tgt_len), latencies)
+        unknown = count_unknown(ids, vocab)
         self._print(f"{result.tokens} tokens predicted, {unknown} unknown of {len(ids)}")
         values = result.to_dict() | {"unknown": unknown}
         if self.config.token_losses:
-            values["token_losses"] = self._token_losses(ids)
+            names = [vocab.decode([token]) for token in ids[1:].tolist()]
+            values["token_losses"] = list(zip(names, losses.tolist(), strict=True))
+            for name, loss in values["token_losses"]:
+                self._print(f"{loss:9.4f}  {name!r}")
         return {"text": values}
-
-    @torch.no_grad()
-    def _token_losses(self, ids: np.ndarray) -> list[tuple[str, float]]:
-        """(token, nats) of every predicted token, printed as a table."""
-        tokens, nats = torch.from_numpy(ids).to(self.device)[None], []
-        memory: Memory = []
-        for begin in range(0, len(ids) - 1, self.geometry.tgt_len):
-            end = min(begin + self.geometry.tgt_len, len(ids) - 1)
-            input = tokens[:, max(0, begin - self.geometry.ext_len) : end]
-            with autocast(self.precision, self.device):
-                hidden, memory = self.loaded.model(input, memory, self.geometry)
-                nats += self.loaded.model.loss(hidden, tokens[:, begin + 1 : end + 1])[0].tolist()
-        table = [(self.loaded.vocab.decode([token]), loss) for token, loss in zip(ids[1:].tolist(), nats, strict=True)]
-        for token, loss in table:
-            self._print(f"{loss:9.4f}  {token!r}")
-        return table
 
     # ------------------------------------------------------------------ what is printed and recorded
 

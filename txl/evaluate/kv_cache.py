@@ -38,7 +38,7 @@ class KeyValueCache:
     """
 
     def __init__(self, n_layer: int, geometry: Geometry):
-        self.n_layer, self.mem_len = n_layer, geometry.mem_len
+        self.n_layer, self.mem_len, self._geometry = n_layer, geometry.mem_len, geometry
         self.slots = geometry.mem_len + geometry.tgt_len
         self.key: Tensor | None = None  # [L, B, N, slots, H]; allocated when the first segment shows type and device
         self.value: Tensor | None = None  # the same shape
@@ -64,6 +64,14 @@ class KeyValueCache:
         used = min(self.end + T, self.slots)
         offset = -(self.end + T) % self.slots if used == self.slots else 0
         return RingLayout(used, offset, used - T - len(self))
+
+    def fork(self, count: int) -> "KeyValueCache":
+        """A cache of `count` texts, which have all read what the one text of this cache has read."""
+        forked = KeyValueCache(self.n_layer, self._geometry)
+        forked.end = self.end
+        if self.key is not None and self.value is not None:
+            forked.key, forked.value = (x.repeat(1, count, 1, 1, 1) for x in (self.key, self.value))
+        return forked
 
     def advance(self, T: int) -> None:
         """Count a segment of T tokens as read. Call it when all layers have appended their keys and values."""

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import yaml
@@ -15,7 +15,6 @@ from txl.config.data import DataConfig
 from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
 from txl.config.model_rules import check_architecture, check_clamp
-from txl.config.schema import EvaluateConfig
 from txl.config.training import EvaluationConfig, longest_context
 from txl.data.corpus import open_corpus
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
@@ -24,6 +23,8 @@ from txl.model.transformer import TransformerXL
 
 # Sections of a configuration that are needed to use the weights of a run; of `train` only the lengths.
 SECTIONS = {"model": ModelConfig, "data": DataConfig, "train": EvaluationConfig, "evaluation": EvaluationConfig}
+
+EXPORTED_WEIGHTS, EXPORTED_CONFIG, EXPORTED_VOCABULARY = "model.safetensors", "config.json", "vocabulary.json"
 
 
 @dataclass
@@ -48,7 +49,8 @@ def load_trained_model(
     """Load a model to evaluate it.
 
     Args:
-        checkpoint: a run folder, one of its checkpoints, or weights that `config_file` describes.
+        checkpoint: a run folder, one of its checkpoints, a folder that was exported as safetensors, or weights that
+            `config_file` describes.
         device: where the model goes.
         dtype: of its parameters.
         config_file: the configuration of a run, for weights without one. Their vocabulary is then read from
@@ -61,6 +63,8 @@ def load_trained_model(
     Raises:
         CheckpointError: if the folder is no checkpoint, is torn, or does not fit its description.
     """
+    if config_file is None and is_exported(Path(checkpoint)):
+        checkpoint, config_file = f"{checkpoint}/{EXPORTED_WEIGHTS}", f"{checkpoint}/{EXPORTED_CONFIG}"
     if config_file is None:
         folder = resolve_checkpoint(checkpoint)
         verify_checkpoint(folder)
@@ -81,6 +85,12 @@ def load_trained_model(
     load_weights(model, state, str(folder))
     model.to(device, dtype).eval()
     return LoadedModel(model, config, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)
+
+
+def is_exported(folder: Path) -> bool:
+    """Whether `txl export` wrote this folder as safetensors. Other programs have no vocabulary.json."""
+    names = (EXPORTED_WEIGHTS, EXPORTED_CONFIG, EXPORTED_VOCABULARY)
+    return all((folder / name).is_file() for name in names)
 
 
 def read_model_description(path: str) -> dict[str, Any]:
@@ -110,16 +120,27 @@ def read_model_description(path: str) -> dict[str, Any]:
     return dict(values)
 
 
-def evaluation_geometry(config: EvaluateConfig, loaded: LoadedModel) -> tuple[Geometry, int]:
-    """Lengths and batch size: those that `config` gives, and for the others those of the recipe's evaluation.
+class GivenLengths(Protocol):
+    """Lengths and batch size that somebody asked for; None: those of the recipe's evaluation."""
+
+    tgt_len: int | None
+    mem_len: int | None
+    ext_len: int | None
+    clamp_len: int | None
+    same_length: bool | None
+    batch_size: int | None
+
+
+def evaluation_geometry(given: GivenLengths, loaded: LoadedModel) -> tuple[Geometry, int]:
+    """Lengths and batch size: those that were given, and for the others those of the recipe's evaluation.
 
     Raises ConfigError for lengths that the model cannot be read with.
     """
-    check_clamp("clamp_len", config.clamp_len, loaded.architecture)
+    check_clamp("clamp_len", given.clamp_len, loaded.architecture)
 
     def value(key: str) -> Any:
-        given = getattr(config, key)
-        return getattr(loaded.evaluation, key) if given is None else given
+        asked = getattr(given, key)
+        return getattr(loaded.evaluation, key) if asked is None else asked
 
     geometry = Geometry(*(value(key) for key in ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")))
     if geometry.same_length and geometry.mem_len == 0:

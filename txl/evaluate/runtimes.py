@@ -6,7 +6,7 @@ from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
-from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL
+from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, KeyValueCache
 from txl.model.transformer import TransformerXL
 
 RunnableModel = TransformerXL | CachedTransformerXL | FixedShapeProgram
@@ -54,3 +54,18 @@ def build_runtime(
         return GraphedTransformerXL(model, geometry)
     step = CachedStep(model, geometry, runtime.name)
     return FixedShapeProgram(step, make_program(step, runtime, batch_size, program, trust_program))
+
+
+def fork_memory(memory: Memory, count: int) -> Memory:
+    """The memory of one text as the memory of `count` texts. Only a program's memory cannot be forked: count is 1."""
+    if isinstance(memory, KeyValueCache):
+        return memory.fork(count)
+    if isinstance(memory, tuple):
+        assert count == 1, "a program is made for a fixed number of texts"
+        return memory
+    return [mem.expand(count, -1, -1) for mem in memory]
+
+
+def allows_padding(model: RunnableModel) -> bool:
+    """Whether tokens after a text change nothing in it; with absolute positions they move it away from the newest."""
+    return not isinstance(model, TransformerXL) or model.positions.facts.caches_keys

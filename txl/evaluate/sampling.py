@@ -3,46 +3,64 @@
 Shapes: B texts, T tokens read at once, V vocabulary.
 """
 
+import contextlib
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from txl.config.geometry import Geometry
+from txl.config.precision import Arithmetic
+from txl.errors import refuse_unless
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.runtimes import Memory
 from txl.model.transformer import TransformerXL
+from txl.system.precision import autocast
+
+TokenModel = TransformerXL | CachedTransformerXL  # what can read a token at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is drawn. top_k and top_p leave unlikely tokens out."""
+    """How the next token is drawn. The options apply in this order; top_k, top_p and min_p leave tokens out."""
 
-    temperature: float = 1.0
+    repetition_penalty: float = 1.0  # tokens of the text so far: log-probability times this (Keskar et al. 2019)
+    temperature: float = 1.0  # 0: always the likeliest token
     top_k: int | None = None  # draw from the k likeliest tokens
     top_p: float | None = None  # draw from the likeliest tokens that together have this probability
+    min_p: float | None = None  # draw from tokens at least this times as likely as the likeliest (Nguyen et al. 2024)
     seed: int = 0
 
+    def check(self) -> None:
+        """Raises ConfigError for an option outside of its range."""
+        refuse_unless(self.temperature >= 0, "temperature", self.temperature, "must be 0 or more; 0 is greedy")
+        refuse_unless(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be 1 or more")
+        for key in ("top_p", "min_p"):
+            value = getattr(self, key)
+            refuse_unless(value is None or 0 < value <= 1, key, value, "must be above 0 and at most 1")
+        refuse_unless(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "must be above 0")
 
-@dataclass
-class Continuation:
-    """The tokens that a model wrote after a prompt."""
 
-    tokens: list[int] = field(default_factory=list)
-    log_prob: float = 0.0  # nats, of these tokens under the model itself: temperature 1, no token left out
+class DrawnToken(NamedTuple):
+    """A token that was written after a prompt."""
+
+    text: int  # index of the prompt
+    token: int
+    log_prob: float  # nats, under the model itself: temperature 1, no token left out or penalised
 
 
 @torch.no_grad()
-def continue_prompts(
-    model: TransformerXL | CachedTransformerXL,
+def draw_tokens(
+    model: TokenModel,
     prompts: Sequence[Sequence[int]],
     max_tokens: int,
     geometry: Geometry,
     sampling: Sampling,
-    on_token: Callable[[int, int], None] | None = None,
-) -> list[Continuation]:
+    precision: Arithmetic = Arithmetic.fp32,
+) -> Generator[DrawnToken, None, None]:
     """Write `max_tokens` tokens after each prompt. The memory holds what was read before.
 
     All texts advance together. Each has random numbers of its own, so that no text depends on the others. The part of
@@ -54,49 +72,105 @@ def continue_prompts(
         max_tokens: how many tokens to write.
         geometry: mem_len and clamp_len; a prompt is read tgt_len tokens at a time.
         sampling: how tokens are drawn.
-        on_token: on_token(i, token) is called for every token written after prompt i.
+        precision: of the matrix products.
 
-    Returns:
-        A continuation for every prompt.
+    Yields:
+        The tokens, in the order in which they are drawn.
     """
-    device, B = next(model.parameters()).device, len(prompts)
-    training = model.training
+    device, training = next(model.parameters()).device, model.training
     model.eval()
-    generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(B)]
-    texts = [Continuation() for _ in prompts]
+    generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(len(prompts))]
+    seen = [set(prompt) for prompt in prompts]
+    written = [0] * len(prompts)
     shortest = min(len(prompt) for prompt in prompts)
     input = torch.tensor([prompt[:shortest] for prompt in prompts], device=device)
     memory: Memory = []
-    for segment in input[:, :-1].split(geometry.tgt_len, dim=1) if shortest > 1 else ():
-        _, memory = model(segment, memory, geometry)
-    input, step = input[:, -1:], replace(geometry, ext_len=0)
-    for position in range(shortest, max(len(prompt) for prompt in prompts) + max_tokens):
-        hidden, memory = model(input, memory, step)
-        log_prob = model.log_prob(hidden[:, -1])
-        chosen = []
-        for i, (prompt, text) in enumerate(zip(prompts, texts, strict=True)):
-            if position < len(prompt):
-                chosen.append(prompt[position])
-                continue
-            chosen.append(_draw_token(log_prob[i], sampling, generators[i]))
-            if len(text.tokens) < max_tokens:
-                text.tokens.append(chosen[i])
-                text.log_prob += log_prob[i, chosen[i]].item()
-                if on_token:
-                    on_token(i, chosen[i])
-        input = torch.tensor(chosen, device=device)[:, None]
-    model.train(training)
+    try:
+        for segment in input[:, :-1].split(geometry.tgt_len, dim=1) if shortest > 1 else ():
+            with autocast(precision, device):
+                _, memory = model(segment, memory, geometry)
+        input, step = input[:, -1:], replace(geometry, ext_len=0)
+        for position in range(shortest, max(len(prompt) for prompt in prompts) + max_tokens):
+            with autocast(precision, device):
+                hidden, memory = model(input, memory, step)
+                log_prob = model.log_prob(hidden[:, -1])
+            chosen = []
+            for i, prompt in enumerate(prompts):
+                if position < len(prompt):
+                    chosen.append(prompt[position])
+                    continue
+                chosen.append(_draw(log_prob[i], sampling, seen[i], generators[i]))
+                seen[i].add(chosen[i])
+                if written[i] < max_tokens:
+                    written[i] += 1
+                    yield DrawnToken(i, chosen[i], log_prob[i, chosen[i]].item())
+            input = torch.tensor(chosen, device=device)[:, None]
+    finally:
+        model.train(training)
+
+
+@dataclass
+class Continuation:
+    """The tokens that a model wrote after a prompt."""
+
+    tokens: list[int] = field(default_factory=list)
+    log_probs: list[float] = field(default_factory=list)  # nats, see DrawnToken
+
+    @property
+    def log_prob(self) -> float:
+        """Nats of all tokens together."""
+        return sum(self.log_probs)
+
+
+def continue_prompts(
+    model: TokenModel,
+    prompts: Sequence[Sequence[int]],
+    max_tokens: int,
+    geometry: Geometry,
+    sampling: Sampling,
+    precision: Arithmetic = Arithmetic.fp32,
+    on_token: Callable[[int, int], bool] | None = None,
+) -> list[Continuation]:
+    """`draw_tokens`, collected by prompt.
+
+    Args:
+        model: as of `draw_tokens`.
+        prompts: as of `draw_tokens`.
+        max_tokens: as of `draw_tokens`.
+        geometry: as of `draw_tokens`.
+        sampling: as of `draw_tokens`.
+        precision: as of `draw_tokens`.
+        on_token: on_token(i, token) is called for every token after prompt i; it returns whether that text goes on.
+
+    Returns:
+        A continuation for every prompt, with the token that ended it.
+    """
+    texts, going_on = [Continuation() for _ in prompts], set(range(len(prompts)))
+    with contextlib.closing(draw_tokens(model, prompts, max_tokens, geometry, sampling, precision)) as drawn:
+        for i, token, log_prob in drawn:
+            if i in going_on:
+                texts[i].tokens.append(token)
+                texts[i].log_probs.append(log_prob)
+                if on_token is not None and not on_token(i, token):
+                    going_on.remove(i)
+            if not going_on:
+                break
     return texts
 
 
-def _draw_token(log_prob: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
-    """One token from log-probabilities [V]."""
+def _draw(log_prob: Tensor, sampling: Sampling, seen: set[int], generator: torch.Generator) -> int:
+    """One token from log-probabilities [V]. `seen`: tokens of the text so far."""
+    if sampling.repetition_penalty != 1:
+        index = torch.tensor(sorted(seen), device=log_prob.device)
+        log_prob = log_prob.index_copy(0, index, log_prob[index] * sampling.repetition_penalty)
     probability = sampling_probabilities(log_prob, sampling).cpu()
     return int(torch.multinomial(probability, 1, generator=generator).item())
 
 
 def sampling_probabilities(log_prob: Tensor, sampling: Sampling) -> Tensor:
-    """The probabilities [V] that a token is drawn from: tempered, without the unlikely tokens, summing to 1."""
+    """The probabilities [V] that a token is drawn from: tempered, without the tokens left out, summing to 1."""
+    if sampling.temperature == 0:
+        return torch.zeros_like(log_prob).index_fill(0, log_prob.argmax(), 1.0)
     score = log_prob / sampling.temperature
     if sampling.top_k is not None and sampling.top_k < len(score):
         score = score.masked_fill(score < score.topk(sampling.top_k).values[-1], -math.inf)
@@ -105,5 +179,8 @@ def sampling_probabilities(log_prob: Tensor, sampling: Sampling) -> Tensor:
         ordered, order = probability.sort(descending=True)
         before = ordered.cumsum(-1) - ordered
         probability = probability.index_fill(0, order[before >= sampling.top_p], 0.0)
+        probability /= probability.sum()
+    if sampling.min_p is not None:
+        probability = probability.masked_fill(probability < sampling.min_p * probability.max(), 0.0)
         probability /= probability.sum()
     return probability

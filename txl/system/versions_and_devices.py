@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from txl import __version__
 from txl.files import INSTALLED, PROJECT
 from txl.system.hardware import command_output, cpu_count, cpu_model, main_memory_gb, visible_gpus
+from txl.version import __version__
 
 PACKAGES = [  # fmt: skip
     "torch",
