@@ -1,6 +1,6 @@
 """The options of `model=`: architecture and initialisation, and what computes attention.
 
-To add a positional scheme: its name and its facts here, its implementation in a module of txl/model/.
+To add a positional scheme: its name and its facts here, its implementation in txl/model/positions/NAME.py.
 """
 
 from __future__ import annotations
