@@ -39,6 +39,7 @@ def shown_text(text: str, limit: int = 80) -> str:
 
 
 def is_size(value: Any) -> bool:
+    """Whether a value from a file is a length or an offset that can exist."""
     return type(value) is int and 0 <= value < 2**62
 
 

@@ -245,6 +245,17 @@ def evaluate_split(
     world: World,
     max_steps: int | None = None,
 ) -> EvaluationResult:
-    """`evaluate_stream` on one split of a corpus; the arguments are those of the two functions. Collective."""
+    """The loss of one split of a corpus. Collective.
+
+    Args:
+        model: what is evaluated, in any runtime.
+        corpus: the data set.
+        split: train, valid or test.
+        geometry: the lengths of segment and memory.
+        batch_size: columns of all ranks together.
+        precision: the arithmetic.
+        world: this rank among the others.
+        max_steps: segments that count at most; None: the whole split.
+    """
     stream = evaluation_stream(corpus, split, geometry, batch_size, world)
     return evaluate_stream(model, stream, geometry, batch_size, precision, max_steps)
