@@ -26,10 +26,12 @@ def name_of(document: Path) -> str:
 
 def code_in(document: Path) -> list[Code]:
     """Lines of fenced blocks, those that end with a backslash joined to the next, and spans between backticks."""
-    found, fenced, begun, start = [], False, "", 0
+    found, fenced, python, begun, start = [], False, False, "", 0
     for number, line in enumerate(document.read_text().splitlines(), 1):
         if line.lstrip().startswith("```"):
-            fenced = not fenced
+            fenced, python = not fenced, line.strip() == "```python"
+        elif python:
+            continue  # no command
         elif not fenced:
             found += [Code(span, f"{name_of(document)}:{number}") for span in re.findall(r"`([^`]+)`", line)]
         else:

@@ -128,6 +128,7 @@ def _plain_dtype(name: Any, *_: Any) -> np.dtype[Any]:
 
 
 def check_dtype_state(state: Any) -> None:
+    """Raises DamagedFileError unless the state describes a plain number type of numpy."""
     if not isinstance(state, tuple) or len(state) < 5 or state[1] not in ("<", "|", "=") or state[2:5] != (None,) * 3:
         raise DamagedFileError("it describes a type of numpy wrongly")
 

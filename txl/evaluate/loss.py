@@ -3,7 +3,6 @@
 Shapes: B batch, T segment, T' segment with extended context, D model width.
 """
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ from txl.system.hang_watch import note_progress
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
 from txl.system.world import World, columns_of
+from txl.tracking.scores import score_from_loss
 
 LOSS_TOKENS = 2048  # losses are computed for about this many tokens at once, because each time reads the whole softmax
 
@@ -40,12 +40,12 @@ class EvaluationResult:
     @property
     def ppl(self) -> float:
         """Perplexity."""
-        return math.exp(min(self.loss, 700.0))
+        return score_from_loss(self.loss, "ppl")
 
     @property
     def bpc(self) -> float:
         """Bits per token; per character if tokens are characters."""
-        return self.loss / math.log(2)
+        return score_from_loss(self.loss, "bpc")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -18,6 +18,7 @@ from txl.evaluate.exported_program import FixedShapeProgram
 from txl.evaluate.runtimes import Memory, RunnableModel, allows_padding, fork_memory
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
+from txl.tracking.scores import score_from_loss
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of a batch, padding included; the logits of all are held at once
 LENGTH_STEP = 8  # the lengths of batches are rounded up to multiples, so that few sets of positions are projected
@@ -40,12 +41,12 @@ class Score:
     @property
     def ppl(self) -> float:
         """Perplexity."""
-        return math.exp(min(self.loss, 700.0))
+        return score_from_loss(self.loss, "ppl")
 
     @property
     def bpc(self) -> float:
         """Bits per token; per character if tokens are characters."""
-        return self.loss / math.log(2)
+        return score_from_loss(self.loss, "bpc")
 
 
 class TokenScorer:
