@@ -93,7 +93,9 @@ KEYS = PLACEHOLDERS | {key for kind in KINDS.values() for key in dotted_keys(kin
 GROUPS = {folder.name: folder for folder in CONF.iterdir() if folder.is_dir()}
 
 
-@pytest.mark.parametrize("document", [path for path in DOCUMENTS if path.name not in ("faults.md", "python.md")], ids=name_of)
+@pytest.mark.parametrize(
+    "document", [path for path in DOCUMENTS if path.name not in ("faults.md", "python.md")], ids=name_of
+)
 def test_options_in_the_documents_exist(document):
     unknown = []
     for code in code_in(document):
