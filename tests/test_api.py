@@ -14,8 +14,8 @@ from tests.support.entry_points import PROJECT
 from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
-from txl.checkpoint.checkpoint_files import CheckpointError
 from txl.checkpoint.exchange import export_model, import_model
+from txl.checkpoint.find import CheckpointError
 from txl.errors import ConfigError
 
 TEXTS = ["the cat sat on a mat", "a dog ran", "quickly", "the cat and the dog never ran under the tree", "on", ""]

@@ -1,9 +1,12 @@
 """Models of the reference and of Hugging Face are the same models here, and go back bit by bit."""
 
+import contextlib
 import json
 import os
 import pickle
 import re
+import shutil
+import time
 from pathlib import Path
 
 import pytest
@@ -151,3 +154,57 @@ def test_a_vocabulary_of_another_size_and_a_missing_tensor_are_named(tmp_path):
     with pytest.raises(ConfigError, match="it has no softmax.cluster_bias"):
         import_model(reference_file(tmp_path / "d.pt", case, less), tmp_path / "ours")
     assert not (tmp_path / "ours").exists()
+
+
+BAD_VALUES = [None, "x", -1, 0, 10**12, 1.5, [], {}, [10**9], True]
+
+
+@pytest.mark.parametrize("value", BAD_VALUES, ids=str)
+def test_a_bad_setting_of_the_reference_is_one_line(value, tmp_path):
+    case, _, weights = golden(GOLDEN / "base_like.json")
+    for key in case["config"]:
+        bad = dict(case, config=case["config"] | {key: value})
+        source = reference_file(tmp_path / "c.pt", bad, weights, words=120)
+        shutil.rmtree(tmp_path / "ours", ignore_errors=True)
+        with contextlib.suppress(ConfigError), one_line():
+            import_model(source, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("value", BAD_VALUES, ids=str)
+def test_a_bad_setting_of_hugging_face_is_one_line(value, tmp_path):
+    path = HUGGING_FACE[0]
+    case, state = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+    folder = hugging_face_folder(tmp_path / "theirs", case, state)
+    for key in case["config"]:
+        (folder / "config.json").write_text(json.dumps(case["config"] | {key: value}))
+        shutil.rmtree(tmp_path / "ours", ignore_errors=True)
+        with contextlib.suppress(ConfigError), one_line():
+            import_model(folder, tmp_path / "ours")
+
+
+@pytest.mark.parametrize("content", [b"", b"null", b"[]", b"[" * 100_000, b"\xff", b"{}"])
+def test_a_bad_config_or_weights_file_of_hugging_face_is_one_line(content, tmp_path):
+    path = HUGGING_FACE[0]
+    case, state = json.loads(path.read_text()), load_file(path.with_suffix(".safetensors"))
+    folder = hugging_face_folder(tmp_path / "theirs", case, state)
+    (folder / "config.json").write_bytes(content)
+    with pytest.raises(ConfigError), one_line():
+        import_model(folder, tmp_path / "ours")
+    (folder / "config.json").write_text(json.dumps(case["config"]))
+    (folder / "pytorch_model.bin").unlink()
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ConfigError, match="no safetensors file, or damaged"), one_line():
+        import_model(folder, tmp_path / "ours")
+
+
+@contextlib.contextmanager
+def one_line():
+    """Nothing, or a ConfigError of one short line."""
+    began = time.monotonic()
+    try:
+        yield
+    except ConfigError as error:
+        assert "\n" not in str(error) and len(str(error)) < 400
+        raise
+    finally:
+        assert time.monotonic() - began < 20

@@ -16,7 +16,7 @@ from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.models import build
 from tests.support.tiny_runs import TINY_RUN
-from txl.checkpoint.checkpoint_files import CheckpointError
+from txl.checkpoint.find import CheckpointError
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.weights import load_weights
 from txl.cli.hydra_main import quote_typed_text

@@ -73,13 +73,16 @@ def golden(path):
     return case, tensors, weights
 
 
-def reference_file(path: Path, case: dict, weights: dict, **more) -> Path:
-    """A checkpoint_best.pt as the reference writes it, its vocabulary an object of a class that is not here."""
+def reference_file(path: Path, case: dict, weights: dict, words: int | None = None, **more) -> Path:
+    """A checkpoint_best.pt as the reference writes it, its vocabulary an object of a class that is not here.
+
+    `words`: the size of the vocabulary, if the settings are to say something else.
+    """
     c = case["config"]
     keys = "n_layer n_head d_model d_head d_inner d_embed div_val tie_weight tie_projs pre_lnorm attn_type".split()
     lengths = ["tgt_len", "mem_len", "ext_len", "clamp_len", "same_length", "cutoffs"]
     config = {key: c[key] for key in keys + lengths} | {"n_token": c["n_token"], "dropout": 0.1, "dropatt": 0.0}
-    words = ["<eos>", *(f"word{i}" for i in range(1, c["n_token"]))]
+    words = ["<eos>", *(f"word{i}" for i in range(1, words or c["n_token"]))]
     vocab = Vocab()
     vocab.__dict__ = {"idx2sym": words, "counter": Counter(words), "sym2idx": OrderedDict(), "lower_case": False}
     args = Namespace(dataset="wt103", vocab="word", work_dir=Path("x").name)

@@ -16,7 +16,8 @@ from tests.support.entry_points import command, environment, run
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns, verify_checkpoint
+from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
+from txl.checkpoint.find import verify_checkpoint
 
 STEPS = 60
 

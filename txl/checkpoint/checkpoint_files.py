@@ -1,4 +1,4 @@
-"""The files of one checkpoint: how they are written, checked and read.
+"""The files of one checkpoint: how they are written and read.
 
     step_600/   model.pt optimizer.pt        written by rank 0
                 rank_0.pt rank_1.pt ...      memories and random states, one file per rank
@@ -11,41 +11,33 @@ Only tensors, numbers, text and containers are stored, so loading runs no code.
 Shapes: L layers, B columns of the batch, M memory length, D model dim.
 """
 
-import json
+import contextlib
+import errno
 import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from txl.checkpoint.find import MANIFEST, CheckpointError, read_document, verify_checkpoint
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.torch_file import load_torch_file
+from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
 from txl.errors import ConfigError
 from txl.files import sha256_of_file, write_json
-from txl.system.hang_watch import note_progress
 
-MANIFEST = "manifest.json"
+READ_ATTEMPTS = 5  # a run that is training may delete a checkpoint while it is read
 
+# What fsync of a folder raises on file systems that cannot do it.
+Result = TypeVar("Result")
 
-class CheckpointError(ConfigError):
-    """A checkpoint that is missing, damaged, or written for another model."""
+FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
 
 # --------------------------------------------------------------------------- writing
-
-
-class _ProgressNotingFile:
-    """A file whose every write is progress: saving to a slow file system is no hang."""
-
-    def __init__(self, file: IO[bytes]):
-        self.file = file
-
-    def write(self, data: bytes) -> int:
-        note_progress()
-        return self.file.write(data)
-
-    def flush(self) -> None:
-        self.file.flush()
 
 
 def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
@@ -57,7 +49,7 @@ def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
         write_json(path, value, indent=1, keep_non_finite=True)  # before the first validation the best loss is infinite
     else:
         with open(path, "wb") as file:
-            torch.save(value, cast(IO[bytes], _ProgressNotingFile(file)))
+            torch.save(value, file)
             file.flush()
             os.fsync(file.fileno())
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
@@ -72,54 +64,98 @@ def publish_checkpoint(partial: Path, final: Path) -> None:
 
 def sync_folder(folder: Path) -> None:
     """Flush a folder's list of names to the disk, so that a power cut cannot undo a rename in it."""
-    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in FOLDER_SYNC_UNSUPPORTED:
+            raise
 
 
-# --------------------------------------------------------------------------- checking and reading
+# --------------------------------------------------------------------------- reading
 
 
-def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """Check that every file of a checkpoint has the size and the checksum that the manifest names.
+@contextlib.contextmanager
+def damage_reported(folder: Path) -> Iterator[None]:
+    """What goes wrong inside becomes a CheckpointError of one line: the checkpoint's content is not as it should be."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
+        raise CheckpointError(f"checkpoint {folder} is damaged ({reason}); use another checkpoint") from None
 
-    Returns the manifest. Raises CheckpointError with the name of the first file that is missing or differs.
+
+@dataclass(frozen=True)
+class ModelCheckpoint:
+    """What is needed of a checkpoint to use its model."""
+
+    folder: Path
+    run: dict[str, Any]  # the run's configuration: its sections model, data, train and evaluation
+    vocab: Vocabulary
+    weights: dict[str, Tensor]  # by name
+
+
+def read_model_checkpoint(path: str | Path, key: str = "checkpoint") -> ModelCheckpoint:
+    """Find, check and read a checkpoint. Arguments and errors are those of `use_checkpoint`."""
+    return use_checkpoint(path, key, _read_model_checkpoint)
+
+
+def use_checkpoint(path: str | Path, key: str, read: Callable[[Path], Result]) -> Result:
+    """Find and verify a checkpoint, and read from it.
+
+    If a run that is training deletes it meanwhile, the checkpoint that `path` then means is read instead.
+
+    Args:
+        path: a run folder, or a checkpoint.
+        key: the option that the path was given to; error messages name it.
+        read: reads from the checkpoint's folder.
+
+    Returns:
+        What `read` returns.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is damaged.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / MANIFEST).read_text())
-        files = manifest["files"]
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"checkpoint {folder}: unreadable {MANIFEST} ({error})") from None
-    for name, expected in files.items():
-        path = folder / name
-        if not path.exists():
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing")
-        if path.stat().st_size != expected["bytes"] or sha256_of_file(path) != expected["sha256"]:
-            raise CheckpointError(f"checkpoint {folder} is damaged: {name} differs from its entry in {MANIFEST}")
-    return manifest
+    for _ in range(READ_ATTEMPTS):
+        folder = resolve_checkpoint(path, key)
+        try:
+            verify_checkpoint(folder)
+            return read(folder)
+        except ConfigError as error:
+            if (folder / MANIFEST).is_file():
+                raise CheckpointError(f"{key}={path}: {error}") from None
+    raise CheckpointError(f"{key}={path} is being deleted by the run that wrote it; name its run folder, or try again")
 
 
-def is_intact(folder: Path) -> bool:
-    """Whether `verify_checkpoint` accepts the folder."""
-    try:
-        verify_checkpoint(folder)
-    except CheckpointError:
-        return False
-    return True
+def _read_model_checkpoint(folder: Path) -> ModelCheckpoint:
+    run = read_document(folder, "run.json")
+    for section in ("model", "data", "train", "evaluation"):
+        if not isinstance(run.get(section), dict):
+            raise CheckpointError(f"checkpoint {folder} is damaged: run.json has no section {section}")
+    document = read_document(folder, "vocabulary.json")
+    with damage_reported(folder):
+        vocab = vocabulary_from_dict(document)
+    weights = read_checkpoint_file(folder, "model.pt")
+    if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
+        raise CheckpointError(f"checkpoint {folder} is damaged: model.pt holds no tensors by name")
+    return ModelCheckpoint(folder, run, vocab, weights)
 
 
 def read_checkpoint_file(folder: Path, name: str, device: str | torch.device = "cpu") -> Any:
-    """The content of one file of a checkpoint: a JSON document, or tensors (put on `device`) in containers.
+    """The content of one file of a checkpoint: a JSON object, or tensors (put on `device`) in containers.
 
-    Raises CheckpointError if the checkpoint has no such file.
+    Raises CheckpointError if the checkpoint has no such file, ConfigError if the file is damaged.
     """
     path = folder / name
-    if not path.exists():
-        raise CheckpointError(f"checkpoint {folder} has no {name}")
     if path.suffix == ".json":
-        return json.loads(path.read_text())
+        return read_document(folder, name)
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {name}; use another checkpoint")
     return load_torch_file(path, device)
 
 
@@ -128,7 +164,7 @@ def read_memory_columns(folder: Path, columns: range) -> Tensor | None:
 
     The columns may lie in the files of several ranks. Files are mapped, so that only the parts in use are read.
     """
-    world_size = read_checkpoint_file(folder, MANIFEST)["world_size"]
+    world_size = read_document(folder, MANIFEST)["world_size"]
     parts = []
     for rank in range(world_size):
         shard = load_torch_file(folder / f"rank_{rank}.pt", mapped=True)

@@ -1,22 +1,23 @@
 """Convert models of other programs to checkpoints (import), and checkpoints to their formats (export)."""
 
+import contextlib
 import json
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from txl.checkpoint.checkpoint_files import (
-    MANIFEST,
-    CheckpointError,
     publish_checkpoint,
-    read_checkpoint_file,
-    verify_checkpoint,
+    read_model_checkpoint,
     write_checkpoint_file,
 )
+from txl.checkpoint.find import MANIFEST, CheckpointError
 from txl.checkpoint.hugging_face import read_hugging_face
+from txl.checkpoint.pickle_functions import shown_text
 from txl.checkpoint.reference_format import (
     LENGTHS,
     ExternalModel,
@@ -24,15 +25,15 @@ from txl.checkpoint.reference_format import (
     reference_checkpoint,
     to_reference,
 )
-from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.torch_file import load_torch_file
-from txl.checkpoint.weights import load_weights
+from txl.checkpoint.weights import check_weights, read_safetensors
 from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, Metric, VocabKind
 from txl.config.model import ModelConfig
+from txl.config.model_rules import check_architecture
 from txl.config.training import EvaluationConfig, longest_context
-from txl.data.vocabulary import vocabulary_from_dict
 from txl.data.word_vocabulary import WordVocabulary
+from txl.errors import ConfigError
 from txl.model.transformer import TransformerXL
 
 # --------------------------------------------------------------------------- import
@@ -53,17 +54,23 @@ def import_model(source: Path, target: Path) -> list[str]:
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another folder")
-    external = _read_hugging_face_folder(source) if source.is_dir() else _read_reference_file(source)
+    with _source_named(source):
+        external = _read_hugging_face_folder(source) if source.is_dir() else _read_reference_file(source)
     words = external.words
     if words is None:
         words = [f"token{i}" for i in range(external.vocab_size)]
         external.report.append("no vocabulary: tokens are named token0, token1, ...")
     if len(words) != external.vocab_size:
         raise CheckpointError(f"{source}: {len(words)} words in its vocabulary, {external.vocab_size} in its model")
-    vocab = WordVocabulary(words, external.lower_case)
-    run = _description(external)
-    built = TransformerXL(external.model, len(words), external.cutoffs, longest_context(run["train"]))
-    load_weights(built, external.state, str(source))
+    if not all(isinstance(word, str) for word in words):
+        raise CheckpointError(f"{source}: its vocabulary holds something that is no word")
+    with _source_named(source):
+        vocab = WordVocabulary(words, external.lower_case)
+        run = _description(external)
+        check_architecture(external.model, from_dict(run["data"], DataConfig))
+        with torch.device("meta"):  # shapes without memory
+            built = TransformerXL(external.model, len(words), external.cutoffs, longest_context(run["train"]))
+        check_weights(built, external.state, str(source))
     _write_checkpoint(
         target,
         {
@@ -106,35 +113,38 @@ def _write_checkpoint(target: Path, contents: dict[str, Any]) -> None:
     publish_checkpoint(partial, target)
 
 
+@contextlib.contextmanager
+def _source_named(source: Path) -> Iterator[None]:
+    """What goes wrong inside becomes an error of one line that names the source."""
+    try:
+        yield
+    except CheckpointError:
+        raise
+    except ConfigError as error:
+        raise CheckpointError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
+    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
+        reason = shown_text(f"{type(error).__name__}: {error}", 120)
+        raise CheckpointError(f"{source}: no model that can be converted, or damaged ({reason})") from None
+
+
 def _read_reference_file(source: Path) -> ExternalModel:
     checkpoint = load_torch_file(source)
     if not isinstance(checkpoint, dict) or not {"model_config", "model_state"} <= set(checkpoint):
         raise CheckpointError(f"{source} holds no model_config and model_state: not a checkpoint of the reference")
-    try:
-        return read_reference(checkpoint)
-    except (KeyError, AttributeError, TypeError, IndexError) as error:
-        raise CheckpointError(f"{source}: incomplete ({type(error).__name__}: {error})") from None
+    return read_reference(checkpoint)
 
 
 def _read_hugging_face_folder(source: Path) -> ExternalModel:
     weights = [source / name for name in ("pytorch_model.bin", "model.safetensors") if (source / name).exists()]
     if not weights or not (source / "config.json").exists():
         raise CheckpointError(f"{source} lacks config.json or pytorch_model.bin: not a model folder of Hugging Face")
-    if weights[0].suffix == ".bin":
-        state = load_torch_file(weights[0])
-    else:
-        from safetensors.torch import load_file
-
-        state = load_file(weights[0])
+    state = load_torch_file(weights[0]) if weights[0].suffix == ".bin" else read_safetensors(weights[0])
     words, lower_case = None, False
     if (source / "vocab.pkl").exists():
         values = load_torch_file(source / "vocab.pkl")
         values = values if isinstance(values, dict) else vars(values)
         words, lower_case = list(values["idx2sym"]), bool(values.get("lower_case", False))
-    try:
-        return read_hugging_face(json.loads((source / "config.json").read_text()), state, words, lower_case)
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{source}: no TransfoXLLMHeadModel ({type(error).__name__}: {error})") from None
+    return read_hugging_face(json.loads((source / "config.json").read_text()), state, words, lower_case)
 
 
 # --------------------------------------------------------------------------- export
@@ -156,11 +166,8 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another one")
-    folder = resolve_checkpoint(source)
-    verify_checkpoint(folder)
-    run, vocabulary, state = (
-        read_checkpoint_file(folder, name) for name in ("run.json", "vocabulary.json", "model.pt")
-    )
+    checkpoint = read_model_checkpoint(source)
+    run, vocab, state = checkpoint.run, checkpoint.vocab, checkpoint.weights
     if form == "safetensors":
         from safetensors.torch import save_file
 
@@ -168,9 +175,8 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, target / "model.safetensors")
         described = {key: run[key] for key in ("model", "data", "train", "evaluation")}
         write_checkpoint_file(target / "config.json", described)
-        write_checkpoint_file(target / "vocabulary.json", vocabulary)
+        write_checkpoint_file(target / "vocabulary.json", vocab.to_dict())
         return [f"{len(state)} tensors", f"written: {target}"]
-    vocab = vocabulary_from_dict(vocabulary)
     external = ExternalModel(
         model=from_dict(run["model"], ModelConfig),
         state=state,

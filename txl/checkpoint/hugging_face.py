@@ -9,7 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from txl.checkpoint.reference_format import ExternalModel, external_model_config, from_reference, mapping_report
+from txl.checkpoint.reference_format import (
+    ExternalModel,
+    check_sizes,
+    external_model_config,
+    from_reference,
+    mapping_report,
+)
 from txl.config.model import Positions
 from txl.config.training import EvaluationConfig
 from txl.errors import ConfigError
@@ -40,6 +46,7 @@ def read_hugging_face(
             raise ConfigError(f"config.json: {key}={config[key]} is not supported; only {key}={value}")
     values = config | {"tie_weight": config.get("tie_word_embeddings", True)}
     model = external_model_config(values, Positions.relative, config["untie_r"])
+    check_sizes(model, config["vocab_size"], state)
     theirs: dict[str, Tensor] = {}
     report = [f"{len(state)} tensors in Hugging Face's format"]
     for name, tensor in state.items():

@@ -8,16 +8,17 @@ of clusters is the same. Of learned distances the nearest are copied. All other 
 """
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from txl.checkpoint.checkpoint_files import CheckpointError, read_checkpoint_file, verify_checkpoint
-from txl.checkpoint.resolve import resolve_checkpoint
+from txl.checkpoint.checkpoint_files import damage_reported, read_model_checkpoint, use_checkpoint
+from txl.checkpoint.find import CheckpointError, read_document
 from txl.config.compose import to_dict
 from txl.config.schema import RunConfig
-from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
+from txl.data.vocabulary import Vocabulary
 from txl.errors import shown
 from txl.model.clusters import VocabularyClusters
 from txl.model.transformer import TransformerXL
@@ -56,19 +57,20 @@ class InitFromReport:
 
 def check_init_from_source(config: RunConfig) -> None:
     """Raises CheckpointError if config.init_from names no intact checkpoint, or one of another architecture."""
-    folder = resolve_checkpoint(config.init_from or "", "init_from")
-    try:
-        verify_checkpoint(folder)
-    except CheckpointError as error:
-        raise CheckpointError(f"init_from={config.init_from}: {error}; name another checkpoint") from None
-    run, now = read_checkpoint_file(folder, "run.json"), to_dict(config)
-    there = _architecture(run["model"]) | {"data.vocab": run["data"]["vocab"]}
+    now = to_dict(config)
+    there = use_checkpoint(config.init_from or "", "init_from", _read_architecture)
     for key, value in (_architecture(now["model"]) | {"data.vocab": now["data"]["vocab"]}).items():
         if there.get(key, value) != value:
             raise CheckpointError(
                 f"init_from={config.init_from} has {key}={shown(there[key])}, this run {shown(value)}: its weights do "
                 f"not fit; set {key}={shown(there[key])}, or name another checkpoint"
             )
+
+
+def _read_architecture(folder: Path) -> dict[str, Any]:
+    run = read_document(folder, "run.json")
+    with damage_reported(folder):
+        return _architecture(run["model"]) | {"data.vocab": run["data"]["vocab"]}
 
 
 def _architecture(model: dict[str, Any]) -> dict[str, Any]:
@@ -90,11 +92,10 @@ def _architecture(model: dict[str, Any]) -> dict[str, Any]:
 
 def initialize_from_checkpoint(model: TransformerXL, vocab: Vocabulary, config: RunConfig) -> InitFromReport:
     """Copy what fits from the checkpoint that `check_init_from_source` accepted into a fresh model."""
-    folder = resolve_checkpoint(config.init_from or "", "init_from")
-    run, state = read_checkpoint_file(folder, "run.json"), read_checkpoint_file(folder, "model.pt")
-    old_vocab = vocabulary_from_dict(read_checkpoint_file(folder, "vocabulary.json"))
-    cutoffs = run["data"]["cutoffs"] if run["model"]["adaptive"] else []
-    return copy_weights_that_fit(model, vocab, state, old_vocab, cutoffs)
+    source = read_model_checkpoint(config.init_from or "", "init_from")
+    with damage_reported(source.folder):
+        cutoffs = source.run["data"]["cutoffs"] if source.run["model"]["adaptive"] else []
+        return copy_weights_that_fit(model, vocab, source.weights, source.vocab, cutoffs)
 
 
 @torch.no_grad()

@@ -163,6 +163,15 @@ def external_model_config(values: dict[str, Any], positions: Positions, untie_r:
     )
 
 
+def check_sizes(model: ModelConfig, vocab_size: Any, state: dict[str, Tensor]) -> None:
+    """Raises ValueError if the settings describe a much larger model than the weights are for."""
+    elements = sum(tensor.numel() for tensor in state.values())
+    widths = [vocab_size, model.d_model, model.d_head, model.d_inner, model.n_head, model.div_val, model.d_embed or 1]
+    fits = type(model.n_layer) is int and 0 < model.n_layer <= len(state)
+    if not fits or not all(type(width) is int and 0 < width <= max(elements, 64) for width in widths):
+        raise ValueError("its settings do not fit its weights")
+
+
 def read_reference(checkpoint: dict[str, Any]) -> ExternalModel:
     """Convert the content of the reference's checkpoint_best.pt."""
     values, args, vocab = checkpoint["model_config"], checkpoint.get("args"), checkpoint.get("vocab")
@@ -171,6 +180,7 @@ def read_reference(checkpoint: dict[str, Any]) -> ExternalModel:
     state = {name.removeprefix("module."): tensor for name, tensor in checkpoint["model_state"].items()}
     untie_r = values["attn_type"] == 0 and state["r_w_bias"].dim() == 3
     model = external_model_config(values, ATTENTION_TYPES[values["attn_type"]], untie_r)
+    check_sizes(model, values["n_token"], state)
     ours = {name: tensor.float() for name, tensor in from_reference(state, model).items()}
     vocabulary = vocab if isinstance(vocab, dict) else vars(vocab) if vocab is not None else {}
     lengths = {"mem_len": 0, "ext_len": 0, "clamp_len": -1, "same_length": False} | values

@@ -3,7 +3,14 @@
 import contextlib
 from pathlib import Path
 
-from txl.checkpoint.checkpoint_files import MANIFEST, CheckpointError
+from txl.checkpoint.find import (
+    MANIFEST,
+    CheckpointError,
+    best_checkpoint,
+    newest_intact,
+    read_pointer,
+    step_folders,
+)
 from txl.config.differences import name_points, read_flat_config
 
 RUNS = Path("runs")  # where `latest` looks
@@ -14,9 +21,9 @@ LISTED = 4  # runs that an error message names
 def resolve_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     """The checkpoint folder that `path` means.
 
-    A run folder (or its checkpoints/ folder) means the run's best checkpoint, or its last one if key="resume". So does
-    a folder with a single run below it. `RUN/best`, `RUN/last` and `RUN/step_100` mean RUN/checkpoints/best and so on.
-    `latest` means the run below runs/ that has saved last.
+    A run folder (or its checkpoints/ folder) means the run's best checkpoint, or its newest intact one if key="resume".
+    So does a folder with a single run below it. `RUN/best`, `RUN/last` and `RUN/step_100` mean RUN/checkpoints/best and
+    so on. `latest` means the run below runs/ that has saved last.
 
     Args:
         path: a run folder, a checkpoint, a folder with one run below it, or `latest`.
@@ -49,22 +56,22 @@ def resolve_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
 
 def _of_run(path: Path, key: str) -> Path | None:
     """The checkpoint that a run folder, a checkpoints/ folder or a checkpoint means."""
-    links = ("last", "best") if key == "resume" else ("best", "last")
-    for candidate in (path, *(path / folder / link for link in links for folder in ("", "checkpoints"))):
-        if (candidate / MANIFEST).exists():
-            return candidate.resolve()
-    return None
+    found = read_pointer(path)
+    find = newest_intact if key == "resume" else best_checkpoint
+    for folder in (path, path / "checkpoints"):
+        found = found or find(folder)
+    return found.resolve() if found else None
 
 
 def _runs_below(folder: Path) -> list[Path]:
     patterns = ("*/" * depth + "checkpoints" for depth in range(1, DEPTH + 1))
     found = (path.parent for pattern in patterns for path in folder.glob(pattern))
-    return sorted(run for run in found if any(run.glob(f"checkpoints/step_*/{MANIFEST}")))
+    return sorted(run for run in found if step_folders(run / "checkpoints"))
 
 
 def _saved(run: Path) -> float:
     """When the run saved last."""
-    return max(manifest.stat().st_mtime for manifest in run.glob(f"checkpoints/step_*/{MANIFEST}"))
+    return max((folder / MANIFEST).stat().st_mtime for folder in step_folders(run / "checkpoints"))
 
 
 def _described(runs: list[Path]) -> str:

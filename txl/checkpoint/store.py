@@ -1,13 +1,9 @@
-"""The checkpoints of one run: written under another name, flushed, renamed; checked before they are used.
+"""The checkpoints of one run: written under another name, flushed, renamed; damaged ones are never counted.
 
-    checkpoints/step_600/   one checkpoint (its files: checkpoint_files.py)
-    checkpoints/last, best  links to step folders
-    checkpoints/set_aside/  checkpoints that are later than the one from which the run went on; the run replaces them
-
-A folder that was not renamed yet is not a checkpoint. A checkpoint that is damaged is reported and passed over; the run
-goes on from the one before it.
+At every instant an intact checkpoint can be found (find.py), once the first one was saved.
 """
 
+import contextlib
 import logging
 import os
 import shutil
@@ -15,14 +11,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from txl.checkpoint.checkpoint_files import (
+from txl.checkpoint.checkpoint_files import publish_checkpoint, sync_folder, write_checkpoint_file
+from txl.checkpoint.find import (
     MANIFEST,
+    SET_ASIDE,
     CheckpointError,
     is_intact,
-    publish_checkpoint,
-    sync_folder,
+    read_pointer,
+    step_folders,
+    step_of,
     verify_checkpoint,
-    write_checkpoint_file,
 )
 from txl.system.distributed import barrier, gather_objects
 from txl.system.world import World
@@ -36,9 +34,13 @@ class Checkpoints:
 
     folder: Path
     world: World
-    keep: int = 2  # how many of the latest checkpoints stay; the best one stays too
+    keep: int = 2  # how many of the latest intact checkpoints stay; the best one stays too
     save_all: bool = False  # delete none
     _written: int | None = None  # the latest step that this process wrote
+
+    def of_step(self, step: int) -> Path:
+        """The folder of a step's checkpoint."""
+        return self.folder / f"step_{step}"
 
     def save(
         self,
@@ -59,102 +61,177 @@ class Checkpoints:
 
         Returns:
             The checkpoint's folder.
+
+        Raises:
+            CheckpointError: a file cannot be written, for instance because the disk is full.
         """
-        final, partial = self.folder / f"step_{step}", self.folder / f".step_{step}.partial"
+        final, partial = self.of_step(step), self.folder / f".step_{step}.partial"
         is_main = self.world.is_main
-        if step != self._written:  # a folder that another process wrote may be damaged: write it again
+        try:
+            if step != self._written:  # a folder that another process wrote may be damaged: write it again
+                if is_main:
+                    shutil.rmtree(partial, ignore_errors=True)
+                    partial.mkdir(parents=True)
+                barrier()
+                files: dict[str, Any] = {f"rank_{self.world.rank}.pt": shard}
+                if is_main:
+                    files |= {f"{stem}.pt": value for stem, value in shared.items()} | documents
+                entries = {name: write_checkpoint_file(partial / name, value) for name, value in files.items()}
+                all_entries = gather_objects(entries)
+                if is_main:
+                    merged = {name: entry for part in all_entries for name, entry in part.items()}
+                    manifest = {"step": step, "world_size": self.world.world_size, "files": merged}
+                    write_checkpoint_file(partial / MANIFEST, manifest)
+                    self._publish(partial, final)
+                self._written = step
             if is_main:
-                shutil.rmtree(partial, ignore_errors=True)
-                partial.mkdir(parents=True)
-            barrier()
-            files: dict[str, Any] = {f"rank_{self.world.rank}.pt": shard}
-            if is_main:
-                files |= {f"{stem}.pt": value for stem, value in shared.items()} | documents
-            entries = {name: write_checkpoint_file(partial / name, value) for name, value in files.items()}
-            all_entries = gather_objects(entries)
-            if is_main:
-                merged = {name: entry for part in all_entries for name, entry in part.items()}
-                manifest = {"step": step, "world_size": self.world.world_size, "files": merged}
-                write_checkpoint_file(partial / MANIFEST, manifest)
-                replaced = _set_aside(final)
-                publish_checkpoint(partial, final)
-                shutil.rmtree(replaced, ignore_errors=True)
-            self._written = step
-        if is_main:
-            _set_link(self.folder / "last", final)
-            if best:
-                _set_link(self.folder / "best", final)
-            self._prune()
+                self._point("last", final)
+                if best:
+                    self._point("best", final)
+                self._prune()
+        except OSError as error:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise CheckpointError(
+                f"checkpoint {final} cannot be written: {error.strerror or error}; the checkpoint before it is intact: "
+                "make room or mend the disk, then continue with resume=auto"
+            ) from None
         barrier()
         return final
 
-    def steps(self) -> list[Path]:
-        """The folders of finished checkpoints, newest first."""
-        found = [path for path in self.folder.glob("step_*") if (path / MANIFEST).exists()]
-        return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
+    def rewind(self, step: int, best_step: int, resumed: Path | None = None) -> bool:
+        """Prepare the folder for a run that goes on from `step` (0: from the beginning). This is a collective call.
 
-    def newest(self) -> Path | None:
-        """The newest checkpoint that is intact, or None. Logs a warning for every damaged one."""
-        for path in self.steps():
-            try:
-                verify_checkpoint(path)
-                return path
-            except CheckpointError as error:
-                log.warning("%s; trying the checkpoint before it", error)
-        return None
+        Checkpoints of later steps are damaged, or belong to a run that is not continued: they are set aside. So are
+        damaged checkpoints that `keep` would count. best and last are set to checkpoints that remain.
 
-    def rewind(self, step: int, best_step: int) -> bool:
-        """Prepare the folder for a run that goes on from `step`. This is a collective call.
-
-        Checkpoints of later steps are damaged, or belong to a run that is not continued: they are set aside. The links
-        are set to the checkpoints that remain.
+        Args:
+            step: the step to go on from.
+            best_step: the step with the lowest validation loss so far, according to the checkpoint.
+            resumed: the checkpoint that the run goes on from, if there is one. It may have been set aside, or be in
+                another folder; it becomes a checkpoint of this run.
 
         Returns:
             Whether the checkpoint of `best_step` is there and intact; the same on every rank.
         """
-        best, found = self.folder / f"step_{best_step}", False
-        if self.world.is_main and self.folder.exists():
-            for path in self.folder.glob("step_*"):
-                if int(path.name.removeprefix("step_")) > step:
+        barrier()  # the other ranks have read the checkpoint, which may be renamed now
+        found = False
+        if self.world.is_main and (self.folder.is_dir() or resumed is not None):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for path in step_folders(self.folder):
+                if step_of(path) > step:
                     log.warning("%s is later than step %d, from which this run goes on: set aside", path, step)
-                    _set_aside(path)
+                    self._set_aside(path)
+            last, best = self.of_step(step), self.of_step(best_step)
+            if resumed is not None and resumed.resolve() != last.resolve():
+                self._adopt(resumed, last)
+            self._set_damaged_aside(step)
             found = is_intact(best)
-            last = self.folder / f"step_{step}"
-            for link, target, there in (("last", last, last.exists()), ("best", best, found)):
+            for name, target, there in (("last", last, last.exists()), ("best", best, found)):
                 if there:
-                    _set_link(self.folder / link, target)
+                    self._point(name, target)
                 else:
-                    (self.folder / link).unlink(missing_ok=True)
+                    self._remove_pointer(name)
         return bool(gather_objects(found)[0])
 
-    def _prune(self) -> None:
-        """Delete all checkpoints but the latest `keep` and the best one, and unfinished folders of earlier attempts."""
-        if self.save_all:
+    # ------------------------------------------------------------------ on rank 0
+
+    def _publish(self, partial: Path, final: Path) -> None:
+        """Rename `partial` to `final`. A checkpoint that is there already can be found until it is replaced."""
+        replaced = self.folder / f".{final.name}.replaced"
+        if final.exists():
+            shutil.rmtree(replaced, ignore_errors=True)
+            os.rename(final, replaced)
+        publish_checkpoint(partial, final)
+        shutil.rmtree(replaced, ignore_errors=True)
+        for path in (self.folder / SET_ASIDE).glob(f"{final.name}*"):  # an earlier attempt at this step
+            if path.name == final.name or path.name.startswith(f"{final.name}."):
+                _remove(path)
+
+    def _adopt(self, resumed: Path, final: Path) -> None:
+        """Make a checkpoint from elsewhere a checkpoint of this run, unless the run has its own of that step."""
+        if is_intact(final):
             return
-        best = self.folder / "best"
-        kept = {path.name for path in self.steps()[: max(1, self.keep)]}
-        kept |= {os.readlink(best)} if best.is_symlink() else set()
-        for path in self.steps():
-            if path.name not in kept:
-                shutil.rmtree(path)
-        for stale in self.folder.glob(".step_*.partial"):
-            shutil.rmtree(stale, ignore_errors=True)
+        self._set_aside(final)
+        if resumed.parent.name == SET_ASIDE or resumed.name == f".{final.name}.replaced":
+            os.rename(resumed, final)
+            return
+        partial = self.folder / f".{final.name}.partial"
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.copytree(resumed, partial, copy_function=_link_or_copy)
+        publish_checkpoint(partial, final)
 
-
-def _set_aside(folder: Path) -> Path:
-    """Move a step folder, if it exists, to set_aside/ beside it. Returns its path there."""
-    aside = folder.parent / "set_aside" / folder.name
-    if folder.exists():
-        shutil.rmtree(aside, ignore_errors=True)
+    def _set_aside(self, path: Path) -> None:
+        """Move a folder, if it exists, to set_aside/ under a name that is free there."""
+        if not path.exists() and not path.is_symlink():
+            return
+        aside = self.folder / SET_ASIDE / path.name
         aside.parent.mkdir(exist_ok=True)
-        os.rename(folder, aside)
-    return aside
+        number = 2
+        while aside.exists():
+            aside = aside.with_name(f"{path.name}.{number}")
+            number += 1
+        os.rename(path, aside)
+
+    def _set_damaged_aside(self, step: int) -> None:
+        """Set damaged checkpoints before `step` aside, as far as they would be counted by `keep`."""
+        intact = 1  # the one that the run goes on from
+        for path in [] if self.save_all else step_folders(self.folder):
+            if step_of(path) < step and intact < self.keep:
+                try:
+                    verify_checkpoint(path)
+                    intact += 1
+                except CheckpointError as error:
+                    log.warning("%s: set aside", error)
+                    self._set_aside(path)
+
+    def _prune(self) -> None:
+        """Delete all checkpoints but the latest `keep` and the best one, and what earlier attempts left unfinished."""
+        if not self.save_all:
+            best = read_pointer(self.folder / "best")
+            kept = {path.name for path in step_folders(self.folder)[: max(1, self.keep)]}
+            kept |= {best.resolve().name} if best else set()
+            for path in step_folders(self.folder):
+                if path.name not in kept:
+                    _remove(path)
+        for pattern in (".step_*.partial", ".step_*.removed"):
+            for stale in self.folder.glob(pattern):
+                shutil.rmtree(stale, ignore_errors=True)
+
+    def _point(self, name: str, target: Path) -> None:
+        """Make best or last name a checkpoint, in one step: as a link, or as a text file if links cannot be made."""
+        pointer, fresh = self.folder / name, self.folder / f".{name}.new"
+        if pointer.is_dir() and not pointer.is_symlink():  # the copy of a run whose links were followed
+            self._set_aside(pointer)
+        fresh.unlink(missing_ok=True)
+        try:
+            fresh.symlink_to(target.name)
+        except OSError:
+            fresh.write_text(f"{target.name}\n")
+        os.replace(fresh, pointer)
+        sync_folder(self.folder)
+
+    def _remove_pointer(self, name: str) -> None:
+        pointer = self.folder / name
+        if pointer.is_dir() and not pointer.is_symlink():
+            self._set_aside(pointer)
+        else:
+            pointer.unlink(missing_ok=True)
 
 
-def _set_link(link: Path, target: Path) -> None:
-    """Make `link` name another folder beside it, in one step that cannot be interrupted halfway."""
-    fresh = link.with_name(f".{link.name}.new")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target.name)
-    os.replace(fresh, link)
-    sync_folder(link.parent)
+def _link_or_copy(source: str, target: str) -> None:
+    """Files of checkpoints are never changed, so that two checkpoints can share them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _remove(path: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a half-deleted one is not taken for a damaged one."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    removed = path.with_name(f".{path.name}.removed")
+    with contextlib.suppress(OSError):
+        os.rename(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)

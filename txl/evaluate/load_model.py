@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import torch
 import yaml
 
-from txl.checkpoint.checkpoint_files import read_checkpoint_file, verify_checkpoint
+from txl.checkpoint.checkpoint_files import damage_reported, read_checkpoint_file, read_model_checkpoint
+from txl.checkpoint.find import CheckpointError
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.weights import load_weights, read_weights
 from txl.config.compose import from_dict
@@ -66,18 +67,21 @@ def load_trained_model(
     if config_file is None and is_exported(Path(checkpoint)):
         checkpoint, config_file = f"{checkpoint}/{EXPORTED_WEIGHTS}", f"{checkpoint}/{EXPORTED_CONFIG}"
     if config_file is None:
-        folder = resolve_checkpoint(checkpoint)
-        verify_checkpoint(folder)
-        run, state = read_checkpoint_file(folder, "run.json"), read_checkpoint_file(folder, "model.pt")
-        vocab = vocabulary_from_dict(read_checkpoint_file(folder, "vocabulary.json"))
+        found = read_model_checkpoint(checkpoint)
+        run, folder, state, vocab = found.run, found.folder, found.weights, found.vocab
     else:
         run, folder = read_model_description(config_file), Path(checkpoint)
         folder = resolve_checkpoint(folder) if folder.is_dir() else folder
         state, vocab = read_weights(folder), None
         for place in (folder if folder.is_dir() else folder.parent, Path(config_file).parent):
             if vocab is None and (place / "vocabulary.json").exists():
-                vocab = vocabulary_from_dict(read_checkpoint_file(place, "vocabulary.json"))
-    config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
+                with damage_reported(place):
+                    vocab = vocabulary_from_dict(read_checkpoint_file(place, "vocabulary.json"))
+    try:
+        config, data = from_dict(run["model"], ModelConfig), from_dict(run["data"], DataConfig)
+        check_architecture(config, data)
+    except ConfigError as error:
+        raise CheckpointError(f"checkpoint={folder} has an unusable run.json: {error}") from None
     data.path = data_path or data.path
     vocab = vocab or open_corpus(data).vocab
     vocab.typed_text = data.typed_text

@@ -1,13 +1,15 @@
 """Which checkpoint a run continues from, and whether it may."""
 
-import json
 from pathlib import Path
 
+from txl.checkpoint.find import CheckpointError, newest_intact, read_document, step_folders, verify_checkpoint
+from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.compose import to_dict
 from txl.config.resume_changes import resume_differences
 from txl.config.scheduler import SchedulerName
-from txl.config.schema import RunConfig
+from txl.config.schema import RunConfig, Then
 from txl.errors import ConfigError
+from txl.files import read_json
 
 
 def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -> tuple[str | None, bool]:
@@ -30,14 +32,8 @@ def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -
             check_not_begun(run_dir)
         check_init_from(config)
         return None, False
-    # These import torch, which takes seconds: mistakes in a fresh run are reported without it.
-    from txl.checkpoint.checkpoint_files import verify_checkpoint
-    from txl.checkpoint.resolve import resolve_checkpoint
-    from txl.checkpoint.store import Checkpoints
-    from txl.system.world import World
-
     if resume == "auto":
-        found = Checkpoints(run_dir / "checkpoints", World()).newest()
+        found = newest_intact(run_dir / "checkpoints")
         if found is None:
             check_init_from(config)
             return None, False
@@ -70,7 +66,11 @@ def check_resume(config: RunConfig, checkpoint: Path) -> None:
     """Raises ConfigError unless the checkpoint's run computes the same mathematics."""
     if not (checkpoint / "state.json").exists():
         raise ConfigError(f"resume={config.resume} holds weights alone, no training state to continue from")
-    differences = resume_differences(json.loads((checkpoint / "run.json").read_text()), to_dict(config))
+    saved = read_document(checkpoint, "run.json")
+    try:
+        differences = resume_differences(saved, to_dict(config))
+    except (LookupError, TypeError, AttributeError):
+        raise CheckpointError(f"checkpoint {checkpoint} is damaged: run.json is no configuration of a run") from None
     if differences:
         raise ConfigError(
             f"resume={config.resume}: {'; '.join(differences)}: a resumed run may not change the mathematics; "
@@ -79,9 +79,15 @@ def check_resume(config: RunConfig, checkpoint: Path) -> None:
 
 
 def is_finished(config: RunConfig, run_dir: Path, checkpoint: Path) -> bool:
-    """Whether the checkpoint is at the run's last step, and the run has written its summary."""
-    step = json.loads((checkpoint / "state.json").read_text())["step"]
-    return step >= config.train.max_step and (run_dir / "summary.json").exists()
+    """Whether the checkpoint is at the run's last step, and summary.json holds the results of that step.
+
+    The summary of a run that was shorter, or had no `then` or `sample_tokens`, is not the one that is asked for.
+    """
+    step, summary = read_document(checkpoint, "state.json").get("step"), read_json(run_dir / "summary.json")
+    if not isinstance(step, int) or step < config.train.max_step or not isinstance(summary, dict):
+        return False
+    evaluated = config.then is not Then.evaluate or "evaluation" in summary
+    return summary.get("steps") == step and evaluated and (not config.sample_tokens or "sample" in summary)
 
 
 def finished_message(config: RunConfig, run_dir: Path | str) -> str:
@@ -93,6 +99,5 @@ def finished_message(config: RunConfig, run_dir: Path | str) -> str:
 
 
 def newest_checkpoint(run_dir: Path) -> Path | None:
-    """The newest checkpoint by name. It is not read, so that no torch is needed; ranks verify what they load."""
-    found = [path.parent for path in run_dir.glob("checkpoints/step_*/manifest.json")]
-    return max(found, key=lambda path: int(path.name.removeprefix("step_")), default=None)
+    """The newest checkpoint by name. It is not read, which could take long; ranks verify what they load."""
+    return next(iter(step_folders(run_dir / "checkpoints")), None)

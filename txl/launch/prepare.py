@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO
 
+from txl.checkpoint.find import MANIFEST, read_document
 from txl.config.schema import BenchmarkConfig, RunConfig, Then
 from txl.data.batches import check_split_fills_segment
 from txl.data.corpus import Corpus, open_corpus
@@ -135,9 +136,9 @@ def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
 
 def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:
     """Raises ConfigError if the checkpoint was trained on another text or vocabulary."""
-    saved = json.loads((Path(checkpoint) / "state.json").read_text())
+    saved = read_document(Path(checkpoint), "state.json")
     for what, now in (("vocabulary", corpus.vocab.fingerprint), ("data", corpus.fingerprint)):
-        if saved[what] != now:
+        if saved.get(what) != now:
             raise ConfigError(
                 f"resume={config.resume}: was trained on another {what} than data={corpus.name} has now; point data.* "
                 "at the same files, or start a new run (another run_dir or name)"
@@ -167,7 +168,7 @@ def check_splits(config: RunConfig, corpus: Corpus) -> None:
 def log_continuation(checkpoint: str, world_size: int) -> None:
     """Say where the run continues, and whether the number of processes changed."""
     log.info("going on from %s", checkpoint)
-    before = json.loads((Path(checkpoint) / "manifest.json").read_text())["world_size"]
+    before = read_document(Path(checkpoint), MANIFEST).get("world_size")
     if before != world_size:
         message = "%d processes instead of %d: memories are dealt out again, but dropout draws other numbers"
         log.warning(message, world_size, before)

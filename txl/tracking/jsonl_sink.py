@@ -21,8 +21,9 @@ class JsonlSink:
         self._file: IO[str] | None = None
 
     def rewind(self, step: int) -> None:
-        """See Sink. Other kinds of lines than those of Sink.log are kept."""
+        """See Sink. Other kinds of lines than those of Sink.log are kept. The summary of an earlier end is removed."""
         self.close(0)
+        (self._folder / "summary.json").unlink(missing_ok=True)
         path = self._folder / "metrics.jsonl"
         drop_later_lines(path, step, _is_kept)
         self._file = open(path, "a", encoding="utf-8")  # noqa: SIM115 (closed by close)

@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 
-from txl.checkpoint.checkpoint_files import MANIFEST, read_checkpoint_file, read_memory_columns
+from txl.checkpoint.checkpoint_files import damage_reported, read_checkpoint_file, read_memory_columns
+from txl.checkpoint.find import MANIFEST, read_document
 from txl.checkpoint.store import Checkpoints
+from txl.checkpoint.weights import load_weights
 from txl.config.compose import to_dict
 from txl.config.geometry import valid_geometry
 from txl.config.schema import RunConfig
@@ -68,6 +70,7 @@ class Trainer:
         self.checkpoints = Checkpoints(
             self.run_dir / "checkpoints", world, config.checkpoint.keep, config.checkpoint.save_all
         )
+        self.restored = False  # from a checkpoint
         self.clock = PausableClock()
         self.counted = self.logged = self.clock.now()  # when train_seconds, and the log, were last brought up to date
         self.logged_step = 0
@@ -237,16 +240,21 @@ class Trainer:
 
     def restore(self, folder: Path) -> None:
         """Continue where a checkpoint was written. Its files and its configuration have been checked already."""
-        manifest, step = read_checkpoint_file(folder, MANIFEST), self.optimizer_step
-        saved = read_checkpoint_file(folder, "state.json")
+        with damage_reported(folder):
+            self._restore_from(folder)
+        if not self.checkpoints.rewind(self.state.step, self.state.best_step, folder):
+            self.state.best_valid_loss, self.state.best_step = math.inf, 0  # the best checkpoint is lost
+        self.restored = True
+
+    def _restore_from(self, folder: Path) -> None:
+        manifest, step = read_document(folder, MANIFEST), self.optimizer_step
+        saved = read_document(folder, "state.json")
         del saved["data"], saved["vocabulary"]
-        step.model.load_state_dict(read_checkpoint_file(folder, "model.pt", self.device))
+        load_weights(step.model, read_checkpoint_file(folder, "model.pt", self.device), str(folder))
         step.optimizer.load_state_dict(read_checkpoint_file(folder, "optimizer.pt", self.device))
         self.stream.load_state_dict(saved.pop("stream"))
         step.scaler.load_state_dict(saved.pop("scaler"))
         self.state = TrainState.from_dict(saved)
-        if not self.checkpoints.rewind(self.state.step, self.state.best_step):
-            self.state.best_valid_loss, self.state.best_step = math.inf, 0  # the best checkpoint is lost
         step.mems.load_tensor(read_memory_columns(folder, self.columns))
         if manifest["world_size"] == self.world.world_size:
             shard = read_checkpoint_file(folder, f"rank_{self.world.rank}.pt", self.device)
@@ -256,6 +264,8 @@ class Trainer:
     # ------------------------------------------------------------------ beginning and end
 
     def _start(self) -> None:
+        if not self.restored and not self.config.debug:
+            self.checkpoints.rewind(0, 0)  # what lies there is damaged, or belongs to another run
         self.tracker.rewind(self.state.step)
         self.requests.listen(self.state.step)
         self.model.train()
@@ -284,7 +294,7 @@ class Trainer:
         if stop := self.requests.stop_signal_of_any_rank():
             return self._stop_early(stop)  # it came with the last step, or during the validation
         if state.best_step and not config.debug:
-            best = (self.checkpoints.folder / "best").resolve()
+            best = self.checkpoints.of_step(state.best_step)
             self.model.load_state_dict(read_checkpoint_file(best, "model.pt", self.device))
         values = {
             "steps": state.step,

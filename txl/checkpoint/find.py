@@ -1,0 +1,155 @@
+"""Find and check checkpoints. Importing this does not import torch.
+
+    checkpoints/step_600/             one checkpoint (its files: checkpoint_files.py)
+    checkpoints/best, last            name step folders: links, or text files if the file system has no links
+    checkpoints/set_aside/            checkpoints of steps that the run went back before, and damaged ones
+    checkpoints/.step_600.replaced/   the checkpoint of a step while it is saved a second time
+
+Only folders called step_<digits> are checkpoints of the run; whatever else lies beside them is left alone. Nothing
+depends on best and last: without them the newest checkpoint says which one is the best.
+"""
+
+import json
+import logging
+import re
+from pathlib import Path
+from typing import Any
+
+from txl.errors import ConfigError
+from txl.files import sha256_of_file
+
+log = logging.getLogger(__name__)
+
+MANIFEST = "manifest.json"
+SET_ASIDE = "set_aside"
+
+_STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
+_REPLACED = re.compile(r"\.step_(0|[1-9][0-9]{0,17})\.replaced")
+_ASIDE = re.compile(r"step_(0|[1-9][0-9]{0,17})(?:\.[0-9]+)?")
+_FILE_NAME = re.compile(r"\w[\w.-]*")
+
+
+class CheckpointError(ConfigError):
+    """A checkpoint that is missing, damaged, or written for another model."""
+
+
+# --------------------------------------------------------------------------- one checkpoint
+
+
+def read_document(folder: Path, name: str) -> dict[str, Any]:
+    """The content of a JSON file of a checkpoint. Raises CheckpointError if it is no JSON object."""
+    path = folder / name
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {folder} has no {name}; use another checkpoint")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).partition("\n")[0][:100]
+        raise CheckpointError(f"checkpoint {folder} is damaged: unreadable {name} ({reason})") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"checkpoint {folder} is damaged: {name} is no JSON object")
+    return value
+
+
+def verify_checkpoint(folder: Path) -> dict[str, Any]:
+    """Check that every file of a checkpoint has the size and the checksum that the manifest names.
+
+    Returns the manifest. Raises CheckpointError with the name of the first file that is missing or differs.
+    """
+    manifest = read_document(folder, MANIFEST)
+    files = manifest.get("files")
+    described = isinstance(files, dict) and all(
+        isinstance(name, str) and _FILE_NAME.fullmatch(name) and isinstance(entry, dict)
+        for name, entry in files.items()
+    )
+    if not isinstance(files, dict) or not described:
+        raise CheckpointError(f"checkpoint {folder} is damaged: {MANIFEST} lists no files")
+    for name, entry in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} is missing")
+        try:
+            same = path.stat().st_size == entry.get("bytes") and sha256_of_file(path) == entry.get("sha256")
+        except OSError as error:
+            raise CheckpointError(f"checkpoint {folder} cannot be read: {name}: {error.strerror}") from None
+        if not same:
+            raise CheckpointError(f"checkpoint {folder} is damaged: {name} differs from its entry in {MANIFEST}")
+    return manifest
+
+
+def is_intact(folder: Path) -> bool:
+    """Whether `verify_checkpoint` accepts the folder."""
+    try:
+        verify_checkpoint(folder)
+    except CheckpointError:
+        return False
+    return True
+
+
+# --------------------------------------------------------------------------- the checkpoints of a run
+
+
+def step_of(folder: Path) -> int:
+    """The step of a folder that `step_folders` or `newest_intact` found."""
+    match = re.search(r"step_([0-9]+)", folder.name)
+    assert match is not None, folder
+    return int(match[1])
+
+
+def step_folders(checkpoints: Path) -> list[Path]:
+    """The step folders in a checkpoints/ folder that are finished, newest first. They may be damaged."""
+    return _matching(checkpoints, _STEP)
+
+
+def newest_intact(checkpoints: Path) -> Path | None:
+    """The newest intact checkpoint in a checkpoints/ folder, or None. Logs a warning for every damaged one.
+
+    A checkpoint of the run itself comes before those that were set aside. The latter are used only if nothing else
+    is left.
+    """
+    own = [*step_folders(checkpoints), *_matching(checkpoints, _REPLACED)]
+    own.sort(key=step_of, reverse=True)  # stable: the replaced one of a step comes after the other
+    for folder in [*own, *_matching(checkpoints / SET_ASIDE, _ASIDE)]:
+        try:
+            verify_checkpoint(folder)
+        except CheckpointError as error:
+            log.warning("%s; trying the checkpoint before it", error)
+            continue
+        if folder.parent.name == SET_ASIDE:
+            log.warning("%s was set aside; no other checkpoint is intact", folder)
+        return folder
+    return None
+
+
+def best_checkpoint(checkpoints: Path) -> Path | None:
+    """The checkpoint with the lowest validation loss; without validations the newest one; None if there is none."""
+    if found := read_pointer(checkpoints / "best"):
+        return found
+    finished = step_folders(checkpoints)
+    for newest in finished[:1]:
+        try:
+            best = checkpoints / f"step_{read_document(newest, 'state.json').get('best_step')}"
+        except CheckpointError:
+            break
+        if best in finished:
+            return best
+    return finished[0] if finished else read_pointer(checkpoints / "last")
+
+
+def read_pointer(path: Path) -> Path | None:
+    """The finished checkpoint that `path` is, links to, or names as a text file; None if there is none."""
+    try:
+        if path.is_file() and path.stat().st_size < 100 and _STEP.fullmatch(name := path.read_text().strip()):
+            path = path.parent / name
+        return path if (path / MANIFEST).is_file() else None
+    except (OSError, UnicodeDecodeError):
+        return None
+
+
+def _matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:
+    """The finished checkpoints in a folder whose names match, those of later steps first."""
+    try:
+        found = [path for path in folder.iterdir() if pattern.fullmatch(path.name) and (path / MANIFEST).is_file()]
+    except OSError:
+        return []
+    return sorted(found, key=step_of, reverse=True)
