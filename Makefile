@@ -20,7 +20,7 @@ demo: $(VENV)/.installed ## train, evaluate and sample a small model: no downloa
 install: $(VENV)/.installed ## the environment in .venv
 
 test: lint ## lint, then the fast tests
-	$(BIN)/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(BIN)/python -m pytest -q -n $(WORKERS) --no-loadscope-reorder
 
 test-slow: $(VENV)/.installed-test ## the tests that take minutes
 	$(BIN)/python -m pytest -q -m slow
@@ -29,7 +29,7 @@ test-floors: ## the fast tests with the lowest versions that setup.cfg allows, i
 	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
 	$(FLOORS)/bin/python tests/floors.py > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pip install --disable-pip-version-check -c $(FLOORS)/floors.txt $(PIP_ARGS) -e .[test]
-	$(FLOORS)/bin/python -m pytest -q -n $(WORKERS) --dist loadgroup --no-loadscope-reorder
+	$(FLOORS)/bin/python -m pytest -q -n $(WORKERS) --no-loadscope-reorder
 
 faults: $(VENV)/.installed-test ## everything that can go wrong under SLURM, on a private cluster: docs/results/faults.md
 	TXL_REQUIRE_SLURM=1 TXL_FAULTS_TABLE=docs/results/faults.md $(BIN)/python -m pytest -q -m "slow or not slow" \

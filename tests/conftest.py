@@ -15,17 +15,27 @@ assert "torch" not in sys.modules, "torch reads OMP_NUM_THREADS when it is impor
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Group the tests for the workers of pytest-xdist (`make test`): one worker runs a group, in its order.
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    """How `make test` shares the tests among its workers: a module goes to one worker, as its tests share fixtures.
 
-    All tests on the SLURM cluster are one group, because they share the cluster. Every other module is a group, because
-    its tests share fixtures.
+    All of tests/launch goes to one worker, because those tests share a SLURM cluster. (`--dist loadgroup` would say
+    the same, but pytest-xdist 3.8 does not see the groups with pytest 9.2.)
     """
-    for item in items:
-        group = "slurm" if "cluster" in item.fixturenames else item.nodeid.partition("::")[0]
-        item.add_marker(pytest.mark.xdist_group(group))
-    if "PYTEST_XDIST_WORKER" in os.environ:  # the longest groups first; the short ones fill the time that is left
-        items.sort(key=lambda item: ("cluster" not in item.fixturenames, "train" not in item.path.parts))
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByModule(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return "launch" if module.startswith("tests/launch/") else module
+
+    return ByModule(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Workers begin with the longest tests: the cluster's, which wait most of the time, beside those of training."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items.sort(key=lambda item: ("launch" not in item.path.parts, "train" not in item.path.parts))
 
 
 @pytest.fixture(autouse=True)

@@ -118,6 +118,7 @@ def test_hugging_face_models_have_the_same_losses(path, tmp_path):
         torch.testing.assert_close(ours.flatten().sort().values, expected.sort().values, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's, of pickles that torch did not write
 def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     case, _, weights = golden(GOLDEN / "base_like.json")
     source = reference_file(tmp_path / "c.pt", case, weights, optimizer_state=Malicious(tmp_path / "executed"))
@@ -129,6 +130,7 @@ def test_a_malicious_pickle_is_refused_and_not_executed(tmp_path):
     assert not (tmp_path / "executed").exists() and not (tmp_path / "ours").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")  # torch's, of pickles that torch did not write
 @pytest.mark.parametrize(
     "content, message",
     [

@@ -59,6 +59,7 @@ def test_other_precisions_stay_with_torch(onednn, dtype):
     assert type(linear(x, torch.randn(4, 6, dtype=dtype)).grad_fn).__name__ != "_OneDnnLinearBackward"
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # TorchScript stays as a runtime
 def test_autocast_and_traced_programs_stay_with_torch(onednn):
     layer, x = Linear(6, 4), torch.randn(3, 6)
     with torch.autocast("cpu", torch.bfloat16):

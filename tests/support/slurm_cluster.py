@@ -23,6 +23,7 @@ CONFIGURATION = """
 ClusterName=mini
 SlurmctldHost={host}(127.0.0.1)
 SlurmctldPort={port}
+FirstJobId={first_job}
 SlurmUser={user}
 SlurmdUser={user}
 AuthType=auth/munge
@@ -100,6 +101,8 @@ class Cluster:
             user=getpass.getuser(),
             folder=folder,
             port=port,
+            # The port of a job's rank 0 is 20000 + its number: jobs of another cluster on this machine use others.
+            first_job=port - 20000 + 100,
             first=port + 1,
             last=port + nodes,
             nodes=nodes,

@@ -183,7 +183,11 @@ def wait_until(condition, what: str, seconds: float = 90) -> None:
 
 def wait_for_step(run_dir: Path, step: int) -> None:
     file = run_dir / "metrics.jsonl"
-    wait_until(lambda: file.exists() and len(metrics(run_dir)) >= step, f"step {step} in {run_dir}")
+    try:
+        wait_until(lambda: file.exists() and len(metrics(run_dir)) >= step, f"step {step} in {run_dir}")
+    except AssertionError as error:
+        logs = [f"{path}:\n{path.read_text()[-2000:]}" for path in sorted(run_dir.glob("slurm/*_log.out"))]
+        raise AssertionError("\n".join([str(error), *logs])) from None
 
 
 def attempts(run_dir: Path) -> list[dict]:
