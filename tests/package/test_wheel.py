@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import venv
 from pathlib import Path
 
@@ -115,6 +116,24 @@ def test_txl_evaluates_generates_and_reports(trained, python):
     assert "the cat" in said
     assert "run" in run([txl, "report", str(trained)], trained)
     assert "20" in run([txl, "status", str(trained)], trained)
+
+
+def test_python_scores_and_generates(trained, python):
+    program = """
+        import sys, json, txl
+        loaded_early = "torch" in sys.modules
+        model = txl.load("run", device="cpu")
+        texts = ["the cat sat on the mat", "the dog sat on the mat"]
+        one, many = model.score(texts[0]), model.score(texts)
+        pieces = list(model.generate("the cat", max_tokens=5, seed=1, stream=True))
+        whole = model.generate("the cat", max_tokens=5, seed=1)
+        print(json.dumps([loaded_early, one.nats, [score.nats for score in many], "".join(pieces), str(whole)]))
+    """
+    said = run([python, "-c", textwrap.dedent(program)], trained.parent)
+    loaded_early, one, many, streamed, whole = json.loads(said.splitlines()[-1])
+    assert not loaded_early
+    assert one > 0 and many[0] == pytest.approx(one, rel=1e-5) and len(many) == 2
+    assert streamed == whole and whole.startswith("the cat")
 
 
 def test_sweeps_as_a_job_array_are_in_the_wheel(python, elsewhere):
