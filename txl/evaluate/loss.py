@@ -88,6 +88,13 @@ class LossSum:
         self.total = self.total + nats
         self.tokens += target.numel()
 
+    def sum_over_ranks(self, device: torch.device) -> tuple[float, int]:
+        """Nats and tokens of all ranks together. Collective; `flush` comes before."""
+        sums = torch.tensor([0.0, self.tokens], dtype=torch.float64, device=device)
+        sums[0] += self.total
+        nats, tokens = sum_over_ranks(sums).tolist()
+        return nats, int(tokens)
+
 
 class SegmentProgress:
     """Reports on an evaluation after every `interval` segments.
@@ -205,10 +212,8 @@ def evaluate_stream(
     with autocast(precision, device):
         losses.flush()
     model.train(training)
-    total = torch.tensor([0.0, losses.tokens], dtype=torch.float64, device=device)
-    total[0] += losses.total
-    nats, tokens = sum_over_ranks(total).tolist()
-    return EvaluationResult(nats / tokens, int(tokens), time.perf_counter() - started, geometry, batch_size)
+    nats, tokens = losses.sum_over_ranks(device)
+    return EvaluationResult(nats / tokens, tokens, time.perf_counter() - started, geometry, batch_size)
 
 
 def evaluation_stream(corpus: Corpus, split: str, geometry: Geometry, batch_size: int, world: World) -> TokenStream:

@@ -101,6 +101,7 @@ class _SparseLookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_vectors: Tensor | None, grad_view: Tensor | None) -> tuple[None, Tensor | None]:
+        """The gradient of the table: sparse if only vectors were read, else added into that of the view."""
         if grad_vectors is None:
             return None, grad_view
         ids, rows = ctx.ids.flatten(), grad_vectors.flatten(0, -2)

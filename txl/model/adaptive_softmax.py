@@ -201,6 +201,18 @@ class _TotalLoss(torch.autograd.Function):
     def forward(
         ctx: Any, clusters: list[list[ColumnBlock]], targets: list[Tensor], scale: float, *tensors: Tensor
     ) -> tuple[Tensor, Tensor]:
+        """The sum of all losses, and the same without `scale` in nats (float64, without a gradient).
+
+        Args:
+            ctx: keeps the gradients for the backward pass.
+            clusters: the blocks of columns of every softmax; a block names its parameters by their place.
+            targets: [n] columns, for every softmax.
+            scale: factor on the sum and on its gradients.
+            tensors: the inputs [n, d] of every softmax, then all parameters.
+
+        Returns:
+            The sum times `scale`, and the sum.
+        """
         inputs, parameters = tensors[: len(clusters)], tensors[len(clusters) :]
         grads = [torch.empty_like(p) for p in parameters] if any(ctx.needs_input_grad) else None
         kind = inputs[0].device.type
@@ -220,6 +232,7 @@ class _TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Any) -> tuple[Tensor | None, ...]:
+        """The gradients that the forward pass computed, times that of the sum. They are handed out once."""
         grads, ctx.grads = ctx.grads, None
         assert grads is not None, "a second backward pass: call total_loss() again"
         if grad_total.device.type != "cpu" or grad_total.item() != 1:  # skipped if `scale` holds all factors

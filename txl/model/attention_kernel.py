@@ -180,6 +180,8 @@ def _backward_keys(  # type: ignore[no-untyped-def]
 
 
 class _RelativeAttention(torch.autograd.Function):
+    """Launches the kernels, a program for every block of rows and every head; see `relative_attention` for shapes."""
+
     @staticmethod
     def forward(
         ctx: Any,
@@ -191,6 +193,7 @@ class _RelativeAttention(torch.autograd.Function):
         window: int,
         dropatt: float,
     ) -> Tensor:
+        """The result [B, N, T, H]. The backward pass gets it again, with the logarithm of each row's sum [B, N, T]."""
         (B, N, T, H), K, R = query.shape, key.shape[2], by_distance.shape[-1]
         out = query.new_empty(B, T, N, H).transpose(1, 2)  # contiguous for the output projection, which reads it next
         log_sum = query.new_empty(B, N, T, dtype=torch.float32)
@@ -212,6 +215,7 @@ class _RelativeAttention(torch.autograd.Function):
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, grad_out: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of query, key, value and by_distance: one kernel by queries, then one by keys."""
         query, key, value, by_distance, seed, out, log_sum = ctx.saved_tensors
         (B, N, T, _), K = query.shape, key.shape[2]
         grad_out = grad_out if grad_out.stride(-1) == 1 else grad_out.contiguous()
