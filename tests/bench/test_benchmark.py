@@ -6,11 +6,11 @@ import pytest
 
 from tests.support.configurations import composed
 from tests.support.entry_points import run
-from txl.bench import published
 from txl.bench.inference import format_inference_row
 from txl.bench.train_step import configure_train_row, products_per_token
 from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig
+from txl.plan.published import published_inference_rows, published_training_row
 from txl.system.world import World
 
 SMALL = ["hardware=cpu", "model=small", "data.vocab_size=60", "data.cutoffs=[20]", "model.n_layer=2"]
@@ -44,11 +44,10 @@ def test_programs_are_measured_without_a_file_of_theirs(runtime, tmp_path):
     assert "recompile" not in done.stderr
 
 
-def test_published_rows_stand_beside_the_nearest_machine(monkeypatch):
+def test_published_rows_stand_beside_the_nearest_machine():
     row = {"batch_size": 1, "precision": "bf16"}
     for name, machine, throughput in (("NVIDIA H200", "A100", 4163.7), ("Tesla T4", "T4", 3775.3)):
-        monkeypatch.setattr(published.torch.cuda, "get_device_name", lambda device, name=name: name)
-        rows = published.published_inference_rows("base", row, published.torch.device("cuda"))
+        rows = published_inference_rows("base", row, name)
         assert len(rows) == 2 and all(machine in r["machine"] for r in rows)
         assert rows[0]["Throughput Avg (tok/s)"] == throughput
         assert "pure Python" in format_inference_row(rows[0], rows[0]["implementation"])
@@ -88,14 +87,12 @@ def test_training_with_two_processes_stands_beside_one(tmp_path):
     assert not list(tmp_path.glob("runs*"))  # a benchmark leaves no run folder
 
 
-def test_the_published_training_row_stands_beside_the_nearest_machine(monkeypatch):
+def test_the_published_training_row_stands_beside_the_nearest_machine():
     row = {"model": "base", "precision": "bf16", "processes": 8, "micro_batch_size": 32, "tokens_per_second": 899_780.0}
-    monkeypatch.setattr(published.torch.cuda, "is_available", lambda: True)
     for name, machine, speed in (("NVIDIA H200", "DGX A100", 449_890), ("Tesla V100-SXM2-16GB", "DGX-1", 258_648)):
-        monkeypatch.setattr(published.torch.cuda, "get_device_name", lambda name=name: name)
-        found = published.published_training_row(row)
+        found = published_training_row(row, name)
         assert (found["machine"], found["tokens_per_second"]) == (machine, speed)
-    assert published.published_training_row(row | {"processes": 3}) is None
+    assert published_training_row(row | {"processes": 3}, "NVIDIA H200") is None
 
 
 def test_the_published_benchmark_keeps_its_learning_rate_curve_and_hardware_submits_it(tmp_path):

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from txl.bench.published import published_inference_rows
 from txl.bench.table_file import write_table
 from txl.config.geometry import Geometry
 from txl.config.machine_rules import check_cpu_arithmetic
@@ -25,6 +24,7 @@ from txl.evaluate.load_model import load_trained_model
 from txl.evaluate.loss import LossSum, run_segment
 from txl.evaluate.runtimes import Memory, build_runtime, choose_runtime
 from txl.model.transformer import TransformerXL
+from txl.plan.published import published_inference_rows
 from txl.system.devices import keep_freed_memory, pick_device, set_threads
 from txl.system.hardware import cpu_model
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
@@ -43,7 +43,8 @@ def benchmark_inference(config: BenchmarkConfig) -> int:
     device = pick_device(config.hardware, 0)
     keep_freed_memory(device)
     set_threads(device, 1)
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_model()
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
+    name = gpu or cpu_model()
     machine = {"name": name, "torch": torch.__version__, "threads": torch.get_num_threads()}
     e = config.evaluation
     geometry = Geometry(e.tgt_len, e.mem_len, e.ext_len, e.clamp_len, e.same_length)
@@ -59,7 +60,7 @@ def benchmark_inference(config: BenchmarkConfig) -> int:
                 row = measure_inference(model, geometry, runtime, batch_size, precision, config.benchmark.segments)
                 rows.append({"model": config.model.name, **row})
                 print(format_inference_row(row), flush=True)
-                for published in published_inference_rows(config.model.name, row, device):
+                for published in published_inference_rows(config.model.name, row, gpu):
                     text = format_inference_row(published, published["implementation"])
                     print(f"{text}  ({published['machine']}, published)")
     if config.benchmark.json:

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from txl.bench.published import published_training_row
+import torch
+
 from txl.bench.table_file import write_table
 from txl.bench.train_step import RESULT
 from txl.config.schema import BenchmarkConfig
@@ -15,6 +16,7 @@ from txl.launch.prepare import plan_without_data
 from txl.launch.rank import rank_main
 from txl.launch.run_folder import write_run_folder
 from txl.plan.batch_split import processes
+from txl.plan.published import published_training_row
 
 
 def benchmark_training(config: BenchmarkConfig) -> int:
@@ -26,8 +28,9 @@ def benchmark_training(config: BenchmarkConfig) -> int:
             if code:
                 return code
             rows += json.loads((Path(folder) / RESULT).read_text())["rows"]
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
     for row in rows:
-        row |= {"efficiency": efficiency(row, rows), "published": published_training_row(row)}
+        row |= {"efficiency": efficiency(row, rows), "published": published_training_row(row, gpu)}
     print_comparison(rows)
     if config.benchmark.json:
         write_table(Path(config.benchmark.json), rows)
