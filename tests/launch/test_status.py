@@ -12,7 +12,8 @@ from tests.support.entry_points import PROJECT, command, environment
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
 from txl.launch import __main__ as launching
-from txl.launch.status import last_records, status_table, time_left
+from txl.launch.status import status_table, time_left
+from txl.tracking.metrics_file import last_records
 
 CONFIG = "name: a\nseed: {seed}\ntrain: {{max_step: 600, lr: {lr}}}\n"
 

@@ -16,7 +16,7 @@ from tests.support.entry_points import PROJECT, command
 from tests.support.made_data import write_corpus
 from tests.support.slurm_cluster import PATH
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.launch.job_state import SubmittedJob
+from txl.system.slurm_jobs import SubmittedJob
 
 HOLD = 'cluster.sbatch=["--hold"]'
 TWO_NODES = ["cluster=slurm", "cluster.minutes=5", "nodes=2", "gpus=1"]

@@ -9,9 +9,9 @@ import socket
 import sys
 from pathlib import Path
 
-from txl.launch.job_state import ENDED, SubmittedJob, job_state, slurm_output
-from txl.launch.run_lock import is_locked, lock_owner
 from txl.launch.status import DEPTH, runs_below
+from txl.system.run_lock import is_locked, lock_owner
+from txl.system.slurm_jobs import ENDED, SubmittedJob, job_state, slurm_output
 
 
 def main(arguments: list[str] | None = None) -> int:

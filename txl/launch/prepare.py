@@ -22,8 +22,8 @@ from txl.errors import ConfigError
 from txl.files import write_json
 from txl.launch.choose_checkpoint import check_init_from, check_not_begun, find_checkpoint
 from txl.launch.run_folder import write_run_folder
-from txl.launch.run_lock import LOCK, held_lock
 from txl.plan.run_plan import Plan, make_plan, run_folder
+from txl.system.run_lock import LOCK, held_lock
 
 log = logging.getLogger(__name__)
 

@@ -30,10 +30,8 @@ from txl.launch.choose_checkpoint import (
     is_finished,
     newest_checkpoint,
 )
-from txl.launch.job_state import ENDED, SubmittedJob, job_state
 from txl.launch.prepare import check_splits, plan_without_data
 from txl.launch.run_folder import copy_code, job_folder, read_config, write_config, write_run_folder
-from txl.launch.run_lock import is_locked, lock_owner
 from txl.launch.slurm_script import (
     EARLY_SIGNAL,
     JobShape,
@@ -44,6 +42,8 @@ from txl.launch.slurm_script import (
 )
 from txl.plan.batch_split import processes
 from txl.plan.run_plan import Plan
+from txl.system.run_lock import is_locked, lock_owner
+from txl.system.slurm_jobs import ENDED, SubmittedJob, job_state
 
 if TYPE_CHECKING:
     from submitit.helpers import DelayedSubmission

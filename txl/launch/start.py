@@ -10,12 +10,12 @@ import tempfile
 from pathlib import Path
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite, Task
-from txl.launch.job_state import SubmittedJob
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
 from txl.plan.batch_split import processes
 from txl.system.console import log_to_console
+from txl.system.slurm_jobs import SubmittedJob
 from txl.system.world import World
 
 

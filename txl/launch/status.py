@@ -4,22 +4,19 @@ Nothing is written: the folders may be read-only. Torch is not needed.
 """
 
 import argparse
-import contextlib
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
-from txl.launch.job_state import SubmittedJob, describe_job
-from txl.launch.run_lock import is_locked
+from txl.report.run_state import state_of_folder
+from txl.system.slurm_jobs import SubmittedJob, describe_job
+from txl.tracking.metrics_file import last_records, read_json_lines
 
 DEPTH = 3  # levels of folders below which run folders are looked for
 WIDTH = 120  # columns of the table at most
 SHORTEST_NAME = 20  # columns that a shortened name keeps
 HEADER = ("point", "job", "state", "step", "loss", "valid", "left", "nodes", "restarts", "reason")
-TAIL_BYTES = 65536  # read at a time from the end of metrics.jsonl
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -110,52 +107,3 @@ def time_left(train: dict[str, Any], max_step: int) -> str:
         return ""
     minutes, seconds = divmod(round(train["ms_per_batch"] / 1000 * (max_step - train["step"])), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"
-
-
-def state_of_folder(run: Path) -> str:
-    """What became of a run, from its folder alone; named as SLURM names the states of jobs."""
-    if is_locked(run):
-        return "RUNNING"
-    if (run / "summary.json").exists():
-        return "COMPLETED"
-    if any(run.glob("logs/rank_*.error")):
-        return "FAILED"
-    return "STOPPED" if (run / "metrics.jsonl").exists() else "UNKNOWN"
-
-
-def last_records(run: Path, *kinds: str) -> list[dict[str, Any]]:
-    """The newest record of each kind in metrics.jsonl; {} where there is none.
-
-    The file is read from its end, because a long run has a million records. Damaged lines are passed over.
-    """
-    found: dict[str, dict[str, Any]] = {}
-    for line in _lines_from_the_end(run / "metrics.jsonl"):
-        with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = json.loads(line)
-            if record["kind"] in kinds:
-                found.setdefault(record["kind"], record)
-        if len(found) == len(kinds):
-            break
-    return [found.get(kind, {}) for kind in kinds]
-
-
-def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
-        position, rest = file.seek(0, 2), b""
-        while position > 0:
-            begin = max(0, position - TAIL_BYTES)
-            file.seek(begin)
-            first, *lines = (file.read(position - begin) + rest).split(b"\n")
-            yield from reversed(lines)
-            position, rest = begin, first
-        yield rest
-
-
-def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """The records of a file with one JSON object per line. Damaged lines are left out; no file: no records."""
-    found = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
-                found.append(json.loads(line))
-    return found

@@ -7,10 +7,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from txl.launch.job_state import ENDED, SubmittedJob, describe_job, slurm_output
 from txl.launch.run_folder import first_failed_rank
 from txl.system.hardware import parse_core_list
 from txl.system.process_exit import INTERRUPTED
+from txl.system.slurm_jobs import ENDED, SubmittedJob, describe_job, slurm_output
 
 POLL_SECONDS = 1.0
 CONFIRMATIONS = 3  # polls in a row that must find a job ended: a job that is about to be requeued may look so once
