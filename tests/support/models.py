@@ -2,7 +2,8 @@
 
 import torch
 
-from txl.config.model import AttentionBackend, Init, ModelConfig, Positions
+from txl.checkpoint.reference_format import REFERENCE_INIT
+from txl.config.model import AttentionBackend, ModelConfig, Positions
 from txl.model.transformer import TransformerXL
 
 V, CUTOFFS = 50, [20, 35]
@@ -26,13 +27,8 @@ def model_config(**changes) -> ModelConfig:
         div_val=1,
         tie_weight=True,
         tie_projs=[False, True],
-        init=Init.normal,
-        init_std=0.1,
-        init_range=0.1,
-        emb_init=Init.normal,
-        emb_init_range=0.01,
-        proj_init_std=0.1,
     )
+    values |= REFERENCE_INIT | dict(init_std=0.1, proj_init_std=0.1)
     return ModelConfig(**values | changes)
 
 

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from txl.checkpoint.find import MANIFEST, CheckpointError, read_document, verify_checkpoint
+from txl.checkpoint.pickle_functions import shown_text
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.torch_file import load_torch_file
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
@@ -79,15 +80,20 @@ def sync_folder(folder: Path) -> None:
 
 
 @contextlib.contextmanager
-def damage_reported(folder: Path) -> Iterator[None]:
-    """What goes wrong inside becomes a CheckpointError of one line: the checkpoint's content is not as it should be."""
+def broken_content_reported(message: Callable[[str], str]) -> Iterator[None]:
+    """Errors that broken content causes inside become CheckpointError(message(reason)), of one line."""
     try:
         yield
     except ConfigError:
         raise
     except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:120]
-        raise CheckpointError(f"checkpoint {folder} is damaged ({reason}); use another checkpoint") from None
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise CheckpointError(message(shown_text(reason, 120))) from None
+
+
+def damage_reported(folder: Path) -> contextlib.AbstractContextManager[None]:
+    """What goes wrong inside becomes a CheckpointError of one line: the checkpoint's content is not as it should be."""
+    return broken_content_reported(lambda reason: f"checkpoint {folder} is damaged ({reason}); use another checkpoint")
 
 
 @dataclass(frozen=True)

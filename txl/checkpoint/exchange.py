@@ -11,13 +11,13 @@ from typing import Any
 import torch
 
 from txl.checkpoint.checkpoint_files import (
+    broken_content_reported,
     publish_checkpoint,
     read_model_checkpoint,
     write_checkpoint_file,
 )
 from txl.checkpoint.find import MANIFEST, CheckpointError
 from txl.checkpoint.hugging_face import read_hugging_face
-from txl.checkpoint.pickle_functions import shown_text
 from txl.checkpoint.reference_format import (
     LENGTHS,
     ExternalModel,
@@ -117,14 +117,12 @@ def _write_checkpoint(target: Path, contents: dict[str, Any]) -> None:
 def _source_named(source: Path) -> Iterator[None]:
     """What goes wrong inside becomes an error of one line that names the source."""
     try:
-        yield
+        with broken_content_reported(lambda reason: f"{source}: no model that can be converted, or damaged ({reason})"):
+            yield
     except CheckpointError:
         raise
     except ConfigError as error:
         raise CheckpointError(str(error) if str(source) in str(error) else f"{source}: {error}") from None
-    except (LookupError, ValueError, TypeError, AttributeError, ArithmeticError, RuntimeError, OSError) as error:
-        reason = shown_text(f"{type(error).__name__}: {error}", 120)
-        raise CheckpointError(f"{source}: no model that can be converted, or damaged ({reason})") from None
 
 
 def _read_reference_file(source: Path) -> ExternalModel:

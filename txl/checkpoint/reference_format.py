@@ -49,6 +49,17 @@ DERIVED = re.compile(r"pos_emb\.inv_freq|crit\.shared_out_projs\.\d+")  # consta
 ATTENTION_TYPES = [Positions.relative, Positions.shaw, Positions.absolute, Positions.absolute_per_layer]
 
 
+# The reference's defaults. They have no effect on weights that are trained already.
+REFERENCE_INIT: dict[str, Any] = dict(
+    init=Init.normal,
+    init_std=0.02,
+    init_range=0.1,
+    emb_init=Init.normal,
+    emb_init_range=0.01,
+    proj_init_std=0.01,
+)
+
+
 LENGTHS = ("tgt_len", "mem_len", "ext_len", "clamp_len", "same_length")
 
 
@@ -140,10 +151,7 @@ def _fused_qkv(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def external_model_config(values: dict[str, Any], positions: Positions, untie_r: bool) -> ModelConfig:
-    """The architecture from the other implementation's settings.
-
-    The options of initialisation are the reference's defaults; they have no effect on trained weights.
-    """
+    """The architecture from the other implementation's settings."""
     shared = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "div_val", "dropout", "dropatt", "tie_weight")
     return ModelConfig(
         **{key: values[key] for key in shared},
@@ -154,12 +162,7 @@ def external_model_config(values: dict[str, Any], positions: Positions, untie_r:
         untie_r=untie_r,
         adaptive=True,
         tie_projs=list(values["tie_projs"]) or [False],
-        init=Init.normal,
-        init_std=0.02,
-        init_range=0.1,
-        emb_init=Init.normal,
-        emb_init_range=0.01,
-        proj_init_std=0.01,
+        **REFERENCE_INIT,
     )
 
 

@@ -5,7 +5,7 @@ Shapes: B batch, T segment, T' segment with extended context, D model width.
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -22,13 +22,13 @@ from txl.system.hang_watch import note_progress
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
 from txl.system.world import World, columns_of
-from txl.tracking.scores import score_from_loss
+from txl.tracking.scores import LossScores
 
 LOSS_TOKENS = 2048  # losses are computed for about this many tokens at once, because each time reads the whole softmax
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class EvaluationResult(LossScores):
     """A loss and everything that it depends on."""
 
     loss: float  # nats per token
@@ -37,15 +37,9 @@ class EvaluationResult:
     geometry: Geometry
     batch_size: int
 
-    @property
-    def ppl(self) -> float:
-        """Perplexity."""
-        return score_from_loss(self.loss, "ppl")
-
-    @property
-    def bpc(self) -> float:
-        """Bits per token; per character if tokens are characters."""
-        return score_from_loss(self.loss, "bpc")
+    def measured(self) -> dict[str, Any]:
+        """The fields, as the tracker takes them."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values for JSON."""

@@ -18,14 +18,14 @@ from txl.evaluate.exported_program import FixedShapeProgram
 from txl.evaluate.runtimes import Memory, RunnableModel, allows_padding, fork_memory
 from txl.system.precision import autocast
 from txl.system.timing import synchronize
-from txl.tracking.scores import score_from_loss
+from txl.tracking.scores import LossScores
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of a batch, padding included; the logits of all are held at once
 LENGTH_STEP = 8  # the lengths of batches are rounded up to multiples, so that few sets of positions are projected
 
 
 @dataclass(frozen=True)
-class Score:
+class Score(LossScores):
     """How likely a text is under a model."""
 
     nats: float  # of all predicted tokens together
@@ -37,16 +37,6 @@ class Score:
     def loss(self) -> float:
         """Nats per token."""
         return self.nats / self.tokens if self.tokens else math.nan
-
-    @property
-    def ppl(self) -> float:
-        """Perplexity."""
-        return score_from_loss(self.loss, "ppl")
-
-    @property
-    def bpc(self) -> float:
-        """Bits per token; per character if tokens are characters."""
-        return score_from_loss(self.loss, "bpc")
 
 
 class TokenScorer:

@@ -56,15 +56,7 @@ class FinalEvaluation:
     def _test(self, step: int) -> EvaluationResult:
         """The test split, with the lengths of validation."""
         result = self._evaluate_split("test", valid_geometry(self.config), self.config.valid.batch_size)
-        self.tracker.test(
-            split="test",
-            seconds=result.seconds,
-            loss=result.loss,
-            tokens=result.tokens,
-            geometry=result.geometry,
-            batch_size=result.batch_size,
-            step=step,
-        )
+        self.tracker.test(split="test", step=step, **result.measured())
         return result
 
     def _published_evaluation(self) -> dict[str, Any]:

@@ -177,15 +177,7 @@ class Trainer:
                 state.best_valid_loss, state.best_step = result.loss, state.step
             state.plateau.update(result.loss, config.scheduler)
             state.validated_step = state.step
-            self.tracker.validation(
-                step=state.step,
-                seconds=result.seconds,
-                loss=result.loss,
-                tokens=result.tokens,
-                geometry=result.geometry,
-                batch_size=result.batch_size,
-                is_best=is_best,
-            )
+            self.tracker.validation(step=state.step, is_best=is_best, **result.measured())
         if not math.isfinite(result.loss) and self.optimizer_step.loss_scale() is None:
             raise self.optimizer_step.diverged("its validation loss is not finite", state.step)
         self.save(best=is_best)
