@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.mistakes import mistakes
 from txl import __version__
 from txl.cli.main import COMMANDS
 
@@ -30,64 +31,24 @@ def run(script: str, *arguments: str, cwd: Path) -> tuple[subprocess.CompletedPr
     return done, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
 
-MISTAKES = {
-    # misspelt keys and choices
-    "train.max_stepp=3": "train.max_stepp is not an option; did you mean train.max_step?",
-    "max_step=3": "max_step is not an option; did you mean train.max_step or scheduler.max_step?",
-    "model=bas": "model=bas does not exist; did you mean base? There are: base, large, small",
-    "model=null": "a choice (model) must name one of the files in its folder of conf/, no other value",
-    "--batch_size 256": "--batch_size is a flag of the original; write train.batch_size=256 (docs/migration.md)",
-    # a value is missing, or no machine could compute with it
-    "~seed": "seed has no value; give one: seed=...",
-    "~train": "train has no value",
-    "~model.n_layer": "model.n_layer cannot be removed; give it another value: model.n_layer=...",
-    "+seed=3": "seed has a value already; write seed=... without +",
-    "~cluster": "cluster= must be chosen",
-    "cluster=[2]": "a choice (cluster) must name one of the files in its folder of conf/, no other value",
-    "seed=18446744073709551616": "seed=18446744073709551616 must be 0 or more and at most 18446744073709551615",
-    "model.n_layer=10000000": "model.n_layer=10000000 must be above 0 and at most 10000",
-    # wrong types
-    "train.max_step=null": "train.max_step=null must be a whole number",
-    "optimizer.betas=[0.9,x]": "optimizer.betas[1]=x must be a number",
-    "model.positions=rel": "model.positions=rel must be one of relative, shaw, absolute, absolute_per_layer",
-    "train=3": "train is a section: give its keys, such as train.batch_size=...",
-    "train.max_step=[1": "train.max_step=[1 cannot be read",
-    "train.clip=${foo}": "train.clip: Interpolation key 'foo' not found",
-    "seed=1,2": "seed=1,2 gives several values: add -m to run each",
-    # what Hydra would let through
-    "+extra=1": "extra is not an option",
-    "+train.max_stpe=1": "train.max_stpe is not an option; did you mean train.max_step?",
-    # impossible combinations
-    "hardware=cpu gpus=3": "train.batch_size=256 must be a multiple of world_size = 3",
-}
-
-
-@pytest.mark.parametrize("arguments", MISTAKES)
-def test_a_mistake_is_one_line_before_any_work(arguments, tmp_path):
-    done, seconds = run("train.py", *arguments.split(), "dry_run=true", cwd=tmp_path)
+@mistakes("command_line")
+def test_a_mistake_is_one_line_before_any_work(mistake, answer, tmp_path):
+    done, seconds = run("train.py", *mistake.split(), "dry_run=true", cwd=tmp_path)
     assert done.returncode == 2, done.stderr
     assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1, done.stderr
-    assert MISTAKES[arguments] in done.stderr
+    assert answer in done.stderr
     assert done.stdout == ""
     assert list(tmp_path.iterdir()) == []
     assert seconds < 2
 
 
-FILES = {
-    "n_layr: 3": "model/mine.yaml: model.n_layr is not an option; did you mean model.n_layer?",
-    "n_layer: many": "model/mine.yaml: model.n_layer=many must be a whole number",
-    "n_layer: 3": "model.n_head has no value",
-    "n_layer: [3": "while parsing a flow sequence",
-}
-
-
-@pytest.mark.parametrize("line", FILES)
-def test_a_mistake_in_a_file_names_the_file_and_the_key(line, tmp_path):
+@mistakes("file")
+def test_a_mistake_in_a_file_names_the_file_and_the_key(mistake, answer, tmp_path):
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "mine.yaml").write_text(f"name: mine\n{line}\n")
+    (tmp_path / "model" / "mine.yaml").write_text(f"name: mine\n{mistake}\n")
     done, _ = run("train.py", "--config-dir", str(tmp_path), "model=mine", "dry_run=true", cwd=tmp_path)
     assert done.returncode == 2
-    assert FILES[line] in done.stderr and "mine.yaml" in done.stderr + "mine.yaml" * ("n_head" in FILES[line])
+    assert answer in done.stderr and "mine.yaml" in done.stderr + "mine.yaml" * ("n_head" in answer)
     assert done.stderr.count("\n") == 1
 
 

@@ -6,16 +6,8 @@ import subprocess
 import sys
 import time
 
-from tests.support.tracked_runs import (
-    GEOMETRY,
-    STEP,
-    command_that_records,
-    environment,
-    new_tracker,
-    record_in_process,
-    records,
-    run_in_terminal,
-)
+from tests.support.recording_processes import command_that_records, environment, record_in_process, run_in_terminal
+from tests.support.tracked_runs import GEOMETRY, STEP, new_tracker, records
 from txl.system import console
 from txl.system.console import is_terminal, printable, progress_line, seconds_left
 

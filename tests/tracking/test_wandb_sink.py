@@ -5,15 +5,8 @@ import socket
 import sys
 import time
 
-from tests.support.tracked_runs import (
-    STEP,
-    command_that_records,
-    environment,
-    new_tracker,
-    record_in_process,
-    records,
-    run_in_terminal,
-)
+from tests.support.recording_processes import command_that_records, environment, record_in_process, run_in_terminal
+from tests.support.tracked_runs import STEP, new_tracker, records
 from tests.support.wandb_files import wandb_records
 from txl.config.tracking import WandbMode
 from txl.tracking.wandb_sink import stored_wandb_id

@@ -9,6 +9,7 @@ import torch
 from tests.support.configurations import composed
 from tests.support.entry_points import run
 from tests.support.made_data import write_corpus
+from tests.support.mistakes import mistakes
 from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.data.corpus import open_corpus
 from txl.errors import ConfigError
@@ -127,19 +128,12 @@ def test_a_time_limit_ends_every_start_cleanly_and_loses_nothing(text, tmp_path,
 
 # --------------------------------------------------------------------------- mistakes before any work
 
-TOO_LONG = {
-    "train.batch_size=5000": "train.batch_size=5000 with train.tgt_len=8 needs 45,000 tokens for one segment",
-    "train.tgt_len=4000": "lower train.batch_size to at most",
-    "valid.batch_size=400": "valid.batch_size=400 with valid.tgt_len=8 needs 3,600 tokens for one segment, the valid",
-    "evaluation.batch_size=900 then=evaluate": "evaluation.batch_size=900 with evaluation.tgt_len=8 needs",
-}
 
-
-@pytest.mark.parametrize("overrides", TOO_LONG)
-def test_a_split_that_fills_no_segment_is_refused_before_there_is_a_run(overrides, text, tmp_path):
+@mistakes("split_too_short")
+def test_a_split_that_fills_no_segment_is_refused_before_there_is_a_run(mistake, answer, text, tmp_path):
     with pytest.raises(ConfigError) as error:
-        train(tmp_path / "run", text, *overrides.split())
-    assert TOO_LONG[overrides] in str(error.value) and not (tmp_path / "run").exists()
+        train(tmp_path / "run", text, *mistake.split())
+    assert answer in str(error.value) and not (tmp_path / "run").exists()
 
 
 def test_a_perplexity_to_reach_needs_a_test_split(text, tmp_path):
