@@ -1,4 +1,4 @@
-"""JSON files, file locks and checksums, and where the project's own files are."""
+"""Files that survive a crash, JSON, file locks and checksums, and where the project's own files are."""
 
 import errno
 import fcntl
@@ -18,6 +18,62 @@ CONF = PACKAGE / "conf" if INSTALLED else PROJECT / "conf"
 LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
 
 BLOCK_BYTES = 1 << 20  # read at a time for a checksum
+
+
+# What fsync of a folder raises on file systems that cannot do it.
+FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
+
+# --------------------------------------------------------------------------- on the disk
+
+
+def write_text_file(path: Path, text: str) -> None:
+    """Writes a text file in one step: a reader finds the old file or the new one, never a part of it.
+
+    The file is on disk when the function returns, also after a power cut. A device or a pipe is written directly.
+
+    Raises:
+        OSError: The file cannot be written. No part of it is left behind.
+    """
+    if path.exists() and not path.is_file():
+        path.write_text(text, encoding="utf-8")
+        return
+    partial = path.with_name(path.name + ".partial")
+    try:
+        with open(partial, "w", encoding="utf-8") as file:
+            file.write(text)
+            sync_file(file)
+        os.replace(partial, path)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
+    sync_folder(path.parent)
+
+
+def sync_file(file: IO[Any]) -> None:
+    """Puts what was written to an open file on the disk, so that it survives a power cut."""
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def sync_folder(folder: Path) -> None:
+    """Puts a folder's list of names on the disk, so that a power cut cannot undo a rename in it."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        if error.errno not in FOLDER_SYNC_UNSUPPORTED:
+            raise
+
+
+def make_folder(folder: Path) -> None:
+    """Makes a folder and its parents, where they are missing, so that they survive a power cut."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in missing:
+        sync_folder(path.parent)
 
 
 # --------------------------------------------------------------------------- JSON
@@ -47,19 +103,7 @@ def write_json(path: Path, value: Any, *, indent: int | None = None, keep_non_fi
         OSError: The file cannot be written. No part of it is left behind.
     """
     text = to_json(value, indent=indent, keep_non_finite=keep_non_finite) + ("" if indent is None else "\n")
-    if path.exists() and not path.is_file():
-        path.write_text(text, encoding="utf-8")
-        return
-    partial = path.with_name(path.name + ".partial")
-    try:
-        with open(partial, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
-    except OSError:
-        partial.unlink(missing_ok=True)
-        raise
+    write_text_file(path, text)
 
 
 def to_json(value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> str:

@@ -12,7 +12,6 @@ Shapes: L layers, B columns of the batch, M memory length, D model dim.
 """
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -28,14 +27,11 @@ from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.torch_file import load_torch_file
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
 from txl.errors import ConfigError
-from txl.files import sha256_of_file, write_json
+from txl.files import sha256_of_file, sync_file, sync_folder, write_json
 
 READ_ATTEMPTS = 5  # a run that is training may delete a checkpoint while it is read
 
-# What fsync of a folder raises on file systems that cannot do it.
 Result = TypeVar("Result")
-
-FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
 
 # --------------------------------------------------------------------------- writing
@@ -51,8 +47,7 @@ def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
     else:
         with open(path, "wb") as file:
             torch.save(value, file)
-            file.flush()
-            os.fsync(file.fileno())
+            sync_file(file)
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 
 
@@ -61,19 +56,6 @@ def publish_checkpoint(partial: Path, final: Path) -> None:
     sync_folder(partial)
     os.rename(partial, final)
     sync_folder(final.parent)
-
-
-def sync_folder(folder: Path) -> None:
-    """Flush a folder's list of names to the disk, so that a power cut cannot undo a rename in it."""
-    try:
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno not in FOLDER_SYNC_UNSUPPORTED:
-            raise
 
 
 # --------------------------------------------------------------------------- reading

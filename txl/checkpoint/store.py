@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from txl.checkpoint.checkpoint_files import publish_checkpoint, sync_folder, write_checkpoint_file
+from txl.checkpoint.checkpoint_files import publish_checkpoint, write_checkpoint_file
 from txl.checkpoint.find import (
     MANIFEST,
     SET_ASIDE,
@@ -22,6 +22,7 @@ from txl.checkpoint.find import (
     step_of,
     verify_checkpoint,
 )
+from txl.files import make_folder, sync_folder
 from txl.system.distributed import barrier, gather_objects
 from txl.system.world import World
 
@@ -71,7 +72,7 @@ class Checkpoints:
             if step != self._written:  # a folder that another process wrote may be damaged: write it again
                 if is_main:
                     shutil.rmtree(partial, ignore_errors=True)
-                    partial.mkdir(parents=True)
+                    make_folder(partial)
                 barrier()
                 files: dict[str, Any] = {f"rank_{self.world.rank}.pt": shard}
                 if is_main:

@@ -19,7 +19,7 @@ from txl.data.batches import check_split_fills_segment
 from txl.data.corpus import Corpus, open_corpus
 from txl.data.sentence_batches import training_stream
 from txl.errors import ConfigError
-from txl.files import write_json
+from txl.files import make_folder, write_json
 from txl.launch.choose_checkpoint import check_init_from, check_not_begun, find_checkpoint
 from txl.launch.run_folder import write_run_folder
 from txl.plan.run_plan import Plan, make_plan, run_folder
@@ -86,7 +86,7 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
     if config.debug:
         yield Prepared(plan, corpus=corpus)
         return
-    run_dir.mkdir(parents=True, exist_ok=True)
+    make_folder(run_dir)
     with held_lock(run_dir, insist=not submitted) as lock:
         checkpoint, finished = find_checkpoint(config, run_dir, submitted)
         if checkpoint:

@@ -7,7 +7,7 @@ import yaml
 
 from txl.config.compose import from_dict, to_dict
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
-from txl.files import CONF, INSTALLED, PACKAGE, PROJECT, write_json
+from txl.files import CONF, INSTALLED, PACKAGE, PROJECT, write_json, write_text_file
 from txl.plan.batch_split import processes
 from txl.plan.run_plan import Plan, run_folder
 
@@ -24,7 +24,7 @@ def job_folder(config: RunConfig) -> Path:
 def write_config(config: RunConfig | EvaluateConfig, folder: Path) -> None:
     """Write config.yaml, and make the folder of the logs."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    (folder / "config.yaml").write_text(yaml.safe_dump(to_dict(config), sort_keys=False))
+    write_text_file(folder / "config.yaml", yaml.safe_dump(to_dict(config), sort_keys=False))
 
 
 def write_run_folder(config: RunConfig, plan: Plan, folder: Path, code: bool = True) -> None:

@@ -17,6 +17,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         runs = [read_run(folder) for folder in find_runs_with_metrics(parser.parse_args(arguments).runs)]
         for run in runs:
+            for note in run.notes:
+                print(f"note: {note}", file=sys.stderr)
             if run.train or run.valid:
                 print(plot_loss_curve(run.folder))
     except ConfigError as error:

@@ -10,6 +10,7 @@ import yaml
 
 from txl.config.geometry import Geometry
 from txl.errors import ConfigError
+from txl.tracking.metrics_gaps import MetricsRecords
 
 MetricsLine = dict[str, Any]  # one line of metrics.jsonl
 
@@ -25,6 +26,7 @@ class RunRecord:
     valid: list[MetricsLine] = field(default_factory=list)
     test: list[MetricsLine] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)  # empty while the run has not ended
+    notes: list[str] = field(default_factory=list)  # what a crash left out of metrics.jsonl, a line each
 
     @property
     def metric(self) -> str:
@@ -56,7 +58,7 @@ class RunRecord:
 
 
 def read_run(folder: Path) -> RunRecord:
-    """Read a run folder. The last line of metrics.jsonl is left out if it is not finished.
+    """Read a run folder. Lines of metrics.jsonl that are damaged or not finished are left out.
 
     Raises ConfigError if the folder holds no run.
     """
@@ -68,11 +70,10 @@ def read_run(folder: Path) -> RunRecord:
     summary = json.loads(file.read_text()) if (file := folder / "summary.json").exists() else {}
     run = RunRecord(folder, config.get("name", folder.name), config.get("seed"), summary=summary)
     kinds = {"train": run.train, "valid": run.valid, "test": run.test}
-    with open(path, encoding="utf-8") as lines:
-        for line in lines:
-            if line.endswith("\n"):
-                values = json.loads(line)
-                kinds.get(values["kind"], []).append(values)
+    records = MetricsRecords(path)
+    for record in records:
+        kinds.get(record["kind"], []).append(record)
+    run.notes = records.notes()
     return run
 
 

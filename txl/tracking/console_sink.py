@@ -70,6 +70,9 @@ class ConsoleSink:
         if self._folder is not None:
             log.info("Run folder: %s", self._folder)
 
+    def sync(self) -> None:
+        """See Sink. Logs are for people: nothing depends on them."""
+
     def close(self, exit_code: int) -> None:
         """See Sink."""
         self._close_bar()

@@ -40,6 +40,9 @@ class DlloggerSink:
         tested = with_original_names("test", values.get("test", {}))
         self._append([], tested | trained | with_original_names("valid", best))
 
+    def sync(self) -> None:
+        """See Sink. metrics.jsonl is the record that counts."""
+
     def close(self, exit_code: int) -> None:
         """See Sink."""
         if self._file is not None:

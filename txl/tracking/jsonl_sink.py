@@ -1,18 +1,22 @@
 """metrics.jsonl and summary.json in the run folder: the complete record of a run, in strict JSON."""
 
-import json
+import os
 import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any
 
 from txl.files import to_json, write_json
+from txl.tracking.metrics_gaps import parse_record
 from txl.tracking.rewind_file import drop_later_lines
 from txl.tracking.sinks import TrackedRun
 
 
 class JsonlSink:
-    """Every record at once as a line of metrics.jsonl, so that a killed run has lost none of them."""
+    """Every record at once as a line of metrics.jsonl, so that a killed run has lost none of them.
+
+    `sync` puts them on the disk as well: a checkpoint never outlives the records of the steps before it.
+    """
 
     essential = True
 
@@ -38,6 +42,11 @@ class JsonlSink:
         """See Sink."""
         write_json(self._folder / "summary.json", dict(values), indent=1)
 
+    def sync(self) -> None:
+        """See Sink."""
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+
     def close(self, exit_code: int) -> None:
         """See Sink."""
         if self._file is not None:
@@ -47,11 +56,7 @@ class JsonlSink:
 
 def _is_kept(line: bytes, step: int) -> bool:
     """Whether a line of metrics.jsonl is complete and not later than `step`. Test results are measured again."""
-    try:
-        values = json.loads(line) if line.endswith(b"\n") else None
-    except ValueError:
+    record = parse_record(line)
+    if record is None or record["kind"] == "test":
         return False
-    if not isinstance(values, dict):
-        return False
-    kind = values.get("kind")
-    return kind != "test" and (kind not in ("train", "valid") or values.get("step", 0) <= step)
+    return record["kind"] not in ("train", "valid") or record["step"] <= step

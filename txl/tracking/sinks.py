@@ -59,6 +59,9 @@ class Sink(Protocol):
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the results of a training that has ended, as summary.json holds them."""
 
+    def sync(self) -> None:
+        """Put the records so far on the disk, where the sink keeps them. A checkpoint is about to be saved."""
+
     def close(self, exit_code: int) -> None:
         """Finish writing. `exit_code` is 0 if the run ended as planned."""
 

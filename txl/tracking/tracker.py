@@ -72,6 +72,7 @@ class Tracker:
         loss: float,
         grad_norm: float,
         tokens_seen: int,
+        steps: int | None = None,
         loss_scale: float | None = None,
         skipped_steps: int | None = None,
     ) -> None:
@@ -88,6 +89,7 @@ class Tracker:
             loss: nats per token.
             grad_norm: the norm of the last gradient before clipping.
             tokens_seen: the number of tokens trained on since the run began.
+            steps: the number of steps since the record before, from which one sees where records are missing.
             loss_scale: the factor of the fp16 loss scaler, if there is one.
             skipped_steps: the number of steps that it has skipped since the run began.
         """
@@ -103,8 +105,8 @@ class Tracker:
             "grad_norm": grad_norm,
             "tokens_seen": tokens_seen,
         }
-        scaler = {"loss_scale": loss_scale, "skipped_steps": skipped_steps}
-        self._log("train", step, values | {key: value for key, value in scaler.items() if value is not None})
+        optional = {"steps": steps, "loss_scale": loss_scale, "skipped_steps": skipped_steps}
+        self._log("train", step, values | {key: value for key, value in optional.items() if value is not None})
 
     def validation(
         self,
@@ -160,6 +162,10 @@ class Tracker:
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the results of a training that has ended."""
         self._each(lambda sink: sink.summary(values))
+
+    def sync(self) -> None:
+        """Put all records so far on the disk, before a checkpoint is saved."""
+        self._each(lambda sink: sink.sync())
 
     def close(self, exit_code: int = 0) -> None:
         """Finish all records. A second call does nothing."""

@@ -57,6 +57,9 @@ class WandbSink:
         """See Sink."""
         self._put(lambda run: run.summary.update(flatten(json_values(dict(values)), "/")))
 
+    def sync(self) -> None:
+        """See Sink. The records are sent, not kept."""
+
     def close(self, exit_code: int) -> None:
         """See Sink. Waits at most WANDB_PATIENCE seconds for what is still to be sent."""
         if self._thread is None:

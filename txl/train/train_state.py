@@ -22,6 +22,7 @@ class TrainState:
     best_valid_loss: float = math.inf  # nats per token
     best_step: int = 0  # 0: no validation was the best yet
     validated_step: int = 0  # of the last validation
+    logged_step: int = 0  # of the last train record in metrics.jsonl
     plateau: Plateau = field(default_factory=Plateau)  # of the dev_perf schedule
 
     @staticmethod

@@ -27,6 +27,7 @@ from txl.system.precision import set_matmul_precision
 from txl.system.process_exit import DIVERGED
 from txl.system.timing import PausableClock
 from txl.system.world import World, columns_of
+from txl.tracking.metrics_gaps import missing_at_the_end
 from txl.tracking.tracker import Tracker
 from txl.train.divergence import DivergedError
 from txl.train.final_evaluation import FinalEvaluation
@@ -73,7 +74,7 @@ class Trainer:
         self.restored = False  # from a checkpoint
         self.clock = PausableClock()
         self.counted = self.logged = self.clock.now()  # when train_seconds, and the log, were last brought up to date
-        self.logged_step = 0
+        self.timed_step = 0  # the step at the time `logged`
         self.requests = Requests(config.train.time_limit_minutes, config.checkpoint.minutes, world.is_main)
         self.before_save: Callable[[], None] | None = None  # rank 0 calls it before it saves a checkpoint
 
@@ -140,19 +141,21 @@ class Trainer:
         nats, tokens = self.optimizer_step.take_window()
         grad_norm, loss_scale = self.optimizer_step.grad_norm.item(), self.optimizer_step.loss_scale()
         now, state = self.clock.now(), self.state
-        steps, seconds = state.step - self.logged_step, now - self.logged
-        self.logged, self.logged_step = now, state.step
+        timed_steps, seconds = state.step - self.timed_step, now - self.logged
+        steps, state.logged_step = state.step - state.logged_step, state.step
+        self.logged, self.timed_step = now, state.step
         self.tracker.train_step(
             epoch=self.stream.last_epoch,
             step=state.step,
             batch=self.stream.last_index + 1,
             n_batches=self.stream.n_batches,
             lr=self._learning_rate.at(state.step),
-            ms_per_batch=1000 * seconds / max(1, steps),
+            ms_per_batch=1000 * seconds / max(1, timed_steps),
             tokens_per_second=tokens / seconds,
             loss=nats / max(1.0, tokens),
             grad_norm=grad_norm,
             tokens_seen=state.tokens_seen,
+            steps=steps,
             loss_scale=loss_scale,
             skipped_steps=None if loss_scale is None else self._count_skipped_steps(),
         )
@@ -194,6 +197,7 @@ class Trainer:
             self.before_save()
         self._count_seconds()
         with self.clock.paused():
+            self.tracker.sync()
             self.checkpoints.save(self.state.step, *self._snapshot(), best)
         self.requests.note_saved(self.state.step)
 
@@ -259,10 +263,14 @@ class Trainer:
         if not self.restored and not self.config.debug:
             self.checkpoints.rewind(0, 0)  # what lies there is damaged, or belongs to another run
         self.tracker.rewind(self.state.step)
+        if self.restored and self.world.is_main:
+            expected = {"train": self.state.logged_step, "valid": self.state.validated_step}
+            for note in missing_at_the_end(self.run_dir / "metrics.jsonl", expected):
+                log.warning("%s", note)
         self.requests.listen(self.state.step)
         self.model.train()
         self.counted = self.logged = self.clock.now()
-        self.logged_step = self.state.step
+        self.timed_step = self.state.step
 
     def _stop_early(self, stop: int) -> int:
         """Save and say how to continue; returns the exit code."""
