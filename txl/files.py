@@ -80,10 +80,10 @@ def make_folder(folder: Path) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """Returns the content of a JSON file, or None if the file is missing or damaged."""
+    """Returns the content of a JSON file, or None if it is missing, damaged, or no file (a FIFO would block)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+    except (OSError, ValueError, RecursionError):  # RecursionError: it is nested too deeply
         return None
 
 

@@ -145,7 +145,8 @@ def test_a_corpus_that_was_encoded_before_unknown_tokens_were_counted_is_opened(
     corpus = open_corpus(config(text))
     meta = json.loads((corpus.folder / "meta.json").read_text())
     for entry in meta["splits"].values():
-        del entry["unknown"]
+        del entry["unknown"], entry["crc32"]
+    del meta["digest"]
     (corpus.folder / "meta.json").write_text(json.dumps(meta))
     again = open_corpus(config(text))
     assert again.unknown == {} and again.fingerprint == corpus.fingerprint

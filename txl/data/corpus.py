@@ -26,7 +26,7 @@ import numpy as np
 
 from txl.config.data import DataConfig
 from txl.data.build_once import build_once
-from txl.data.corpus_folder import is_complete_corpus, open_token_file
+from txl.data.corpus_folder import VOCABULARY, StoredCorpus, open_token_file, read_meta
 from txl.data.given_vocabulary import GivenVocabulary
 from txl.data.splits import SPLITS
 from txl.data.token_source import TokenSource, open_source
@@ -44,8 +44,8 @@ class Corpus:
 
     def __init__(self, folder: Path, data: DataConfig):
         self.folder, self.name, self.metric = folder, data.name, data.metric
-        self._meta = read_json(folder / "meta.json")
-        self.vocab = vocabulary_from_dict(read_json(folder / "vocabulary.json"))
+        self._meta = read_meta(folder) or {}
+        self.vocab = vocabulary_from_dict(read_json(folder / VOCABULARY))
         self.fingerprint: str = self._meta["fingerprint"]
         self.splits = tuple(split for split in SPLITS if split in self._meta["splits"])
         self.shards: list[int] | None = self._meta["splits"]["train"].get("shards")
@@ -63,20 +63,24 @@ class Corpus:
         return open_token_file(self.folder, self._meta, split)
 
 
-def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None) -> Corpus:
-    """Open the encoded data set; encode it now if its files or the way to read them are new.
+def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, splits: tuple[str, ...] = SPLITS) -> Corpus:
+    """Open the encoded data set; encode it now if its files or the way to read them are new, or if it is damaged.
 
-    When many processes start at once, one encodes and the others wait.
+    When many processes start at once, one encodes, or compares the ids with their checksums, and the others wait.
 
     Args:
         data: Options of the data set.
         vocabulary: The vocabulary to use if the files that hold it (data.vocab_file) no longer exist.
+        splits: The splits whose ids are going to be read; the content of the others is not checked.
 
     Raises:
-        ConfigError: If text is missing, empty, not UTF-8, or contains words outside a vocabulary without `<unk>`.
+        ConfigError: If text is missing, empty, not UTF-8, or contains words outside a vocabulary without `<unk>`;
+            and if the user's own files of ids are damaged.
     """
     source = open_source(data, vocabulary)
-    corpus = Corpus(build_once(_cache_folder(data, source), source.build, is_complete_corpus), data)
+    stored = StoredCorpus(_cache_folder(data, source), source.key(), splits)
+    build_once(stored.folder, source.build, lambda _: stored.find_damage(), lambda _: stored.is_checked())
+    corpus = Corpus(stored.folder, data)
     _describe(corpus, data)
     return corpus
 
@@ -84,10 +88,11 @@ def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None) -> Corpu
 def encoded_vocab_size(data: DataConfig) -> int | None:
     """The vocabulary size of a data set that is encoded already, else None; this function never encodes."""
     try:
-        folder = _cache_folder(data, open_source(data))
+        source = open_source(data)
     except ConfigError:
         return None
-    return int(read_json(folder / "meta.json")["vocab_size"]) if is_complete_corpus(folder) else None
+    stored = StoredCorpus(_cache_folder(data, source), source.key(), ())
+    return int((read_meta(stored.folder) or {})["vocab_size"]) if stored.is_checked() else None
 
 
 def vocab_size_from_files(data: DataConfig) -> int | None:

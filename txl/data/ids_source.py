@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from txl.config.data import DataConfig
+from txl.data.block_checksums import BlockChecksums
 from txl.data.corpus_folder import SplitEntry, write_corpus_folder
 from txl.data.find_files import check_file, file_stamps
 from txl.data.given_vocabulary import GivenVocabulary
@@ -23,6 +24,7 @@ from txl.data.token_files import token_dtype
 from txl.data.token_source import TokenSource
 from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
+from txl.system.hang_watch import note_progress
 
 log = logging.getLogger(__name__)
 
@@ -88,7 +90,7 @@ class IdsSource(TokenSource):
         entries = {split: check_ids(array, vocabulary) for split, array in splits.items()}
         if (self._file_stamps(), self.given.key()) != (self._stamps, given_key):
             raise ConfigError(f"data={data.name}: its files changed while they were read; start again")
-        write_corpus_folder(folder, vocabulary, entries, self._stamps)
+        write_corpus_folder(folder, vocabulary, entries, self.key())
         log.info("checked data=%s in %.1f s", data.name, time.perf_counter() - began)
 
 
@@ -194,6 +196,7 @@ def check_ids(array: IdArray, vocabulary: Vocabulary) -> SplitEntry:
     ids = np.memmap(array.path, array.dtype, "r", array.offset, shape=(array.tokens,))
     vocab_size, unk_id = len(vocabulary), vocabulary.unk_id
     narrow, digest, unknown = token_dtype(vocab_size), hashlib.sha256(), 0
+    checksums = BlockChecksums()
     for start in range(0, len(ids), BLOCK):
         block = ids[start : start + BLOCK]
         if block.min() < 0 or block.max() >= vocab_size:
@@ -204,6 +207,9 @@ def check_ids(array: IdArray, vocabulary: Vocabulary) -> SplitEntry:
                 "the file"
             )
         digest.update(block.astype(narrow).tobytes())
+        checksums.update(block.tobytes())
+        note_progress()
         unknown += 0 if unk_id is None else int(np.count_nonzero(block == unk_id))
     entry: SplitEntry = {"tokens": array.tokens, "sha256": digest.hexdigest(), "unknown": unknown}
-    return entry | {"file": str(array.path), "dtype": array.dtype.str, "offset": array.offset}
+    entry |= {"file": str(array.path), "dtype": array.dtype.str, "offset": array.offset}
+    return entry | {"crc32": checksums.values}

@@ -8,7 +8,7 @@ from pathlib import Path
 from txl.data.build_once import build_once
 from txl.data.splits import SPLITS, Files
 from txl.errors import ConfigError
-from txl.files import read_json, sha256_of_json, write_json
+from txl.files import read_json, sha256_of_file, sha256_of_json, write_json
 
 LEFT_OUT = {
     *("site-packages", "dist-packages", "__pycache__", "test", "tests", "idlelib", "turtledemo", "ensurepip"),
@@ -33,14 +33,16 @@ def standard_library_files(cache: Path, max_bytes: int) -> Files:
         texts = split_library_files(root, list(files), max_bytes)
         for split, text in texts.items():
             (draft / f"{split}.txt").write_bytes(text)
-        write_json(draft / "sizes.json", {split: len(text) for split, text in texts.items()})
+        write_json(draft / "sha256.json", {split: hashlib.sha256(text).hexdigest() for split, text in texts.items()})
 
-    def is_complete(folder: Path) -> bool:
-        sizes = read_json(folder / "sizes.json") or {split: -1 for split in SPLITS}
-        paths = [folder / f"{split}.txt" for split in SPLITS]
-        return all(path.exists() and path.stat().st_size == sizes[path.stem] for path in paths)
+    def find_damage(folder: Path) -> str | None:
+        sums, paths = read_json(folder / "sha256.json"), [folder / f"{split}.txt" for split in SPLITS]
+        if not isinstance(sums, dict):
+            return "sha256.json is missing or damaged"
+        wrong = [path for path in paths if not path.is_file() or sha256_of_file(path) != sums.get(path.stem)]
+        return f"{wrong[0].name} is not what was written" if wrong else None
 
-    folder = build_once(cache / f"stdlib-text-{key}", build, is_complete)
+    folder = build_once(cache / f"stdlib-text-{key}", build, find_damage, lambda folder: find_damage(folder) is None)
     return {split: [folder / f"{split}.txt"] for split in SPLITS}
 
 

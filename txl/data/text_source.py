@@ -50,7 +50,7 @@ class TextSource(TokenSource):
         vocabulary, files = encoder.encode_splits(split_text(self.text_files, data), data, folder, self.given.read())
         if (file_stamps(self.text_files), self.given.key()) != (self._stamps, self._vocabulary_key):
             raise ConfigError(f"data={data.name}: its files changed while they were read; start again")
-        write_corpus_folder(folder, vocabulary, {file.split: file.entry() for file in files}, self._stamps)
+        write_corpus_folder(folder, vocabulary, {file.split: file.entry() for file in files}, self.key())
         log.info("encoded data=%s in %.1f s", data.name, time.perf_counter() - began)
 
 

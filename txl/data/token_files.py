@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import numpy as np
 
+from txl.data.block_checksums import BlockChecksums
+
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest of uint8, uint16 and int32 that holds every id."""
@@ -30,7 +32,7 @@ class TokenFile:
     ):
         self.split, self.unk_id, self.shards = split, unk_id, shards
         self.tokens = self.unknown = 0
-        self.hash = hashlib.sha256()
+        self.hash, self.checksums = hashlib.sha256(), BlockChecksums()
         self._path, self._dtype = folder / f"{split}.bin", token_dtype(vocab_size)
 
     def write(self, blocks: Iterable[np.ndarray]) -> Self:
@@ -40,6 +42,7 @@ class TokenFile:
                 data = ids.astype(self._dtype, copy=False).tobytes()
                 file.write(data)
                 self.hash.update(data)
+                self.checksums.update(data)
                 self.tokens += len(ids)
                 self.unknown += 0 if self.unk_id is None else int(np.count_nonzero(ids == self.unk_id))
             file.flush()
@@ -49,4 +52,5 @@ class TokenFile:
     def entry(self) -> dict[str, Any]:
         """The split's entry in meta.json."""
         entry: dict[str, Any] = {"tokens": self.tokens, "sha256": self.hash.hexdigest(), "unknown": self.unknown}
+        entry["crc32"] = self.checksums.values
         return entry | {"shards": self.shards} if self.shards else entry

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Protocol, Self, cast
 
 import numpy as np
 
-from txl.config.data import DataConfig, TypedText
+from txl.config.data import DataConfig, TypedText, VocabKind
 from txl.data.text_blocks import SplitSpans
 from txl.data.token_files import TokenFile
+from txl.errors import ConfigError, shortened
 from txl.files import sha256_of_json
 
 EOS, UNK = "<eos>", "<unk>"
@@ -118,7 +119,17 @@ def vocabulary_class(kind: str) -> type[Vocabulary]:
     return cast(type[Vocabulary], found)
 
 
-def vocabulary_from_dict(values: dict[str, Any]) -> Vocabulary:
-    """The inverse of `Vocabulary.to_dict`, for every kind."""
-    rest = {key: value for key, value in values.items() if key != "kind"}
-    return vocabulary_class(values["kind"]).from_dict(rest)
+def vocabulary_from_dict(values: Any) -> Vocabulary:
+    """The inverse of `Vocabulary.to_dict`, for every kind. Raises ConfigError for anything else."""
+    kind = str(values.get("kind")) if isinstance(values, dict) else ""
+    if kind not in VocabKind.__members__:
+        raise ConfigError(
+            f"a vocabulary has a kind ({', '.join(VocabKind.__members__)}), this one has none: it is damaged"
+        )
+    try:
+        vocabulary = vocabulary_class(kind).from_dict({key: value for key, value in values.items() if key != "kind"})
+        assert len(vocabulary) > 0, "it has no tokens"
+    except Exception as error:  # whatever other JSON of this kind may lead to
+        reason = shortened(f"{type(error).__name__}: {error}")
+        raise ConfigError(f"a vocabulary of the kind {kind} is damaged ({reason})") from None
+    return vocabulary

@@ -99,7 +99,8 @@ class Evaluator:
     def _open_corpus(self) -> Corpus:
         """The data set that the checkpoint was trained on. Raises ConfigError if its vocabulary is another one."""
         data, vocab = self.loaded.data, self.loaded.vocab
-        corpus = open_corpus(data, vocab)
+        split = self.config.split
+        corpus = open_corpus(data, vocab, ("valid", "test") if split is Split.all else (split.name,))
         if corpus.vocab.fingerprint != vocab.fingerprint:
             raise ConfigError(
                 f"checkpoint={self.config.checkpoint} was trained with another vocabulary ({len(vocab):,} "

@@ -83,7 +83,7 @@ def load_trained_model(
     except ConfigError as error:
         raise CheckpointError(f"checkpoint={folder} has an unusable run.json: {error}") from None
     data.path = data_path or data.path
-    vocab = vocab or open_corpus(data).vocab
+    vocab = vocab or open_corpus(data, splits=()).vocab
     vocab.typed_text = data.typed_text
     model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
     load_weights(model, state, str(folder))
