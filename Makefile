@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-slow test-floors faults lint parity same-as clean
+.PHONY: help demo install test test-slow test-floors faults lint parity same-as gpu-check gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -49,8 +49,18 @@ same-as: $(VENV)/.installed-test ## is everything computed as by another revisio
 	@test -n "$(REV)" || { echo 'error: make same-as needs REV=REVISION' >&2; exit 2; }
 	$(BIN)/python tests/same_as.py $(REV) $(if $(DATA),--data $(DATA))
 
+gpu-check: $(VENV)/.installed-test ## everything that needs a GPU, in nine minutes at most: docs/results/gpu.md
+	$(BIN)/python tests/gpu_check.py
+
+# The packages that an environment for torch may lack. The antlr4 runtime is published as source only.
+gpu-wheels: $(BIN)/python ## what a machine with torch but without a network needs for `python3 tests/gpu_check.py`, in .whl
+	rm -rf .whl && mkdir .whl
+	$(BIN)/python -m pip download -q --no-deps --only-binary=:all: -c constraints.txt -d .whl \
+		hydra-core omegaconf hydra-submitit-launcher submitit sacremoses
+	$(BIN)/python -m pip wheel -q --no-deps -c constraints.txt -w .whl antlr4-python3-runtime
+
 clean: ## remove the environment and caches; runs and data stay
-	rm -rf $(VENV) $(FLOORS) *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	rm -rf $(VENV) $(FLOORS) .whl build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:

@@ -17,7 +17,11 @@ from txl.model.attention import attention_with_bias, relative_shift
 with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
     pytest.importorskip("triton", reason="Triton is made for Linux alone")
+    from tests.support.interpreted_kernels import interpreter_fault
     from txl.model import attention_kernel as kernels
+
+    if interpreter_fault():
+        pytest.skip(str(interpreter_fault()), allow_module_level=True)
 
 
 @pytest.fixture(autouse=True)

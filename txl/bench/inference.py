@@ -25,6 +25,7 @@ from txl.evaluate.loss import LossSum, run_segment
 from txl.evaluate.runtimes import Memory, build_runtime, choose_runtime
 from txl.model.transformer import TransformerXL
 from txl.plan.published import published_inference_rows
+from txl.system.compiled_programs import count_compiled_programs, forget_compiled_programs
 from txl.system.devices import keep_freed_memory, pick_device, set_threads
 from txl.system.hardware import cpu_model
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
@@ -57,14 +58,15 @@ def benchmark_inference(config: BenchmarkConfig) -> int:
         model = build_benchmark_model(config, device, precision)
         for runtime in config.benchmark.runtimes:
             for batch_size in config.benchmark.batch_sizes:
+                forget_compiled_programs()
                 row = measure_inference(model, geometry, runtime, batch_size, precision, config.benchmark.segments)
                 rows.append({"model": config.model.name, **row})
                 print(format_inference_row(row), flush=True)
                 for published in published_inference_rows(config.model.name, row, gpu):
                     text = format_inference_row(published, published["implementation"])
                     print(f"{text}  ({published['machine']}, published)")
-    if config.benchmark.json:
-        write_table(Path(config.benchmark.json), rows, machine)
+                if config.benchmark.json:  # after every row, so that an end before the last one loses nothing
+                    write_table(Path(config.benchmark.json), rows, machine)
     return 0
 
 
@@ -126,6 +128,7 @@ def measure_inference(
         "mem_len": geometry.mem_len,
         "precision": precision.name,
         "runtime": runtime.name,
+        "programs": count_compiled_programs(),  # of runtime=compile
         "tokens_per_second": batch_size * T / found["mean"],
         "latency_ms": {name: 1000 * value for name, value in found.items()},
         "segments": segments,

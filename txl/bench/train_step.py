@@ -3,8 +3,10 @@
 The tokens are made up and follow Zipf's law, as words do, so that the adaptive softmax works as it does on a text.
 """
 
+import gc
 import resource
 import statistics
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import TypeVar
@@ -22,6 +24,7 @@ from txl.data.word_vocabulary import WordVocabulary
 from txl.model.attention import choose_backend
 from txl.model.linear import linear
 from txl.plan.run_plan import make_plan
+from txl.system.compiled_programs import count_compiled_programs, forget_compiled_programs
 from txl.system.precision import AUTOCAST, parameter_dtype
 from txl.system.timing import synchronized_clock
 from txl.system.world import World
@@ -30,6 +33,8 @@ from txl.train.trainer import Trainer
 
 PARTS = ("input", "forward", "backward", "optimizer")  # of a step; clipping belongs to the optimizer
 
+GROUP = 5  # steps between two looks at the clock on a GPU, where the host runs ahead of the device
+
 RESULT = "benchmark.json"  # file that rank 0 writes
 
 T = TypeVar("T")
@@ -37,7 +42,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class TrainRow:
-    """One row of the table. Seconds are medians of rank 0 over the steps after the warm-up."""
+    """One row of the table. Seconds are medians of rank 0 over the steps after the warm-up, see `time_steps`."""
 
     model: str
     n_layer: int
@@ -45,16 +50,19 @@ class TrainRow:
     mem_len: int
     precision: str
     attention: str
-    compile: bool
+    compile: bool  # whether programs were compiled
+    programs: int  # how many; more than one means that something was compiled again
     processes: int
     micro_batch_size: int
     tokens_per_second: float  # of all processes
     step_seconds: float
+    host_seconds: float  # until the host had queued a step; on a CPU the whole step
     part_seconds: dict[str, float]
     flops_per_second: float  # of one process, for the model's own matrix products; recomputed ones do not count
     matmul_flops_per_second: float  # of one large product, measured in the same precision
     mfu: float  # flops_per_second / matmul_flops_per_second
     peak_memory_gb: float  # of rank 0
+    plan_memory_gb: float | None  # what the plan had estimated
 
     def __str__(self) -> str:
         parts = "".join(f"{1000 * self.part_seconds[part]:>11.1f}" for part in PARTS)
@@ -88,19 +96,37 @@ class MadeUpCorpus(Corpus):
 # --------------------------------------------------------------------------- one rank
 
 
-def measure_training(config: BenchmarkConfig, world: World, device: torch.device) -> list[TrainRow]:
-    """Measure every precision with every micro batch; rank 0 prints the rows as they come. Collective."""
+def measure_training(
+    config: BenchmarkConfig, world: World, device: torch.device, on_row: Callable[[list[TrainRow]], None]
+) -> None:
+    """Measure every precision with every micro batch; rank 0 prints the rows as they come. Collective.
+
+    A row that does not fit into a GPU's memory is said and left out.
+
+    Args:
+        config: the benchmark.
+        world: which rank this is.
+        device: where it computes.
+        on_row: rank 0 calls it with all rows so far, so that an end before the last row loses none.
+    """
     if world.is_main:
         print(f"{device}, {torch.get_num_threads()} threads, {config.model.name}, {train_geometry(config)}\n{HEADER}")
-    rows = []
+    rows: list[TrainRow] = []
     for precision in config.benchmark.precisions:
         if device.type == "cpu":
             check_cpu_arithmetic(precision, "this machine")
         for micro in config.benchmark.micro_batch_sizes:
-            rows.append(measure_train_row(configure_train_row(config, precision, micro, world), world, device))
+            row_config = configure_train_row(config, precision, micro, world)
+            try:
+                rows.append(measure_train_row(row_config, world, device))
+            except torch.OutOfMemoryError:
+                if world.world_size > 1:
+                    raise  # the other ranks wait for this one
+                print(f"{config.model.name}: {precision.name} with micro batch {micro} does not fit: left out")
+                continue
             if world.is_main:
                 print(rows[-1], flush=True)
-    return rows
+                on_row(rows)
 
 
 def configure_train_row(config: BenchmarkConfig, precision: Arithmetic, micro: int, world: World) -> BenchmarkConfig:
@@ -132,33 +158,45 @@ def measure_train_row(config: BenchmarkConfig, world: World, device: torch.devic
     vocab_size, batch, micro = config.data.vocab_size, config.train.batch_size, config.train.micro_batch_size
     assert vocab_size is not None and micro is not None
     warmup = max(options.warmup_steps, 1 + -(-geometry.mem_len // geometry.tgt_len))  # until the memory is full
-    corpus = MadeUpCorpus(vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps) + 2), config.seed)
-    trainer = Trainer(config, make_plan(config, vocab_size), corpus, world, device, Tracker())
+    corpus = MadeUpCorpus(
+        vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps + GROUP) + 2), config.seed
+    )
+    start_afresh(device)
+    plan = make_plan(config, vocab_size)
+    trainer = Trainer(config, plan, corpus, world, device, Tracker())
     trainer.model.train()
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
     for _ in range(warmup):
         trainer.step()
-    seconds, parts = run_profiled(
+    seconds, host_seconds, parts = run_profiled(
         lambda: time_steps(trainer, options.steps), options.profile if world.is_main else None
     )
+    programs = count_compiled_programs()
     per_process = micro * geometry.tgt_len
     flops = 6 * per_process * products_per_token(config, vocab_size, micro) / seconds
     ceiling = matmul_speed(precision, device)
     return TrainRow(
         config.model.name, config.model.n_layer, geometry.tgt_len, geometry.mem_len, precision.name,
-        choose_backend(config.attention, device, precision).name, trainer.model.compiled is not None,
-        world.world_size, micro, world.world_size * per_process / seconds, seconds, parts,
-        flops, ceiling, flops / ceiling, peak_memory(device) / 1e9,
+        choose_backend(config.attention, device, precision).name, programs > 0, programs,
+        world.world_size, micro, world.world_size * per_process / seconds, seconds, host_seconds, parts,
+        flops, ceiling, flops / ceiling, peak_memory(device) / 1e9, plan.memory_gb,
     )  # fmt: skip
 
 
-def time_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
-    """Median seconds of a step, and of each of its parts.
+def start_afresh(device: torch.device) -> None:
+    """Forget what an earlier row left: its model in memory, its compiled programs, its peak of memory."""
+    forget_compiled_programs()
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
 
-    On a GPU the parts are timed in further steps, because each part has to wait for the device.
+
+def time_steps(trainer: Trainer, steps: int) -> tuple[float, float, dict[str, float]]:
+    """Median seconds of a step, of the host's part of it, and of each of its parts.
+
+    A training waits for the device only where it logs. So on a GPU the clock is read after every GROUP steps. The
+    parts are timed in further steps, because each part has to wait for the device.
     """
-    whole: list[float] = []
     parts: dict[str, list[float]] = {part: [] for part in PARTS}
     last = 0.0
 
@@ -168,17 +206,22 @@ def time_steps(trainer: Trainer, steps: int) -> tuple[float, dict[str, float]]:
         parts[part].append(now - last)
         last = now
 
-    def step() -> float:
+    def run(count: int) -> tuple[float, float]:
+        """Seconds per step until the device, and until the host, was done."""
         nonlocal last
         began = last = synchronized_clock()
-        trainer.step()
-        return synchronized_clock() - began
+        for _ in range(count):
+            trainer.step()
+        queued = time.perf_counter()
+        return (synchronized_clock() - began) / count, (queued - began) / count
 
+    groups: list[tuple[float, float]] = []
     if trainer.device.type == "cuda":
-        whole = [step() for _ in range(steps)]
+        groups = [run(GROUP) for _ in range(max(1, steps // GROUP))]
     trainer.optimizer_step.on_part_done = on_part_done
-    in_parts = [step() for _ in range(steps)]
-    return statistics.median(whole or in_parts), {part: statistics.median(found) for part, found in parts.items()}
+    in_parts = [run(1) for _ in range(steps)]
+    whole, host = (statistics.median(values) for values in zip(*(groups or in_parts), strict=True))
+    return whole, host, {part: statistics.median(found) for part, found in parts.items()}
 
 
 def run_profiled(work: Callable[[], T], trace: str | None) -> T:

@@ -222,10 +222,8 @@ def _measure(config: BenchmarkConfig, world: World, folder: Path) -> int:
     from txl.system.distributed import close_process_group
 
     device = set_up_process(config, world)
-    rows = measure_training(config, world, device)
+    measure_training(config, world, device, lambda rows: write_table(folder / RESULT, [vars(row) for row in rows]))
     close_process_group()
-    if world.is_main:
-        write_table(folder / RESULT, [vars(row) for row in rows])
     return 0
 
 

@@ -1,6 +1,5 @@
 """benchmark.py suite=train on this machine: the table over numbers of processes, beside what was published."""
 
-import json
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import torch
 from txl.bench.table_file import write_table
 from txl.bench.train_step import RESULT
 from txl.config.schema import BenchmarkConfig
+from txl.files import read_json
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data
 from txl.launch.rank import rank_main
@@ -20,20 +20,27 @@ from txl.plan.published import published_training_row
 
 
 def benchmark_training(config: BenchmarkConfig) -> int:
-    """Measure here, print the table, write the JSON if `benchmark.json` asks for it; returns the exit code."""
-    rows = []
-    for count in config.benchmark.processes or [processes(config)[1]]:
-        with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
-            code = run_ranks(replace(config, gpus=count), Path(folder))
-            if code:
-                return code
-            rows += json.loads((Path(folder) / RESULT).read_text())["rows"]
-    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
-    for row in rows:
-        row |= {"efficiency": efficiency(row, rows), "published": published_training_row(row, gpu)}
+    """Measure here, print the table, write the JSON if `benchmark.json` asks for it; returns the exit code.
+
+    The rows that were measured before an interruption or a failure are written, too.
+    """
+    rows: list[dict[str, Any]] = []
+    try:
+        for count in config.benchmark.processes or [processes(config)[1]]:
+            with tempfile.TemporaryDirectory(prefix="benchmark-") as folder:
+                try:
+                    code = run_ranks(replace(config, gpus=count), Path(folder))
+                finally:
+                    rows += (read_json(Path(folder) / RESULT) or {"rows": []})["rows"]
+                if code:
+                    return code
+    finally:
+        gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+        for row in rows:
+            row |= {"efficiency": efficiency(row, rows), "published": published_training_row(row, gpu)}
+        if config.benchmark.json and rows:
+            write_table(Path(config.benchmark.json), rows)
     print_comparison(rows)
-    if config.benchmark.json:
-        write_table(Path(config.benchmark.json), rows)
     return 0
 
 
