@@ -27,7 +27,7 @@ test-slow: $(VENV)/.installed-test ## the tests that take minutes
 
 test-floors: ## the fast tests with the lowest versions that setup.cfg allows, in .venv-floors (4 GB are downloaded once)
 	test -x $(FLOORS)/bin/python || $(PYTHON) -m venv $(FLOORS)
-	$(FLOORS)/bin/python tests/floors.py > $(FLOORS)/floors.txt
+	$(FLOORS)/bin/python tools/floors.py > $(FLOORS)/floors.txt
 	$(FLOORS)/bin/python -m pip install --disable-pip-version-check -c $(FLOORS)/floors.txt $(PIP_ARGS) -e .[test]
 	$(FLOORS)/bin/python -m pytest -q -n $(WORKERS) --no-loadscope-reorder
 
@@ -43,11 +43,11 @@ lint: $(VENV)/.installed-test ## ruff, and mypy: seconds, half a minute at the f
 parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
 	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
 	TXL_DATA=$(DATA) $(BIN)/python -m pytest -q -s -m slow tests/train/test_same_training.py
-	$(BIN)/python tests/parity.py --data $(DATA)
+	$(BIN)/python tools/parity.py --data $(DATA)
 
 same-as: $(VENV)/.installed-test ## is everything computed as by another revision, bit by bit? make same-as REV=... DATA=as for parity
 	@test -n "$(REV)" || { echo 'error: make same-as needs REV=REVISION' >&2; exit 2; }
-	$(BIN)/python tests/same_as.py $(REV) $(if $(DATA),--data $(DATA))
+	$(BIN)/python tools/same_as.py $(REV) $(if $(DATA),--data $(DATA))
 
 gpu-check: $(VENV)/.installed-test ## everything that needs a GPU, in nine minutes at most: docs/results/gpu.md
 	$(BIN)/python tests/gpu_check.py

@@ -1,4 +1,4 @@
-"""The lowest versions that setup.cfg allows, as constraints for pip: python tests/floors.py > FILE (make test-floors).
+"""The lowest versions that setup.cfg allows, as constraints for pip: python tools/floors.py > FILE (make test-floors).
 
 What the requirements themselves require is as new as pip finds it.
 """
