@@ -12,11 +12,11 @@ SETUP = Path(__file__).resolve().parent.parent / "setup.cfg"
 
 
 def floors() -> list[str]:
-    """`name==version` for every requirement of the package and of its tests."""
+    """`name==version` for every requirement of the package and of its extras."""
     setup = configparser.ConfigParser()
     setup.read(SETUP)
-    lines = [setup["options"]["install_requires"], setup["options.extras_require"]["test"]]
-    required = [line.strip() for text in lines for line in text.splitlines() if line.strip()]
+    lines = [setup["options"]["install_requires"], *setup["options.extras_require"].values()]
+    required = dict.fromkeys(line.strip() for text in lines for line in text.splitlines() if line.strip())
     found = [re.match(r"([\w-]+)>=([\d.]+)", line) for line in required]
     without = [line for line, match in zip(required, found, strict=True) if not match]
     if without:

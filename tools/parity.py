@@ -13,6 +13,7 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parent.parent
 REFERENCE = json.loads((PROJECT / "tests" / "published" / "reference_curves.json").read_text())
@@ -29,7 +30,7 @@ def curve(experiment: str, data: str, seed: int, runs: Path) -> dict[int, float]
     return {record["step"]: record["loss"] for record in records if record["kind"] == "valid"}
 
 
-def wikitext_mini(data: Path, seeds: int, runs: Path) -> dict:
+def wikitext_mini(data: Path, seeds: int, runs: Path) -> dict[str, Any]:
     reference = {int(step): point for step, point in REFERENCE["wikitext-mini"]["valid_loss"].items()}
     curves = [curve("wikitext-mini", f"data.path={data}/wikitext-mini", seed, runs) for seed in range(1, seeds + 1)]
     rows = []
@@ -42,7 +43,7 @@ def wikitext_mini(data: Path, seeds: int, runs: Path) -> dict:
     return {"rows": rows, "average": average, "worst": worst, "held": average <= MEAN_BOUND and worst <= POINT_BOUND}
 
 
-def mini_table(result: dict) -> list[str]:
+def mini_table(result: dict[str, Any]) -> list[str]:
     """The standard error of a difference: from the spread of both means."""
     lines = ["| step | reference | sd | txl mean | sd | difference | its standard error |", "|---:" * 7 + "|"]
     published = REFERENCE["wikitext-mini"]["valid_loss"]
@@ -63,13 +64,13 @@ def mini_table(result: dict) -> list[str]:
     ]
 
 
-def tinyshakespeare(data: Path, runs: Path) -> dict:
+def tinyshakespeare(data: Path, runs: Path) -> dict[str, Any]:
     steps = map(int, REFERENCE[SHAKESPEARE]["valid_loss"])
     ours = curve("tinyshakespeare", f"data.file={data}/tinyshakespeare/input.txt", 1, runs)
     return {"rows": ours, "held": ours[max(steps)] <= SHAKESPEARE_BOUND}
 
 
-def play_table(result: dict) -> list[str]:
+def play_table(result: dict[str, Any]) -> list[str]:
     ours = {int(step): loss for step, loss in result["rows"].items()}
     reference = {int(step): loss for step, loss in REFERENCE[SHAKESPEARE]["valid_loss"].items()}
     end = f"At the end {ours[max(reference)]:.4f} nats (bound {SHAKESPEARE_BOUND})"
@@ -95,7 +96,7 @@ def main() -> int:
     return 0 if mini["held"] and play["held"] else 1
 
 
-def write(mini: dict, play: dict) -> None:
+def write(mini: dict[str, Any], play: dict[str, Any]) -> None:
     seeds = len(mini["rows"][0]["values"])
     lines = [
         "# Training parity with the reference",

@@ -65,7 +65,7 @@ def finish(*started: subprocess.Popen[str]) -> None:
     for process in started:
         output, _ = process.communicate()
         if process.returncode:
-            sys.exit(f"error: {' '.join(map(str, process.args))}\n{output}")
+            sys.exit(f"error: {process.args!r}\n{output}")
 
 
 def losses(run_dir: Path, after: int = 0) -> list[tuple[str, int, float]]:
@@ -76,7 +76,9 @@ def losses(run_dir: Path, after: int = 0) -> list[tuple[str, int, float]]:
 
 def weights(run_dir: Path) -> dict[str, torch.Tensor]:
     """The model in a run's last checkpoint."""
-    loaded = torch.load(run_dir / "checkpoints" / "last" / "model.pt", "cpu", weights_only=True)
+    loaded: dict[str, torch.Tensor] = torch.load(
+        run_dir / "checkpoints" / "last" / "model.pt", "cpu", weights_only=True
+    )
     assert loaded and all(isinstance(value, torch.Tensor) for value in loaded.values())
     return loaded
 

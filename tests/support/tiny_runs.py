@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 TINY_RUN = [
     "model=small",
@@ -24,7 +25,7 @@ TINY_RUN = [
 ]
 
 
-def metrics(run_dir: Path, kind: str = "train") -> list[dict]:
+def metrics(run_dir: Path, kind: str = "train") -> list[dict[str, Any]]:
     """The records of one kind (`train`, `valid` or `test`) in a run's metrics.jsonl, in their order."""
     lines = (run_dir / "metrics.jsonl").read_text().splitlines()
     return [record for record in map(json.loads, lines) if record["kind"] == kind]
