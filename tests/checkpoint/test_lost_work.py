@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from tests.support.entry_points import run as start
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
@@ -14,7 +15,9 @@ from txl.checkpoint.checkpoint_files import read_model_checkpoint
 from txl.checkpoint.find import CheckpointError, step_folders, verify_checkpoint
 from txl.checkpoint.store import Checkpoints
 from txl.data.byte_vocabulary import ByteVocabulary
+from txl.system.process_exit import MISSED_TARGET
 from txl.system.world import World
+from txl.tracking.dllogger_sink import DlloggerSink
 from txl.train.final_evaluation import FinalEvaluation
 
 
@@ -68,6 +71,45 @@ def test_a_summary_without_what_is_asked_for_now_does_not_end_the_run(options, t
     train_here(*run, "then=evaluate", "evaluation.tgt_len=4", "evaluation.mem_len=4", "evaluation.batch_size=2")
     assert "evaluation" in json.loads((tmp_path / "run/summary.json").read_text())
     assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2, 3, 4]
+
+
+def test_other_evaluations_at_the_end_are_made_again(options, tmp_path):
+    run = [*options, f"run_dir={tmp_path}/run", "resume=auto", "then=evaluate", "evaluation.tgt_len=4"]
+    run += ["evaluation.batch_size=2", "sample_tokens=3"]
+    train_here(*run, "evaluation.mem_len=4")
+    first = json.loads((tmp_path / "run/summary.json").read_text())
+    train_here(*run, "evaluation.mem_len=8")
+    second = json.loads((tmp_path / "run/summary.json").read_text())
+    lengths = [summary["evaluation"]["geometry"]["mem_len"] for summary in (first, second)]
+    assert lengths == [4, 8] and first["sample"] == second["sample"] and first["test"]["loss"] == second["test"]["loss"]
+    before = (tmp_path / "run/summary.json").stat().st_mtime_ns
+    train_here(*run[:-4])  # fewer evaluations than there are
+    assert (tmp_path / "run/summary.json").stat().st_mtime_ns == before
+
+
+def test_a_finished_run_draws_the_curve_that_a_kill_left_out_and_misses_its_target_again(options, tmp_path):
+    run = ["train.py", *options, f"run_dir={tmp_path}/run", "resume=auto", "train.target_perplexity=1.5"]
+    train_here(*run[1:], expect=MISSED_TARGET)  # without its curve, as if it had been killed before
+    said = start(*run, cwd=tmp_path, expect=MISSED_TARGET).stdout
+    picture = tmp_path / "run/report/loss.png"
+    assert "is finished: nothing to do" in said and "train.target_perplexity=1.5 was missed" in said
+    assert picture.read_bytes().startswith(b"\x89PNG") and len(list(picture.parent.iterdir())) == 1
+
+
+def test_summary_json_comes_after_what_other_sinks_write_at_the_end(options, tmp_path, monkeypatch):
+    def killed(*arguments):
+        raise KilledError
+
+    class KilledError(BaseException):
+        pass
+
+    run = [*options, f"run_dir={tmp_path}/run", "resume=auto", "tracking.dllogger=dll.json"]
+    with monkeypatch.context() as patch, pytest.raises(KilledError):
+        patch.setattr(DlloggerSink, "summary", killed)
+        train_here(*run)
+    assert not (tmp_path / "run/summary.json").exists()
+    train_here(*run)
+    assert (tmp_path / "run/summary.json").exists()
 
 
 @pytest.mark.parametrize("name", ["run.json", "state.json", "vocabulary.json", "model.pt", "optimizer.pt", "rank_0.pt"])

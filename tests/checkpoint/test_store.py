@@ -169,10 +169,21 @@ def test_a_step_that_is_saved_again_can_be_found_at_every_instant(tmp_path):
     for operation in every_kill(tmp_path, prepare):
         found = newest_intact(tmp_path / "run")
         assert found is not None and "step_10" in found.name, operation
+        assert "step_10" in resolve_checkpoint(tmp_path / "run").name  # for those who look meanwhile
         Checkpoints(tmp_path / "run", World(), keep=1).rewind(10, 0, found)
         assert names(tmp_path / "run") == ["step_10"] and is_intact(tmp_path / "run" / "step_10")
         saved(tmp_path / "run", steps=(10, 20), keep=1, best=None)
         assert names(tmp_path / "run") == ["step_20"]
+
+
+def test_the_best_checkpoint_can_be_found_while_it_is_saved_again(tmp_path):
+    def prepare():
+        shutil.rmtree(tmp_path / "run", ignore_errors=True)
+        saved(tmp_path / "run", steps=(10, 20), keep=9, best=20)
+        return lambda: saved(tmp_path / "run", steps=(20,), keep=9, best=20)
+
+    for operation in every_kill(tmp_path, prepare):
+        assert "step_20" in resolve_checkpoint(tmp_path / "run").name, operation
 
 
 @pytest.mark.parametrize("keep, best", [(1, None), (1, 10), (2, 20)])

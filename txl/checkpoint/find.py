@@ -11,6 +11,7 @@ depends on best and last: without them the newest checkpoint says which one is t
 
 import json
 import logging
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -133,15 +134,21 @@ def best_checkpoint(checkpoints: Path) -> Path | None:
             break
         if best in finished:
             return best
-    return finished[0] if finished else read_pointer(checkpoints / "last")
+    return finished[0] if finished else read_pointer(checkpoints / "last") or newest_intact(checkpoints)
 
 
 def read_pointer(path: Path) -> Path | None:
-    """The finished checkpoint that `path` is, links to, or names as a text file; None if there is none."""
+    """The finished checkpoint that `path` is, links to, or names as a text file; None if there is none.
+
+    While a step is saved a second time, that is for an instant the checkpoint that is replaced.
+    """
     try:
-        if path.is_file() and path.stat().st_size < 100 and _STEP.fullmatch(name := path.read_text().strip()):
+        if path.is_symlink():
+            path = path.parent / os.readlink(path)
+        elif path.is_file() and path.stat().st_size < 100 and _STEP.fullmatch(name := path.read_text().strip()):
             path = path.parent / name
-        return path if (path / MANIFEST).is_file() else None
+        places = (path, path.with_name(f".{path.name}.replaced"))
+        return next((place for place in places if (place / MANIFEST).is_file()), None)
     except (OSError, UnicodeDecodeError):
         return None
 

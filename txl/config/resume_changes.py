@@ -1,8 +1,10 @@
-"""What a resumed run may change, and what it may not: the mathematics of training."""
+"""What a resumed run may change, and what it may not: the mathematics of training. What its end consists of."""
 
 from typing import Any
 
+from txl.config.compose import to_dict
 from txl.config.config_hash import FILES, run_defining_options
+from txl.config.schema import RunConfig, Then
 from txl.errors import shown
 
 
@@ -31,3 +33,16 @@ def resume_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
             f"set scheduler.max_step={length} to keep the learning rate's curve"
         )
     return sorted(differences)
+
+
+def final_evaluations(config: RunConfig) -> dict[str, Any]:
+    """The evaluations at the end of a training, with their options. summary.json holds them beside the results.
+
+    A finished run is finished only for the evaluations that were made: with other ones they are made again.
+    """
+    asked: dict[str, Any] = {"test": True} if config.valid.enabled else {}
+    if config.then is Then.evaluate:
+        asked["evaluation"] = to_dict(config.evaluation)
+    if config.sample_tokens:
+        asked["sample"] = config.sample_tokens
+    return asked

@@ -1,8 +1,11 @@
 """Targets that a training or an evaluation must reach. Missing one gives the exit code MISSED_TARGET."""
 
+import math
 from dataclasses import dataclass
+from typing import Any
 
 from txl.config.data import Metric
+from txl.config.schema import RunConfig
 
 
 @dataclass(frozen=True)
@@ -24,3 +27,20 @@ class Targets:
         if self.throughput is None or tokens_per_second >= self.throughput:
             return None
         return f"{self.section}target_throughput={self.throughput:g} was missed: {tokens_per_second:.0f} tok/s"
+
+
+def missed_training_targets(config: RunConfig, summary: dict[str, Any]) -> list[str]:
+    """A line for every target of a training that its summary misses. What is no number misses every target."""
+    train, metric = config.train, config.data.metric
+    targets = Targets(train.target_perplexity, train.target_throughput, "train.")
+    test = summary.get("test")
+    score = test.get(metric.name) if isinstance(test, dict) else None
+    missed = [
+        targets.missed_speed(_number(summary.get("tokens_per_second"))),
+        targets.missed_score("test", metric, _number(score)),
+    ]
+    return [line for line in missed if line is not None]
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan

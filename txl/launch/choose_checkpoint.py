@@ -5,9 +5,9 @@ from pathlib import Path
 from txl.checkpoint.find import CheckpointError, newest_intact, read_document, step_folders, verify_checkpoint
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.compose import to_dict
-from txl.config.resume_changes import resume_differences
+from txl.config.resume_changes import final_evaluations, resume_differences
 from txl.config.scheduler import SchedulerName
-from txl.config.schema import RunConfig, Then
+from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 from txl.files import read_json
 
@@ -79,15 +79,17 @@ def check_resume(config: RunConfig, checkpoint: Path) -> None:
 
 
 def is_finished(config: RunConfig, run_dir: Path, checkpoint: Path) -> bool:
-    """Whether the checkpoint is at the run's last step, and summary.json holds the results of that step.
+    """Whether the checkpoint is at the run's last step, and summary.json holds the results that are asked for.
 
-    The summary of a run that was shorter, or had no `then` or `sample_tokens`, is not the one that is asked for.
+    The summary of a run that was shorter, or made other evaluations at its end, is not the one that is asked for.
     """
     step, summary = read_document(checkpoint, "state.json").get("step"), read_json(run_dir / "summary.json")
     if not isinstance(step, int) or step < config.train.max_step or not isinstance(summary, dict):
         return False
-    evaluated = config.then is not Then.evaluate or "evaluation" in summary
-    return summary.get("steps") == step and evaluated and (not config.sample_tokens or "sample" in summary)
+    asked, made = final_evaluations(config), summary.get("final_evaluations")
+    if not isinstance(made, dict):  # of an older version, which noted no options
+        made = {name: asked[name] for name in asked if name == "test" or name in summary}
+    return summary.get("steps") == step and asked.items() <= made.items()
 
 
 def finished_message(config: RunConfig, run_dir: Path | str) -> str:

@@ -21,14 +21,17 @@ from typing import TYPE_CHECKING
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
+from txl.evaluate.targets import missed_training_targets
+from txl.files import read_json
 from txl.launch.choose_checkpoint import finished_message
 from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
 from txl.launch.run_folder import job_folder, read_config
 from txl.plan.batch_split import divisors
 from txl.plan.run_plan import Plan
+from txl.report.loss_curve import LOSS_CURVE
 from txl.system.hang_watch import HangWatch
-from txl.system.process_exit import BAD_CONFIGURATION, leave
+from txl.system.process_exit import BAD_CONFIGURATION, MISSED_TARGET, leave
 from txl.system.world import World
 
 if TYPE_CHECKING:
@@ -72,9 +75,7 @@ def rank_main(
         if prepared is None:
             prepared = _prepare_together(config, world, submitted, stack)
         if prepared.finished:
-            if world.is_main:
-                print(finished_message(config, prepared.plan.run_dir))
-            return 0
+            return _end_again(config, Path(prepared.plan.run_dir)) if world.is_main else 0
         train = functools.partial(_train, config, prepared, world, folder or Path(prepared.plan.run_dir), before_save)
         return reporting_failure(train, folder or Path(prepared.plan.run_dir), world)
 
@@ -163,6 +164,18 @@ def _train(
     close_process_group()
     watch.close()
     return code
+
+
+def _end_again(config: RunConfig, run_dir: Path) -> int:
+    """Say that the run is finished, make what a kill at its end left out, and return its exit code once more."""
+    print(finished_message(config, run_dir))
+    picture, metrics = run_dir / LOSS_CURVE, run_dir / "metrics.jsonl"
+    if metrics.exists() and not (picture.exists() and picture.stat().st_mtime >= metrics.stat().st_mtime):
+        draw_loss_curve(run_dir)
+    missed = missed_training_targets(config, read_json(run_dir / "summary.json"))
+    for line in missed:
+        print(line)
+    return MISSED_TARGET if missed else 0
 
 
 @contextlib.contextmanager

@@ -1,5 +1,6 @@
 """Draw the loss curve of a run."""
 
+import os
 import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,6 +14,8 @@ if TYPE_CHECKING:
 
 TRAIN_COLOR, VALID_COLOR, TEXT_COLOR = "#9db8d6", "#c1440e", "#444444"
 
+
+LOSS_CURVE = Path("report", "loss.png")  # in a run folder
 
 TRAIN_POINTS = 2000  # a longer curve is averaged down to about this number
 
@@ -48,9 +51,11 @@ def plot_loss_curve(run_dir: Path) -> Path:
             weight="bold",
         )
     _frame(figure, axes, run, losses + [line["loss"] for line in valid])
-    path = run.folder / "report" / "loss.png"
+    path = run.folder / LOSS_CURVE
     path.parent.mkdir(exist_ok=True)
-    figure.savefig(path)
+    partial = path.with_name(f".{path.name}.partial")
+    figure.savefig(partial, format="png")
+    os.replace(partial, path)
     return path
 
 

@@ -161,6 +161,7 @@ class Tracker:
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """Record the results of a training that has ended."""
+        self._sinks.sort(key=lambda sink: sink.essential)  # a run with a summary.json is finished: it comes last
         self._each(lambda sink: sink.summary(values))
 
     def sync(self) -> None:

@@ -1,4 +1,4 @@
-"""What follows the last training step: the test split, the recipe's evaluation, a sample, the targets."""
+"""What follows the last training step: the test split, the recipe's evaluation, a sample."""
 
 from typing import Any
 
@@ -8,9 +8,7 @@ from txl.config.schema import RunConfig, Then
 from txl.data.corpus import Corpus
 from txl.evaluate.loss import EvaluationResult, evaluate_split
 from txl.evaluate.sampling import Sampling, continue_prompts
-from txl.evaluate.targets import Targets
 from txl.model.transformer import TransformerXL
-from txl.system.process_exit import MISSED_TARGET
 from txl.system.world import World
 from txl.tracking.tracker import Tracker
 
@@ -37,17 +35,6 @@ class FinalEvaluation:
         if self.config.sample_tokens and self.world.is_main:
             values["sample"] = self._sample(self.config.sample_tokens)
         return values
-
-    def check_targets(self, values: dict[str, Any]) -> int:
-        """Print every target that the summary's numbers miss; returns the exit code of the run."""
-        train, metric = self.config.train, self.config.data.metric
-        targets = Targets(train.target_perplexity, train.target_throughput, "train.")
-        missed = [targets.missed_speed(values["tokens_per_second"])]
-        if train.target_perplexity is not None:  # there is a test split: `prepare` has checked it
-            missed.append(targets.missed_score("test", metric, values["test"][metric.name]))
-        for message in filter(None, missed):
-            self.tracker.message(message)
-        return MISSED_TARGET if any(missed) else 0
 
     def _evaluate_split(self, split: str, geometry: Geometry, batch_size: int) -> EvaluationResult:
         precision = self.config.precision.name

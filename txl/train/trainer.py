@@ -16,15 +16,17 @@ from txl.checkpoint.store import Checkpoints
 from txl.checkpoint.weights import load_weights
 from txl.config.compose import to_dict
 from txl.config.geometry import valid_geometry
+from txl.config.resume_changes import final_evaluations
 from txl.config.schema import RunConfig
 from txl.data.corpus import Corpus
 from txl.data.sentence_batches import training_stream
 from txl.evaluate.loss import evaluate_split
+from txl.evaluate.targets import missed_training_targets
 from txl.optim.schedule import LearningRate
 from txl.plan.run_plan import Plan
 from txl.system.hang_watch import note_progress
 from txl.system.precision import set_matmul_precision
-from txl.system.process_exit import DIVERGED
+from txl.system.process_exit import DIVERGED, MISSED_TARGET
 from txl.system.timing import PausableClock
 from txl.system.world import World, columns_of
 from txl.tracking.metrics_gaps import missing_at_the_end
@@ -306,10 +308,14 @@ class Trainer:
             "parameters": sum(p.numel() for p in self.model.parameters()),
             **({} if self.optimizer_step.loss_scale() is None else {"skipped_steps": state.skipped_steps}),
             "run_dir": str(self.run_dir),
+            "final_evaluations": final_evaluations(config),
         }
         evaluation = FinalEvaluation(config, self.corpus, self.model, self.world, self.tracker)
         values |= evaluation.evaluate(state.best_step)
         self.tracker.summary(values)
-        code = evaluation.check_targets(values)
+        missed = missed_training_targets(config, values)
+        for line in missed:
+            self.tracker.message(line)
+        code = MISSED_TARGET if missed else 0
         self.tracker.close(code)
         return code
