@@ -35,10 +35,12 @@ faults: $(VENV)/.installed-test ## everything that can go wrong under SLURM, on 
 	TXL_REQUIRE_SLURM=1 TXL_FAULTS_TABLE=docs/results/faults.md $(BIN)/python -m pytest -q -m "slow or not slow" \
 		tests/launch -k "faults or submitting"
 
-lint: $(VENV)/.installed-test ## ruff, and mypy: seconds, half a minute at the first time
+lint: $(VENV)/.installed-test ## ruff, mypy, hadolint, shellcheck: seconds, half a minute at the first time
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/*.sh .ci/run
 
 parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
 	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Build the image: docker/build.sh [name]
+# Build the image: docker/build.sh [docker's options], such as --build-arg BASE=... or -t NAME.
+# Its user has the number of the one who builds, so that mounted folders can be written.
 set -eu
 cd "$(dirname "$0")/.."
-docker build -f docker/Dockerfile -t "${1:-txl}" .
+exec docker build -f docker/Dockerfile -t txl --build-arg UID="$(id -u)" "$@" .
