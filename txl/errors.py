@@ -46,6 +46,11 @@ def shortened(text: str, most: int = MOST_SHOWN) -> str:
     return f"{line[: most - 3 - tail]}...{line[len(line) - tail :]}"
 
 
+def quoted(text: str, most: int = MOST_SHOWN) -> str:
+    """Returns a text in quotes, with escapes for what cannot be printed, and shortened as `shortened` does it."""
+    return shortened(repr(text if len(text) <= 2 * most else text[:most] + text[-most:]), most)
+
+
 def any_of(words: list[str]) -> str:
     """Lists alternatives: ["a", "b", "c"] becomes `a, b or c`."""
     return " or ".join(filter(None, [", ".join(words[:-1]), words[-1]]))

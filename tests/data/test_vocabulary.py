@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from txl.data.byte_vocabulary import ByteVocabulary
 from txl.data.char_vocabulary import CharVocabulary
-from txl.data.text_blocks import Span, character_blocks, character_start, line_number, line_start, word_blocks
+from txl.data.text_blocks import Span, character_blocks, character_start, line_number, place_after, word_blocks
 from txl.data.vocabulary import vocabulary_from_dict
 from txl.data.word_vocabulary import WordVocabulary, split_words
 from txl.errors import ConfigError
@@ -47,7 +47,7 @@ def test_characters_survive_blocks_as_they_are(tmp_path_factory, text, size):
 
 def test_positions_move_on_to_the_next_line_or_character(tmp_path):
     path = write(tmp_path / "a.txt", "é\nab\nc")  # bytes: é é \n a b \n c
-    assert [line_start(path, i) for i in range(8)] == [0, 3, 3, 3, 6, 6, 6, 7]
+    assert [place_after(path, i) for i in range(8)] == [0, 3, 3, 3, 6, 6, 6, 7]
     assert [character_start(path, i) for i in range(3)] == [0, 2, 2]
     assert [line_number(path, i) for i in (0, 2, 3, 5, 6)] == [1, 1, 2, 2, 3]
 

@@ -15,7 +15,7 @@ from typing import Any, Self
 
 from txl.config.data import DataConfig
 from txl.data.tokenizer_vocabulary import TokenizerVocabulary
-from txl.errors import ConfigError
+from txl.errors import ConfigError, quoted
 
 END = "<|endoftext|>"
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
@@ -79,17 +79,19 @@ def read_gpt2_files(vocab_file: Path, merges_file: Path) -> tuple[list[str], lis
         for token in (left, right, left + right):
             if token not in known:
                 raise ConfigError(
-                    f"{ranks}: line {number}: {merge!r} needs the token {token!r}, which {table} lacks: the two files "
-                    "do not belong together; take both from the same model"
+                    f"{ranks}: line {number}: {quoted(merge)} needs the token {quoted(token)}, which {table} lacks: "
+                    "the two files do not belong together; take both from the same model"
                 )
         made.add(left + right)
     for token in tokens:
         if not byte_of_character().keys() >= set(token):
-            raise ConfigError(f"{table}: its token {token!r} has a character that stands for no byte; not GPT-2's kind")
+            raise ConfigError(
+                f"{table}: its token {quoted(token)} has a character that stands for no byte; not GPT-2's kind"
+            )
         if token not in made and not (token.startswith("<") and token.endswith(">")):
             raise ConfigError(
-                f"{table}: no merge of {ranks} makes its token {token!r}: the two files do not belong together; take "
-                "both from the same model"
+                f"{table}: no merge of {ranks} makes its token {quoted(token)}: the two files do not belong together; "
+                "take both from the same model"
             )
     return tokens, list(merges.values())
 
@@ -98,7 +100,7 @@ def _read_tokens(path: Path, name: str) -> list[str]:
     """The tokens by id."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{name} is not JSON ({error}); give GPT-2's vocab.json or its like") from None
     if not isinstance(table, dict) or not all(type(i) is int for i in table.values()):
         raise ConfigError(f"{name} is no table of tokens and their ids; give GPT-2's vocab.json or its like")
@@ -127,8 +129,10 @@ def _read_merges(path: Path, name: str) -> dict[int, str]:
         if number == 1 and line.startswith("#version"):
             continue
         if len(line.split(" ")) != 2 or not all(line.split(" ")):
-            raise ConfigError(f"{name}: line {number} is no merge, two tokens with one space between them: {line!r}")
+            raise ConfigError(
+                f"{name}: line {number} is no merge, two tokens with one space between them: {quoted(line)}"
+            )
         if line in seen:
-            raise ConfigError(f"{name}: line {number}: {line!r} is in line {seen[line]} already; leave one out")
+            raise ConfigError(f"{name}: line {number}: {quoted(line)} is in line {seen[line]} already; leave one out")
         merges[number], seen[line] = line, number
     return merges

@@ -30,6 +30,8 @@ from txl.errors import ConfigError
 LAYOUTS = ("{}.txt", "wiki.{}.tokens", "ptb.{}.txt")
 RAW_LAYOUTS = ("{}.txt.raw", "wiki.{}.raw", *LAYOUTS)
 
+MOST_VOCABULARY_BYTES = 1 << 27  # it is read into memory, where it takes up to 30 times as much
+
 FileStamp = dict[str, str | int]
 
 
@@ -58,7 +60,7 @@ def find_text_files(data: DataConfig) -> Files:
 def find_vocabulary_files(data: DataConfig) -> dict[str, Path]:
     """{option: path} of the files of the vocabulary that options name, in data.path or in the working directory.
 
-    Raises ConfigError if a file is missing, empty, or not readable.
+    Raises ConfigError if a file is missing, empty, not readable, or too large.
     """
     folder, files = Path(data.path or "").expanduser(), {}
     for key in VOCAB_FILE_OPTIONS:
@@ -67,6 +69,11 @@ def find_vocabulary_files(data: DataConfig) -> dict[str, Path]:
             here = Path(name).expanduser()
             path = here if here.is_file() and not (folder / here).is_file() else folder / here
             check_file(path, f"data.{key}", data)
+            if path.stat().st_size > MOST_VOCABULARY_BYTES:
+                raise ConfigError(
+                    f"data.{key}={path} has {path.stat().st_size:,} bytes; a vocabulary has at most "
+                    f"{MOST_VOCABULARY_BYTES:,}: give another file"
+                )
             files[key] = path
     return files
 

@@ -203,8 +203,8 @@ def check_ids(array: IdArray, vocabulary: Vocabulary) -> SplitEntry:
             position = int(np.argmax((block < 0) | (block >= vocab_size)))
             place = f"the id {block[position]} at position {array.first + start + position:,} (from 0)"
             raise ConfigError(
-                f"{array.option}: {place} is outside the vocabulary of {vocab_size:,} ids; correct data.vocab_size, or "
-                "the file"
+                f"{array.option}: {place} is outside the vocabulary of {vocab_size:,} ids; correct data.vocab_size or "
+                "data.vocab_file, or the ids"
             )
         digest.update(block.astype(narrow).tobytes())
         checksums.update(block.tobytes())

@@ -10,7 +10,7 @@ import numpy as np
 from txl.config.data import DataConfig
 from txl.data.text_blocks import decode_utf8
 from txl.data.vocabulary import Vocabulary
-from txl.errors import ConfigError
+from txl.errors import ConfigError, quoted
 
 
 class IdsVocabulary(Vocabulary):
@@ -50,7 +50,9 @@ class IdsVocabulary(Vocabulary):
             found = int(word)
         if found is None:
             form = "a name of data.vocab_file" if self.names else f"a number from 0 to {self.size - 1}"
-            raise ConfigError(f"{word!r} is no token of this model; write tokens with spaces between them, each {form}")
+            raise ConfigError(
+                f"{quoted(word)} is no token of this model; write tokens with spaces between them, each {form}"
+            )
         return found
 
     def decode(self, ids: Iterable[int]) -> str:

@@ -8,8 +8,10 @@ import numpy as np
 
 from txl.data.text_blocks import Span, word_blocks
 from txl.data.word_ids import WordNumbering
+from txl.errors import ConfigError
 
 CHUNK = 1 << 20  # numbers in memory at a time
+MOST_DIFFERENT = 10_000_000  # words; their table takes about 3 GB
 
 
 @dataclass
@@ -49,5 +51,14 @@ def number_spans(spans: list[Span], file: Path, eos: str, lower_case: bool) -> N
             began = out.tell()
             for _, text in word_blocks(span):
                 numbering.number(text.lower() if lower_case else text).tofile(out)
+                check_word_count(len(numbering.words), str(span))
             sizes.append((out.tell() - began) // np.dtype(np.int32).itemsize)
     return NumberedText(numbering.words, file, sizes)
+
+
+def check_word_count(count: int, source: str) -> None:
+    """Raises ConfigError if there are more different words than fit in memory; `source` says where they are."""
+    if count > MOST_DIFFERENT:
+        raise ConfigError(
+            f"{source} has more than {MOST_DIFFERENT:,} different words; use data.vocab=bpe or tokenizer, or char"
+        )

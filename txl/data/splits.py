@@ -6,8 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from txl.config.data import CutAt, DataConfig
-from txl.data.text_blocks import Span, SplitSpans, byte_blocks, character_start, line_start
+from txl.config.data import CutAt, DataConfig, VocabFacts
+from txl.data.text_blocks import (
+    CARRIAGE_RETURN,
+    LINE_FEED,
+    WHITE_SPACE,
+    Span,
+    SplitSpans,
+    byte_blocks,
+    character_start,
+    place_after,
+)
 from txl.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
@@ -20,7 +29,9 @@ def split_text(files: Files, data: DataConfig) -> SplitSpans:
 
     One file is cut in the order train, valid, test: at the sizes data.split_bytes (the rest is not used), else at the
     fractions data.split: fractions of its characters with data.vocab=char, otherwise of its bytes. Two fractions: there
-    is no test split. Words and byte pairs are cut where the next line starts; no character is cut in two.
+    is no test split. Words and byte pairs are cut where the next line starts. Where a split would then have no text,
+    because lines are too long, they are cut after the next "\\r", otherwise after the next white space, and byte pairs
+    otherwise between two characters. No character is cut in two.
     """
     if "file" not in files:
         return {key: [Span.whole(path, f"data.{key}") for path in paths] for key, paths in files.items()}
@@ -47,23 +58,31 @@ def _stops_of_sizes(whole: Span, data: DataConfig) -> list[int]:
             f"data.split_bytes={written} needs {stops[-1]} bytes, {whole} has {whole.stop}; get the whole file, or "
             "cut it by shares: data.split_bytes=[] data.split=[.9,.05,.05]"
         )
-    return [_next_place_to_cut(whole, stop, data.vocab.facts.cut_at) for stop in stops]
+    return _places_to_cut(whole, stops, data.vocab.facts)
 
 
 def _stops_of_fractions(whole: Span, data: DataConfig) -> list[int]:
     shares = list(itertools.accumulate(Fraction(str(share)) for share in data.split))  # 0.9 is exactly 9/10
     if data.vocab.facts.cut_at is CutAt.character:
         total = sum(int(_character_starts(block).sum()) for block in byte_blocks(whole))
-        inner = [_offset_of_character(whole, int(total * share)) for share in shares[:-1]]
-    else:
-        inner = [_next_place_to_cut(whole, int(whole.stop * share), data.vocab.facts.cut_at) for share in shares[:-1]]
-    return [*inner, whole.stop]
+        return [*(_offset_of_character(whole, int(total * share)) for share in shares[:-1]), whole.stop]
+    positions = [*(int(whole.stop * share) for share in shares[:-1]), whole.stop]
+    return _places_to_cut(whole, positions, data.vocab.facts)
 
 
-def _next_place_to_cut(whole: Span, position: int, cut_at: CutAt) -> int:
-    if cut_at is CutAt.byte or position >= whole.stop:
-        return position
-    return line_start(whole.path, position) if cut_at is CutAt.line else character_start(whole.path, position)
+def _places_to_cut(whole: Span, positions: list[int], facts: VocabFacts) -> list[int]:
+    """Where to cut at or after each position; every split gets some text if that is possible."""
+    if facts.cut_at is CutAt.byte:
+        return positions
+    path, places = whole.path, positions
+    if facts.cut_at is CutAt.line:
+        for end in (LINE_FEED, CARRIAGE_RETURN, WHITE_SPACE):
+            places = [place_after(path, position, end) if position < whole.stop else position for position in positions]
+            if all(start < stop for start, stop in itertools.pairwise([0, *places])):
+                return places
+        if facts.splits_typed_text:  # words: no word is cut
+            return places
+    return [character_start(path, position) if position < whole.stop else position for position in positions]
 
 
 def _character_starts(block: bytes) -> np.ndarray:

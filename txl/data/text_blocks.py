@@ -4,6 +4,7 @@ Reading in blocks keeps memory bounded, whatever the size of a file or the lengt
 is reported with its line.
 """
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from txl.errors import ConfigError
 from txl.system.hang_watch import note_progress
 
 BLOCK = 1 << 18  # bytes; what is computed from a block stays in the processor's cache
+LONGEST_WORD = 1 << 24  # bytes between two white spaces that are held in memory at a time
 
 
 @dataclass(frozen=True)
@@ -75,13 +77,23 @@ def decode_utf8(text: str | bytes) -> str:
         raise ConfigError(f"the text is not UTF-8 (byte 0x{text[error.start]:02x} at {error.start})") from None
 
 
-def line_start(path: Path, position: int) -> int:
-    """The byte where the first line that starts at or after a byte position starts."""
+LINE_FEED = re.compile(rb"\n")
+CARRIAGE_RETURN = re.compile(rb"\r")
+WHITE_SPACE = re.compile(rb"[ \t\n\v\f\r]")
+
+
+def place_after(path: Path, position: int, end: re.Pattern[bytes] = LINE_FEED) -> int:
+    """The byte after the first match of one byte that ends at or after a byte position; without one, the file's end.
+
+    With LINE_FEED, this is where the first line starts that starts at or after the position.
+    """
     if position <= 0:
         return 0
     with open(path, "rb") as file:
         file.seek(position - 1)
-        file.readline()
+        while block := file.read(BLOCK):  # in blocks, because a line may be longer than the memory
+            if match := end.search(block):
+                return file.tell() - len(block) + match.end()
         return file.tell()
 
 
@@ -96,14 +108,13 @@ def character_start(path: Path, position: int) -> int:
 
 def line_number(path: Path, offset: int) -> int:
     """The number (from 1) of the line that contains a byte."""
-    number = 1
-    with open(path, encoding="latin-1", newline="") as lines:  # one character per byte, line ends kept
-        for line in lines:
-            offset -= len(line)
-            if offset < 0:
-                break
-            number += 1
-    return number
+    number, returned = 1, False  # whether the block before ended with "\r"
+    with open(path, "rb") as file:
+        while block := file.read(min(BLOCK, offset - file.tell())):
+            number += block.count(b"\n") + block.count(b"\r") - block.count(b"\r\n")
+            number -= returned and block.startswith(b"\n")
+            returned = block.endswith(b"\r")
+        return number - (returned and file.read(1) == b"\n")
 
 
 def _blocks(span: Span, end_of_whole: Callable[[bytes], int], size: int) -> Iterator[tuple[int, bytes]]:
@@ -116,6 +127,11 @@ def _blocks(span: Span, end_of_whole: Callable[[bytes], int], size: int) -> Iter
             buffer += data
             end = end_of_whole(buffer)
             step = size if end else 2 * step  # a word longer than a block
+            if not end and len(buffer) > LONGEST_WORD:
+                raise ConfigError(
+                    f"{span}: line {line_number(span.path, offset)} has a word of more than {LONGEST_WORD:,} bytes "
+                    "without a space; use data.vocab=char or byte"
+                )
             if end:
                 yield offset, buffer[:end]
                 offset, buffer = offset + end, buffer[end:]
@@ -124,7 +140,8 @@ def _blocks(span: Span, end_of_whole: Callable[[bytes], int], size: int) -> Iter
 
 
 def _end_of_whole_words(buffer: bytes) -> int:
-    return max(buffer.rfind(b"\n"), buffer.rfind(b" ")) + 1
+    # A "\r" at the very end may be the first half of "\r\n".
+    return max(*(buffer.rfind(sign) for sign in (b"\n", b" ", b"\t")), buffer.rfind(b"\r", 0, -1)) + 1
 
 
 def _end_of_whole_characters(buffer: bytes) -> int:

@@ -19,11 +19,13 @@ from itertools import islice
 import numpy as np
 
 from txl.data.text_blocks import BLOCK, Span, character_blocks
+from txl.errors import ConfigError
 
 LOOKAHEAD = 4096  # characters of X
 WINDOW = 512  # characters on both sides of a place that are encoded first, to find out whether it may be a cut
 PLACES = 8  # places of each kind that are tried before a block grows
 SEARCHED = 1 << 15  # characters in which they are looked for
+LONGEST = 1 << 26  # characters that are held in memory at most to find a cut
 GROUP = 16  # blocks that are encoded together, on all cores
 
 Encode = Callable[[list[str]], list[list[int]]]  # the ids of each text
@@ -35,21 +37,27 @@ PLACES_TO_CUT = [re.compile(pattern) for pattern in (r"\n(?=\S)", r"\S(?=\s)", r
 def encode_in_blocks(span: Span, encode: Encode, size: int = BLOCK) -> Iterator[np.ndarray]:
     """[T] int64 ids of blocks of about `size` bytes of a text file, one block after the other.
 
-    Raises ConfigError for text that is not UTF-8.
+    Raises ConfigError for text that is not UTF-8, and if a long part of it cannot be cut.
     """
     blocks = _cut_blocks(span, encode, size)
     carried = ""  # the text of blocks that are part of the next one, because the cut after them was not right
+    least = 0  # characters of the block with which the next cut is tried: doubled, so that all take linear time
     while group := list(islice(blocks, GROUP)):
         encoded = encode([block + following for block, following in group] + [following for _, following in group])
         for i, (block, following) in enumerate(group):
             ids, tail = encoded[i], encoded[len(group) + i]
             if carried:
                 block, carried = carried + block, ""
+                if following and len(block) < least:
+                    carried = block
+                    continue
                 [ids] = encode([block + following])
             if _ends_with(ids, tail) or not following:
                 yield np.array(ids[: len(ids) - len(tail)], np.int64)
+                least = 0
             else:
-                carried = block
+                carried, least = block, 2 * len(block)
+                _check_length(least, span)
 
 
 def _cut_blocks(span: Span, encode: Encode, size: int) -> Iterator[tuple[str, str]]:
@@ -68,7 +76,16 @@ def _cut_blocks(span: Span, encode: Encode, size: int) -> Iterator[tuple[str, st
         parts = [waiting[place or 0 :]]
         length = len(parts[0])
         least = 2 * length if place is None else 0  # doubled, so that all attempts together take linear time
+        _check_length(least, span)
     yield "".join(parts), ""
+
+
+def _check_length(length: int, span: Span) -> None:
+    if length > 2 * LONGEST:
+        raise ConfigError(
+            f"{span}: the tokenizer finds no place in {LONGEST:,} characters where the text can be cut; "
+            "break its lines, or use data.vocab=char or byte"
+        )
 
 
 def _find_cut(text: str, encode: Encode) -> int | None:

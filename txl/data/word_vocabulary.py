@@ -1,6 +1,6 @@
 """Words as tokens: what white space separates. `<eos>` ends every line, also an empty one."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -10,11 +10,11 @@ import numpy as np
 
 from txl.config.data import DataConfig, TypedText
 from txl.data.moses import moses_detokenize, moses_tokenize
-from txl.data.numbered_words import NumberedText, number_spans
+from txl.data.numbered_words import NumberedText, check_word_count, number_spans
 from txl.data.text_blocks import Span, SplitSpans, decode_utf8, line_number, word_blocks
 from txl.data.token_files import TokenFile, token_dtype
 from txl.data.vocabulary import EOS, UNK, Vocabulary
-from txl.errors import ConfigError
+from txl.errors import ConfigError, quoted
 
 
 class WordVocabulary(Vocabulary):
@@ -111,14 +111,14 @@ class WordVocabulary(Vocabulary):
         """
         span = Span.whole(path, "data.vocab_file")
         lines: dict[str, int] = {}
-        text = "".join(block for _, block in word_blocks(span)).removesuffix("\n")
-        for number, line in enumerate(text.split("\n"), start=1):
+        for number, line in enumerate(_lines(span), start=1):
             word, *rest = line.split() or [""]
             if len(rest) > 1 or not all(count.isdecimal() for count in rest) or not word:
-                problem = f"{line!r} is not a word, or a word and its count" if word else "is blank; remove it"
+                problem = f"{quoted(line)} is not a word, or a word and its count" if word else "is blank; remove it"
                 raise ConfigError(f"{span}: line {number}{': ' if word else ' '}{problem}")
             if lines.setdefault(word, number) != number:
-                raise ConfigError(f"{span}: line {number}: {word!r} is in line {lines[word]} already; remove one")
+                raise ConfigError(f"{span}: line {number}: {quoted(word)} is in line {lines[word]} already; remove one")
+            check_word_count(len(lines), str(span))
         vocabulary = cls(lines, lower_case, **names)
         for key, word, use in (
             ("eos", vocabulary.eos, "ends a line"),
@@ -162,8 +162,8 @@ class WordVocabulary(Vocabulary):
         found = self.ids.get(word, self.unk_id)
         if found is None:
             raise ConfigError(
-                f"the word {word!r} is not in the vocabulary of {len(self):,} words, which has no {self.unk}; leave it "
-                f"out, or train with data.min_freq=2, which makes an {self.unk} of rare words"
+                f"the word {quoted(word)} is not in the vocabulary of {len(self):,} words, which has no {self.unk}; "
+                f"leave it out, or train with data.min_freq=2, which makes an {self.unk} of rare words"
             )
         return found
 
@@ -253,8 +253,8 @@ class WordVocabulary(Vocabulary):
         if ids.min() < 0:
             word = text.words[int(np.argmax(ids < 0))]
             raise ConfigError(
-                f"{_find_word(word, spans, self.lower_case)}: the word {word!r} is not among the {len(self):,} words "
-                f"of data.train, nor is {self.unk}; data.min_freq=2 makes an {self.unk} of rare words"
+                f"{_find_word(word, spans, self.lower_case)}: the word {quoted(word)} is not among the {len(self):,} "
+                f"words of data.train, nor is {self.unk}; data.min_freq=2 makes an {self.unk} of rare words"
             )
         return ids.astype(token_dtype(len(self)))
 
@@ -266,6 +266,16 @@ def split_words(text: str, lower_case: bool, eos: str | None = EOS) -> list[str]
     if eos is not None:
         text = text.replace("\n", f" {eos} ")
     return text.split()
+
+
+def _lines(span: Span) -> Iterator[str]:
+    """The lines of a file, without their ends; the last one need not have one."""
+    rest = ""
+    for _, text in word_blocks(span):
+        *whole, rest = (rest + text).split("\n")
+        yield from whole
+    if rest:
+        yield rest
 
 
 def _names(data: DataConfig) -> dict[str, Any]:
