@@ -76,6 +76,17 @@ def make_folder(folder: Path) -> None:
         sync_folder(path.parent)
 
 
+# --------------------------------------------------------------------------- paths
+
+
+def short_path(path: Path) -> Path:
+    """Returns the path as seen from the working directory, if it is below it."""
+    try:
+        return path.absolute().relative_to(Path.cwd())
+    except (ValueError, OSError):
+        return path
+
+
 # --------------------------------------------------------------------------- JSON
 
 

@@ -1,5 +1,6 @@
 """What people see of a run: lines on the console and in the logs, and a progress bar in a terminal."""
 
+import io
 import json
 import logging
 import subprocess
@@ -12,35 +13,44 @@ from txl.system import console
 from txl.system.console import is_terminal, printable, progress_line, seconds_left
 
 
-def test_step_line_is_the_originals(tmp_path, capsys):
+def test_a_step_is_one_line_of_less_than_80_columns(tmp_path, capsys):
     t = new_tracker(tmp_path)
     t.train_step(step=36000, **STEP)
+    t.train_step(step=1, **STEP | {"loss": 12.49, "epoch": 107, "tokens_per_second": 1189700.0})
     t.close()
-    line = (
-        "| epoch  18 step    36000 | batches    283 / 2101 | lr 1.220e-03 | ms/batch 185.1 "
-        "| tok/s  265585 | loss  3.12 | ppl     22.71"
-    )
-    assert capsys.readouterr().out.splitlines() == [line]
-    assert (tmp_path / "train.log").read_text() == line + "\n"
-    assert line in (tmp_path / "logs" / "rank_0.log").read_text()
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "epoch 18 step 36000 | lr 1.22e-03 | tok/s  265585 | loss  3.123 | ppl    22.71",
+        "epoch 107 step     1 | lr 1.22e-03 | tok/s 1189700 | loss 12.490 | ppl 265667.29",
+    ]
+    assert all(len(line) <= 80 for line in lines)
+    assert (tmp_path / "train.log").read_text().splitlines() == lines
+    assert lines[0] in (tmp_path / "logs" / "rank_0.log").read_text()
 
 
 def test_step_line_of_bytes_and_characters_ends_in_bits(tmp_path, capsys):
     t = new_tracker(tmp_path, metric="bpc")
     t.train_step(step=36000, **STEP | {"loss": 0.8557239})
     t.close()
-    assert capsys.readouterr().out.splitlines()[0].endswith("| loss  0.86 | bpc   1.23455")
+    assert capsys.readouterr().out.splitlines()[0].endswith("| loss  0.856 | bpc  1.23455")
 
 
 def test_validation_is_framed_and_carries_its_geometry(tmp_path, capsys):
     t = new_tracker(tmp_path)
-    t.validation(step=35000, seconds=1.37, loss=3.1412, tokens=217646, geometry=GEOMETRY, batch_size=16, is_best=True)
+    result = dict(seconds=1.37, tokens=217646, geometry=GEOMETRY, batch_size=16)
+    t.validation(step=35000, loss=3.1412, is_best=True, **result)
+    t.validation(step=40000, loss=3.1501, is_best=False, **result)
     t.close()
+    geometry = "  tgt_len 192 mem_len 192 clamp_len -1 same_length false batch 16"
     assert capsys.readouterr().out.splitlines() == [
-        "-" * 100,
-        "| Eval   7 at step    35000 | time:  1.37s | valid loss  3.14 | valid ppl    23.132"
-        " | tgt_len 192 mem_len 192 clamp_len -1 same_length false batch 16",
-        "-" * 100,
+        "-" * 79,
+        "Eval 7 at step 35000 | 1.37 s | valid loss 3.141 | ppl 23.13 | best",
+        geometry,
+        "-" * 79,
+        "-" * 79,
+        "Eval 8 at step 40000 | 1.37 s | valid loss 3.150 | ppl 23.34",
+        geometry,
+        "-" * 79,
     ]
 
 
@@ -50,12 +60,11 @@ def test_end_of_training_has_test_block_time_and_throughput(tmp_path, capsys):
     t.summary({"train_seconds": 108.6, "tokens_per_second": 28508.912, "sample": "to be\x1b[2J or"})
     t.close()
     assert capsys.readouterr().out.splitlines() == [
-        "-" * 100,
         "End of training",
-        "=" * 100,
-        "| End of training | test time: 10.33s | test loss  3.15 | test ppl    23.303"
-        " | tgt_len 192 mem_len 192 clamp_len -1 same_length false batch 16",
-        "=" * 100,
+        "=" * 79,
+        "Test at step 35000 | 10.33 s | test loss 3.149 | ppl 23.30",
+        "  tgt_len 192 mem_len 192 clamp_len -1 same_length false batch 16",
+        "=" * 79,
         "Training time: 1.81 minutes",
         "Training throughput: 28508.91 tok/s",
         "Sample:",
@@ -63,6 +72,25 @@ def test_end_of_training_has_test_block_time_and_throughput(tmp_path, capsys):
         f"Run folder: {tmp_path}",
     ]
     assert json.loads((tmp_path / "summary.json").read_text())["tokens_per_second"] == 28508.912
+
+
+class Terminal(io.StringIO):
+    """A stream that says that it is a terminal."""
+
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_has_colour_and_files_have_none(tmp_path, monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    record = logging.LogRecord("txl", logging.INFO, "", 0, "Eval | best", (), None)
+    record.style = "bold green"
+    for no_color, expected in (("", "\x1b[1;32mEval | best\x1b[0m\n"), ("1", "Eval | best\n")):
+        monkeypatch.setenv("NO_COLOR", no_color)
+        monkeypatch.setattr(sys, "stdout", Terminal())
+        console.ConsoleHandler().emit(record)
+        assert sys.stdout.getvalue() == expected
 
 
 def test_warnings_of_other_modules_reach_console_and_logs(tmp_path, capsys):
@@ -82,7 +110,7 @@ def test_other_ranks_write_their_own_log_only(tmp_path, capsys):
     t.close()
     assert capsys.readouterr().out == ""
     assert [p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*") if p.is_file()] == ["logs/rank_3.log"]
-    assert "step    36000" in (tmp_path / "logs" / "rank_3.log").read_text()
+    assert "step 36000" in (tmp_path / "logs" / "rank_3.log").read_text()
 
 
 def test_without_a_run_folder_only_the_console_speaks(tmp_path, capsys, monkeypatch):
@@ -101,14 +129,14 @@ def test_a_terminal_gets_a_bar_below_whole_lines(tmp_path):
     assert "loss 3.000" in text and "9 tok/s" in text and "ETA" in text and "/400" in text
     lines = text.replace("\r", "\n").split("\n")
     for step in range(1, 401):  # each exactly once, none broken by the bar
-        assert sum(f"| epoch   1 step {step:>8d} | batches" in line for line in lines) == 1
+        assert sum(f"epoch  1 step {step:>3d} | lr" in line for line in lines) == 1
     assert text.rfind("\x1b[?25h") > text.rfind("\x1b[?25l")  # the cursor is back
     assert "/400" not in text[text.index("End of training") :]
 
 
 def test_a_pipe_gets_plain_lines(tmp_path):
     code, text = record_in_process(tmp_path)
-    assert code == 0 and "\x1b" not in text and "ETA" not in text and text.count("| epoch") == 30
+    assert code == 0 and "\x1b" not in text and "ETA" not in text and text.count("epoch  1 step") == 30
 
 
 def test_a_dumb_terminal_gets_plain_lines(tmp_path):

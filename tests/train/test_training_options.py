@@ -110,7 +110,7 @@ def test_debug_trains_and_leaves_nothing(train, started_by, tmp_path, capsys, mo
             monkeypatch.setenv(key, value)
     train("debug=true", "valid.interval=2", "checkpoint.interval=1", "resume=auto")
     said = capsys.readouterr().out
-    assert "run folder   none: debug=true" in said and "| End of training | test time" in said
+    assert "run folder   none: debug=true" in said and "Test at step 4 | " in said
     assert "Run folder:" not in said and files_below(tmp_path) == set()
 
 

@@ -53,7 +53,7 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     try:
         overrides, flags = split_arguments(arguments, name, kind)
         many = bool({"-m", "--multirun"} & set(flags))
-        points = _Points(kind, swept_keys(overrides) if many else set())
+        points = _Points(kind, swept_keys(overrides) if many else set(), many)
     except ConfigError as error:
         return print_error(str(error))
     sys.argv[1:] = [*(overrides if many else map(quote_typed_text, overrides)), *flags]  # Hydra reads it
@@ -83,8 +83,8 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
 class _Points:
     """The points of a sweep, or the only one: started one after the other, as Hydra composes them."""
 
-    def __init__(self, kind: type[RunConfig | EvaluateConfig], swept: set[str]) -> None:
-        self.kind, self.swept = kind, swept
+    def __init__(self, kind: type[RunConfig | EvaluateConfig], swept: set[str], is_sweep: bool) -> None:
+        self.kind, self.swept, self.is_sweep = kind, swept, is_sweep
         self.codes: list[int] = []  # exit codes
         self.launcher: Launcher | None = None  # imported when the first point is composed: a mistake is answered before
 
@@ -102,13 +102,16 @@ class _Points:
             raise KeyboardInterrupt
 
     def wait(self) -> None:
-        """Waits for submitted jobs."""
+        """Waits for submitted jobs, then says what can follow the runs that have ended."""
         if self.launcher is not None:
             self.codes.append(self.launcher.wait())
+            self.launcher.show_next_commands(self.is_sweep)
 
 
 def _set_environment() -> None:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints errors itself and exits with 1
+    if "RANK" in os.environ:  # as our own launcher: otherwise every rank prints a note about find_unused_parameters
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     # For jobs of hydra/launcher=submitit_slurm: a dead rank ends the others, and they find this package.
     os.environ.setdefault("SLURM_KILL_BAD_EXIT", "1")
     os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))

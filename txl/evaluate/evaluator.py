@@ -19,6 +19,7 @@ from txl.evaluate.score import TokenScorer
 from txl.evaluate.targets import Targets
 from txl.evaluate.typed_text import count_unknown, read_text_argument
 from txl.files import write_json
+from txl.system.console import CountBar
 from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 from txl.system.process_exit import MISSED_TARGET
 from txl.system.timing import percentiles
@@ -80,18 +81,19 @@ class Evaluator:
         results = {}
         for name, stream in streams.items():
             latencies: list[float] | None = None if self.latencies is None else []
-            result = evaluate_stream(
-                model,
-                stream,
-                self.geometry,
-                self.batch_size,
-                self.precision,
-                config.max_steps,
-                config.repeat,
-                latencies,
-                self._progress(self.batch_size * self.geometry.tgt_len),
-            )
             segments = min(stream.n_batches, (config.max_steps or stream.n_batches) + stream.n_warmup) * config.repeat
+            with CountBar(segments, enabled=self.world.is_main and config.log_interval is None) as bar:
+                result = evaluate_stream(
+                    model,
+                    stream,
+                    self.geometry,
+                    self.batch_size,
+                    self.precision,
+                    config.max_steps,
+                    config.repeat,
+                    latencies,
+                    self._progress(self.batch_size * self.geometry.tgt_len, bar),
+                )
             self._print_result(name, result, segments, latencies)
             results[name] = result.to_dict()
         return results
@@ -163,11 +165,11 @@ class Evaluator:
             f"same_length {str(g.same_length).lower()}"
         )
 
-    def _progress(self, tokens: int) -> SegmentProgress | None:
-        """Prints a line every `log_interval` segments of `tokens` tokens, if that was asked for."""
-        if self.config.log_interval is None or not self.world.is_main:
+    def _progress(self, tokens: int, bar: CountBar) -> SegmentProgress | None:
+        """Prints a line every `log_interval` segments of `tokens` tokens, if that was asked for, and moves the bar."""
+        if not self.world.is_main:
             return None
-        return SegmentProgress(self.config.log_interval, tokens, self._print_progress)
+        return SegmentProgress(self.config.log_interval, tokens, self._print_progress, bar)
 
     def _print_progress(self, values: dict[str, Any]) -> None:
         text = f"| step {values['segments']:>8d} | batches {values['batch']:>6d} / {values['n_batches']:d} "

@@ -17,6 +17,7 @@ from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus
 from txl.evaluate.exported_program import FixedShapeProgram
 from txl.evaluate.runtimes import Memory, RunnableModel
+from txl.system.console import CountBar
 from txl.system.distributed import sum_over_ranks
 from txl.system.hang_watch import note_progress
 from txl.system.precision import autocast
@@ -91,22 +92,30 @@ class LossSum:
 
 
 class SegmentProgress:
-    """Reports on an evaluation after every `interval` segments.
+    """Reports on an evaluation after every `interval` segments, and shows every segment on a bar.
 
     `report` calls `tell` with {"segments", "batch", "n_batches", "ms_per_batch", "tokens_per_second", "loss"} of this
     process; the loss is left out if none of the segments counted.
     """
 
-    def __init__(self, interval: int, tokens: int, tell: Callable[[dict[str, Any]], None]):
-        """`tokens`: of one segment, in all processes together."""
-        self.interval, self.tokens, self.tell = interval, tokens, tell
+    def __init__(self, interval: int | None, tokens: int, tell: Callable[[dict[str, Any]], None], bar: CountBar):
+        """Prepare to report.
+
+        Args:
+            interval: segments between two reports; None for no report.
+            tokens: of one segment, in all processes together.
+            tell: gets the values of a report.
+            bar: shows the number of segments.
+        """
+        self.interval, self.tokens, self.tell, self.bar = interval or 0, tokens, tell, bar
         self._segments = self._counted = 0
         self._nats, self._since = 0.0, time.perf_counter()
 
     def is_due(self) -> bool:
         """Count one more segment; returns whether a report is due."""
         self._segments += 1
-        return self._segments % self.interval == 0
+        self.bar.show(self._segments)
+        return self.interval > 0 and self._segments % self.interval == 0
 
     def report(self, batch: int, n_batches: int, losses: LossSum) -> None:
         """Report on the segments since the last report; `batch` of `n_batches` are done."""

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError
 from txl.evaluate.targets import missed_training_targets
-from txl.files import read_json
+from txl.files import read_json, short_path
 from txl.launch.choose_checkpoint import finished_message
 from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
@@ -210,7 +210,7 @@ def draw_loss_curve(run_dir: Path) -> None:
     from txl.report.loss_curve import plot_loss_curve
 
     try:
-        print(f"Loss curve: {plot_loss_curve(run_dir)}", flush=True)
+        print(f"Loss curve: {short_path(plot_loss_curve(run_dir))}", flush=True)
     except Exception as error:
         print(f"note: no loss curve was drawn: {error}", file=sys.stderr, flush=True)
 

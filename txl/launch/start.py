@@ -8,12 +8,14 @@ import contextlib
 import os
 import tempfile
 from pathlib import Path
+from typing import TypeGuard
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite, Task
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
 from txl.plan.batch_split import processes
+from txl.plan.run_plan import run_folder
 from txl.system.console import log_to_console
 from txl.system.slurm_jobs import SubmittedJob
 from txl.system.world import World
@@ -24,11 +26,18 @@ class Launcher:
 
     def __init__(self) -> None:
         self.submitted: list[SubmittedJob] = []  # jobs of all points that cluster.wait=true waits for
+        self.trained: list[RunConfig] = []  # trainings that ran here
 
     def start(self, config: RunConfig | EvaluateConfig) -> int:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
         if shows_console(config):
             log_to_console()
+        code = self._start(config)
+        if code == 0 and config.cluster.name != "slurm" and shows_console(config) and is_plain_training(config):
+            self.trained.append(config)
+        return code
+
+    def _start(self, config: RunConfig | EvaluateConfig) -> int:
         if isinstance(config, BenchmarkConfig) and config.suite is not Suite.train:
             return measure_here(config)
         if isinstance(config, RunConfig) and config.dry_run:
@@ -72,6 +81,14 @@ class Launcher:
             self.submitted.append(job)
         return 0
 
+    def show_next_commands(self, is_sweep: bool) -> None:
+        """Print what can follow the trainings that have reached their end here; nothing if there are none."""
+        ended = [config for config in self.trained if (Path(run_folder(config)) / "summary.json").exists()]
+        if ended:
+            from txl.launch.next_commands import show_next_commands
+
+            show_next_commands(ended, is_sweep)
+
     def wait(self) -> int:
         """Wait for the submitted jobs that cluster.wait=true asked to wait for; returns the worst exit code."""
         if not self.submitted:
@@ -95,6 +112,13 @@ def shows_console(config: RunConfig | EvaluateConfig) -> bool:
     if "RANK" in os.environ:
         return World.from_environment().is_main
     return not is_slurm_task(config) or os.environ.get("SLURM_PROCID", "0") == "0"
+
+
+def is_plain_training(config: RunConfig | EvaluateConfig) -> TypeGuard[RunConfig]:
+    """Whether this is a training that leaves a run folder behind."""
+    if not isinstance(config, RunConfig) or isinstance(config, BenchmarkConfig):
+        return False
+    return not (config.dry_run or config.preflight or config.debug)
 
 
 def is_slurm_task(config: RunConfig | EvaluateConfig) -> bool:

@@ -41,12 +41,14 @@ def plot_loss_curve(run_dir: Path) -> Path:
         points = [line["step"] for line in valid], [line["loss"] for line in valid]
         axes.plot(*points, color=VALID_COLOR, linewidth=1, marker="o", markersize=4, label="valid", zorder=3)
         last = valid[-1]
-        axes.annotate(
-            f"valid {format_loss(run, last)}",
-            (last["step"], last["loss"]),
-            xytext=(-4, 10),
+        axes.annotate(  # right of both curves, so that it crosses none
+            f"valid {format_loss(run, last)}".replace(" (", "\n("),
+            (max(last["step"], *steps[-1:]), last["loss"]),
+            xytext=(8, 0),
             textcoords="offset points",
-            ha="right",
+            ha="left",
+            va="center",
+            annotation_clip=False,
             color=VALID_COLOR,
             weight="bold",
         )
@@ -64,7 +66,7 @@ def _frame(figure: "Figure", axes: "Axes", run: RunRecord, losses: list[float]) 
     axes.set_title(run.name + (f" · seed {run.seed}" if run.seed is not None else ""), loc="left", weight="bold")
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.set_xlim(left=0)
+    axes.set_xlim(left=0, right=run.steps)
     if len(losses) > 20:  # without limits the high losses of the first steps would flatten the rest
         low, high = min(losses), sorted(losses)[int(0.98 * (len(losses) - 1))]
         axes.set_ylim(low - 0.08 * (high - low + 1e-9), high + 0.08 * (high - low + 1e-9))

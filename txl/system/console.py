@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shutil
 import sys
 import time
 from typing import TextIO
@@ -32,8 +33,26 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
 
 
+LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
+ANSI = {"bold": "1", "red": "31", "green": "32", "yellow": "33", "cyan": "36"}
+
+
+def styled(text: str, style: str) -> str:
+    """The text with the codes of a terminal around it. `style`: words of ANSI, such as `bold green`."""
+    codes = ";".join(ANSI[word] for word in style.split())
+    return f"\x1b[{codes}m{text}\x1b[0m" if codes else text
+
+
+def has_color(stream: TextIO | None) -> bool:
+    """Whether this stream is a terminal whose user has not switched colour off (NO_COLOR, as on no-color.org)."""
+    return is_terminal(stream) and not os.environ.get("NO_COLOR")
+
+
 class ConsoleHandler(logging.Handler):
-    """Prints log records on standard output, above the progress bar `bar` if there is one."""
+    """Prints log records on standard output, above the progress bar `bar` if there is one.
+
+    On a terminal, warnings and errors have a colour, and records whose attribute `style` says so (`styled`).
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -47,10 +66,12 @@ class ConsoleHandler(logging.Handler):
             text = f"{record.levelname.lower()}: {text}"
         if self._closed:
             return
+        style = getattr(record, "style", "") or LEVEL_STYLES.get(record.levelno, "")
         try:
             if self.bar is not None:
-                self.bar.print(text)
+                self.bar.print(text, style)
             else:
+                text = styled(text, style) if has_color(sys.stdout) else text
                 encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
                 sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
                 sys.stdout.flush()
@@ -105,14 +126,48 @@ class ProgressBar:
         with contextlib.suppress(OSError, ValueError):
             self._live.update(Text(line, no_wrap=True, overflow="ellipsis"), refresh=True)
 
-    def print(self, text: str) -> None:
-        """Print a line above the bar."""
-        self._console.out(text, highlight=False)
+    def print(self, text: str, style: str = "") -> None:
+        """Print a line above the bar, in the colours that `style` names (`styled`)."""
+        self._console.out(text, style=style or None, highlight=False)
 
     def close(self) -> None:
         """Remove the bar."""
         with contextlib.suppress(OSError, ValueError):
             self._live.stop()
+
+
+class CountBar:
+    """How much of a task is done: one line on standard error, rewritten in place. Nothing if that is no terminal.
+
+    Use it as a context manager; the line is gone afterwards.
+    """
+
+    def __init__(self, total: int, enabled: bool = True) -> None:
+        self._total, self._started, self._due = total, time.perf_counter(), 0.0
+        self._enabled = enabled and total > 0 and is_terminal(sys.stderr)
+
+    def __enter__(self) -> "CountBar":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._write("")
+
+    def show(self, done: int) -> None:
+        """Show how many are done; at most every REFRESH_SECONDS."""
+        now = time.perf_counter()
+        if not self._enabled or now < self._due:
+            return
+        self._due = now + REFRESH_SECONDS
+        left = seconds_left(done, self._total - done, now - self._started)
+        columns = shutil.get_terminal_size().columns
+        self._write(progress_line(done, self._total, None, None, left, columns)[: columns - 1])
+
+    def _write(self, line: str) -> None:
+        if self._enabled:
+            with contextlib.suppress(OSError, ValueError):
+                encoding = sys.stderr.encoding or "utf-8"
+                sys.stderr.write("\r\x1b[K" + line.encode(encoding, "replace").decode(encoding))
+                sys.stderr.flush()
 
 
 def seconds_left(done: int, left: int, elapsed: float) -> float | None:

@@ -1,4 +1,4 @@
-"""Lines for people: the step lines of the original, framed validations, and a progress bar."""
+"""Lines for people: steps, framed validations, and a progress bar. They fit into 80 columns."""
 
 import logging
 import sys
@@ -7,12 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from txl.config.geometry import Geometry
+from txl.files import short_path
 from txl.system.console import ProgressBar, is_terminal, log_to_console, printable
 from txl.tracking.sinks import TrackedRun
 
 log = logging.getLogger(__name__)
 
-FRAME_WIDTH = 100  # columns of the lines that frame a validation or a test
+FRAME_WIDTH = 79  # columns of the lines that frame a validation or a test
 
 
 class ConsoleSink:
@@ -52,11 +53,12 @@ class ConsoleSink:
                 self._bar.show(step, self._loss, self._tokens_per_second)
             log.info("%s", self._step_line(step, values))
         elif kind == "valid":
-            start = f"| Eval {step // self._run.valid_interval:3d} at step {step:>8d} | "
-            self._framed("-", start, "valid", values)
+            best = values["is_best"]
+            start = f"Eval {step // self._run.valid_interval} at step {step}"
+            self._framed("-", start, "valid", values, " | best" if best else "", "bold green" if best else "cyan")
         else:
             self._end_of_training()
-            self._framed("=", f"| End of training | {values['split']} ", values["split"], values)
+            self._framed("=", f"{values['split'].capitalize()} at step {step}", values["split"], values, "", "bold")
 
     def summary(self, values: Mapping[str, Any]) -> None:
         """See Sink."""
@@ -68,7 +70,7 @@ class ConsoleSink:
         if values.get("sample"):
             log.info("Sample:\n%s", printable(values["sample"]))
         if self._folder is not None:
-            log.info("Run folder: %s", self._folder)
+            log.info("Run folder: %s", short_path(self._folder))
 
     def sync(self) -> None:
         """See Sink. Logs are for people: nothing depends on them."""
@@ -81,28 +83,41 @@ class ConsoleSink:
             handler.close()
 
     def _step_line(self, step: int, values: Mapping[str, Any]) -> str:
-        metric = self._run.metric
-        score = f"{values[metric]:{'9.5f' if metric == 'bpc' else '9.2f'}}"
+        width = len(str(self._run.max_step))
         return (
-            f"| epoch {values['epoch']:3d} step {step:>8d} | batches {values['batch']:>6d} / {values['n_batches']:d} "
-            f"| lr {values['lr']:.3e} | ms/batch {values['ms_per_batch']:5.1f} "
-            f"| tok/s {values['tokens_per_second']:7.0f} | loss {values['loss']:5.2f} | {metric} {score}"
+            f"epoch {values['epoch']:2d} step {step:>{width}d} | lr {values['lr']:.2e} "
+            f"| tok/s {values['tokens_per_second']:7.0f} | loss {values['loss']:6.3f} | {self._score(values, 8)}"
         )
 
-    def _framed(self, character: str, start: str, split: str, values: Mapping[str, Any]) -> None:
-        """Write `start`, the loss and the lengths it was measured with, between two lines of `character`."""
+    def _framed(
+        self, character: str, start: str, split: str, values: Mapping[str, Any], end: str = "", style: str = ""
+    ) -> None:
+        """Write a result and the lengths that it was measured with between two lines of `character`.
+
+        Args:
+            character: what the frame is made of.
+            start: the beginning of the first line.
+            split: the part of the data set that was evaluated.
+            values: the record of the result.
+            end: what follows the score.
+            style: colours of the first line on a terminal.
+        """
+        seconds, loss = f"{values['seconds']:.2f} s", f"{split} loss {values['loss']:.3f}"
+        log.info("%s", character * FRAME_WIDTH)
+        line = f"{start} | {seconds} | {loss} | {self._score(values)}{end}"
+        log.info("%s", line, extra={"style": style})
+        log.info("  %s batch %d", Geometry.from_record(values), values["batch_size"])
+        log.info("%s", character * FRAME_WIDTH)
+
+    def _score(self, values: Mapping[str, Any], width: int = 0) -> str:
+        """`ppl 22.71` or `bpc 1.23455`."""
         metric = self._run.metric
-        score = f"{values[metric]:{'9.5f' if metric == 'bpc' else '9.3f'}}"
-        outcome = f"time: {values['seconds']:5.2f}s | {split} loss {values['loss']:5.2f} | {split} {metric} {score}"
-        log.info("%s", character * FRAME_WIDTH)
-        log.info("%s%s | %s batch %d", start, outcome, Geometry.from_record(values), values["batch_size"])
-        log.info("%s", character * FRAME_WIDTH)
+        return f"{metric} {values[metric]:{width}.{5 if metric == 'bpc' else 2}f}"
 
     def _end_of_training(self) -> None:
         if not self._has_ended:
             self._has_ended = True
             self._close_bar()
-            log.info("%s", "-" * FRAME_WIDTH)
             log.info("End of training")
 
     def _close_bar(self) -> None:

@@ -54,8 +54,8 @@ class FinalEvaluation:
         metric = self.config.data.metric
         score = result.ppl if metric is Metric.ppl else result.bpc
         self.tracker.message(
-            f"| Evaluation | {split} time: {result.seconds:5.2f}s | {split} loss {result.loss:5.2f} "
-            f"| {split} {metric.name} {score:9.3f} | {geometry} batch {block.batch_size}"
+            f"Evaluation | {result.seconds:.2f} s | {split} loss {result.loss:.3f} | {metric.name} {score:.3f}\n"
+            f"  {geometry} batch {block.batch_size}"
         )
         return result.to_dict() | {"split": split}
 
@@ -63,6 +63,6 @@ class FinalEvaluation:
         """A text that continues the beginning of the validation split."""
         prompt, mem_len = self.corpus.tokens("valid")[:SAMPLE_PROMPT].tolist(), self.config.train.mem_len
         geometry = Geometry(tgt_len=max(1, len(prompt)), mem_len=mem_len, same_length=mem_len > 0)
-        sampling = Sampling(temperature=0.8, top_k=40, seed=self.config.seed)
+        sampling = Sampling(temperature=0.6, top_k=40, seed=self.config.seed)
         text = continue_prompts(self.model, [prompt], max_tokens, geometry, sampling)[0]
         return self.corpus.vocab.decode(text.tokens)
