@@ -1,4 +1,4 @@
-# Needs python3 (3.11 or newer) with venv, and make: apt-get install python3 python3-venv make
+# Needs python3 (3.11 to 3.13) with venv, and make: apt-get install python3 python3-venv make
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
@@ -66,8 +66,8 @@ clean: ## remove the environment and caches; runs and data stay
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +
 
 $(BIN)/python:
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
-		echo 'error: needs Python 3.11 or newer as $(PYTHON); choose one with make PYTHON=python3.12' >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' 2>/dev/null || { \
+		echo 'error: needs Python 3.11, 3.12 or 3.13 as $(PYTHON); choose one with make PYTHON=python3.13' >&2; exit 2; }
 	@$(PYTHON) -m venv $(VENV) || { rm -rf $(VENV); \
 		echo 'error: $(PYTHON) cannot make environments; on Debian: apt-get install python3-venv' >&2; exit 1; }
 
