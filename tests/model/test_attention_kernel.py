@@ -18,7 +18,7 @@ with pytest.MonkeyPatch.context() as patch:
     patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
     pytest.importorskip("triton", reason="Triton is made for Linux alone")
     from tests.support.interpreted_kernels import interpreter_fault
-    from txl.model import attention_kernel as kernels
+    from txl.model import fused_attention
 
     if interpreter_fault():
         pytest.skip(str(interpreter_fault()), allow_module_level=True)
@@ -28,8 +28,8 @@ with pytest.MonkeyPatch.context() as patch:
 def interpreted(monkeypatch):
     """On the CPU, in tiles so small that a few tokens need several."""
     monkeypatch.setenv("TRITON_INTERPRET", "1")
-    monkeypatch.setattr(kernels, "BLOCK_QUERIES", 16)
-    monkeypatch.setattr(kernels, "BLOCK_KEYS", 16)
+    for tile in ("HALF_TILE", "FULL_TILE"):
+        monkeypatch.setattr(fused_attention, tile, fused_attention.Tile(16, 16, {}))
 
 
 def tensors(B: int, N: int, T: int, K: int, H: int, R: int, dtype=torch.float32) -> list[torch.Tensor]:
@@ -64,7 +64,7 @@ def test_output_and_every_gradient_equal_the_plain_ones(data):
     most = K if window is None else min(K, window + 1)
     R = data.draw(st.integers(1, most), "R")  # fewer than that: clamped
     inputs = tensors(data.draw(st.integers(1, 2), "B"), 2, T, K, data.draw(st.sampled_from([4, 12, 16]), "H"), R)
-    found = results(lambda *x: kernels.relative_attention(*x, window, 0.0), inputs)
+    found = results(lambda *x: fused_attention.relative_attention(*x, window, 0.0), inputs)
     expected = results(lambda *x: plain(*x, window), inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
@@ -83,7 +83,7 @@ def test_rotary_models_compute_the_same_with_the_kernel():
 
 def test_half_precision_agrees_within_its_rounding():
     inputs = tensors(1, 2, 20, 37, 16, 37, torch.float16)
-    found = results(lambda *x: kernels.relative_attention(*x, None, 0.0), inputs)
+    found = results(lambda *x: fused_attention.relative_attention(*x, None, 0.0), inputs)
     expected = results(lambda *x: plain(*x, None), [x.float() for x in inputs])
     torch.testing.assert_close([x.float() for x in found], expected, rtol=0.01, atol=0.01)
 
@@ -93,7 +93,7 @@ def test_dropout_drops_the_same_in_both_passes_and_as_much_as_asked():
 
     def fused(*inputs):
         torch.manual_seed(7)
-        return kernels.relative_attention(*inputs, 29, 0.3)
+        return fused_attention.relative_attention(*inputs, 29, 0.3)
 
     # Values that are one-hot show the probabilities themselves, and so which of them were dropped.
     weights = fused(query, key, torch.eye(40).expand_as(value), by_distance)
@@ -105,37 +105,83 @@ def test_dropout_drops_the_same_in_both_passes_and_as_much_as_asked():
     expected = results(lambda *x: plain(*x, 29, 0.3, kept), inputs)
     torch.testing.assert_close(results(fused, inputs), expected, rtol=1e-4, atol=1e-4)
     torch.manual_seed(8)
-    others = kernels.relative_attention(query, key, torch.eye(40).expand_as(value), by_distance, 29, 0.3) != 0
+    others = fused_attention.relative_attention(query, key, torch.eye(40).expand_as(value), by_distance, 29, 0.3) != 0
     assert (others != kept).any()
+
+
+def test_heads_drop_independently_of_each_other():
+    """The keys of the hash differ: no head's mask is another head's, moved or with its keys in another order."""
+    T, N = 64, 8
+    query, key, by_distance = (torch.zeros(1, N, T, T) for _ in range(3))
+    torch.manual_seed(3)
+    value = torch.eye(T).expand(1, N, T, T)
+    kept = (fused_attention.relative_attention(query, key, value, by_distance, None, 0.5)[0] != 0).float()
+    seen = torch.ones(T, T).tril()
+    for shift in range(4):  # the place of a key, with its lowest bits changed
+        moved, count = kept[:, :, torch.arange(T) ^ shift], seen * seen[:, torch.arange(T) ^ shift]
+        agree = ((kept[:, None] == moved[None]) * count).sum((-1, -2)) / count.sum()
+        others = agree[~torch.eye(N, dtype=torch.bool)]
+        assert (others - 0.5).abs().max() < 5 * 0.5 / count.sum() ** 0.5
+
+
+def test_a_layer_with_the_kernel_is_one_program_with_the_same_numbers():
+    """fullgraph=True: a break would be an error."""
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    found = []
+    for compiles in (False, True):
+        model = build(n_layer=3, backend=AttentionBackend.triton).float().train()
+        if compiles:
+            model.compile_layers(backend)
+        hidden, mems = model(torch.arange(8).view(2, 4), [], Geometry(4, 4))
+        hidden = hidden.sum() + (model(torch.arange(8, 16).view(2, 4), mems, Geometry(4, 4))[0] ** 2).sum()
+        hidden.backward()
+        found.append([hidden.detach(), *(p.grad for p in model.layers.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
+    assert len(programs) == 1 and "txl.relative_attention" in programs[0].code
 
 
 COMPILE = """
 import sys
+import torch
 import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from txl.model import attention_kernel as kernels
+from txl.model.fused_attention import tile_of
 
-types = dict(log_sum="*fp32", row_sum="*fp32", seed="*i64", scale="fp32", dropatt="fp32")
-half = "query key value by_distance out grad_out grad_query grad_by_distance grad_key grad_value".split()
-types |= dict.fromkeys(half, "*bf16")
-constants = dict(DROPS=True, SHIFTS=True, PRECISION="ieee", BT=64, BK=64, BH=64)
-launched = [one for one in vars(kernels).values() if "BT" in getattr(one, "arg_names", ())]  # others are called by them
-for kernel in launched:
+dtype, capability, precision = getattr(torch, sys.argv[1]), int(sys.argv[2]), sys.argv[3]
+tile = tile_of(dtype)
+element = "*fp32" if dtype == torch.float32 else "*bf16"
+types = dict(log_sum="*fp32", row_sum="*fp32", seed="*i64", scale="fp32", boost="fp32")
+types |= dict.fromkeys("query key value by_distance out grad_out".split(), element)
+types |= dict.fromkeys("grad_query grad_by_distance grad_key grad_value".split(), element)
+constants = dict(DROPS=True, SHIFTS=True, CLAMPS=False, H_FULL=True, PRECISION=precision)
+constants |= dict(BT=tile.queries, BK=tile.keys, BH=64)
+for kernel in (kernels._forward, kernels._backward_queries, kernels._backward_keys):
     mine = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in mine else types.get(name, "i32") for name in kernel.arg_names}
-    built = triton.compile(ASTSource(kernel, signature, constexprs=mine), target=GPUTarget("cuda", 80, 32))
+    source = ASTSource(kernel, signature, constexprs=mine)
+    built = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=tile.options)
     print(kernel.__name__, len(built.asm["cubin"]), built.metadata.shared)
 """
 
 
 @pytest.mark.slow
-def test_the_kernels_compile_for_a_gpu_that_is_not_here():
-    """bf16 on Ampere, as Triton compiles it ahead of time; each fits a block's 48 KiB of shared memory."""
-    run = [sys.executable, "-c", COMPILE]
+@pytest.mark.parametrize(
+    "dtype, capability, precision, most",
+    [("bfloat16", 80, "ieee", 48), ("bfloat16", 90, "ieee", 48), ("float32", 89, "tf32", 99)],
+)
+def test_the_kernels_compile_for_gpus_that_are_not_here(dtype, capability, precision, most):
+    """As Triton compiles them ahead of time; each fits the shared memory (KiB) of the smallest GPU of its kind."""
+    run = [sys.executable, "-c", COMPILE, dtype, str(capability), precision]
     env = environment(PYTHONPATH=str(PROJECT), TRITON_INTERPRET="0", TRITON_DEFAULT_FP_FUSION="1")
     done = subprocess.run(run, env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 3  # forward, and backward for the queries and for the keys
-    assert all(int(size) > 0 and int(shared) <= 48 * 1024 for _, size, shared in lines)
+    assert all(int(size) > 0 and int(shared) <= most * 1024 for _, size, shared in lines), done.stdout

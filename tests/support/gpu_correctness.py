@@ -13,7 +13,7 @@ from tests.support.interpreted_kernels import interpreter_fault
 from tests.support.optimizers import optimizer_config
 from txl.checkpoint.reference_format import from_reference
 from txl.model.attention import attention_with_bias, relative_shift
-from txl.model.attention_kernel import relative_attention
+from txl.model.fused_attention import relative_attention
 from txl.optim.build import build_optimizer
 from txl.system.compiled_programs import count_compiled_programs
 

@@ -28,7 +28,7 @@ from txl.config.precision import Arithmetic
 from txl.config.schema import Runtime
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL
 from txl.model.attention import attention_with_bias, relative_shift
-from txl.model.attention_kernel import relative_attention
+from txl.model.fused_attention import relative_attention
 from txl.model.transformer import TransformerXL
 from txl.system.hardware import visible_gpus
 from txl.system.precision import autocast

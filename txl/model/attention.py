@@ -134,7 +134,7 @@ def fused_attention(
     Returns:
         [B, N, T, H].
     """
-    from txl.model.attention_kernel import relative_attention
+    from txl.model.fused_attention import relative_attention
 
     return relative_attention(query, key, value, by_distance, window, dropatt)
 
@@ -144,7 +144,7 @@ class Attention(nn.Module):
 
     def __init__(self, model: ModelConfig, backend: AttentionBackend = AttentionBackend.eager):
         super().__init__()
-        self.backend, self.fused_attention = backend, fused_attention
+        self.backend = backend
         self.n_head, self.d_head = model.n_head, model.d_head
         self.pre_lnorm, self.dropatt = model.pre_lnorm, model.dropatt
         width = model.n_head * model.d_head
@@ -228,7 +228,7 @@ class Attention(nn.Module):
         dropatt = self.dropatt if self.training else 0.0
         if self.backend is AttentionBackend.triton:
             assert mask is None and not ring_offset, "cached inference uses the eager code"
-            heads = self.fused_attention(query, key, value, by_distance, window, dropatt)
+            heads = fused_attention(query, key, value, by_distance, window, dropatt)
         else:
             bias = relative_shift(by_distance, key.shape[2], window)
             if mask is not None:

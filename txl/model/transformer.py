@@ -123,12 +123,13 @@ class TransformerXL(nn.Module):
         """From now on run full training segments through torch.compile: one program, which all layers share.
 
         Other segments are not compiled: validation, the first segments of a text, the last one of an epoch. Their
-        lengths vary, and each length would need a program of its own.
+        lengths vary, and each length would need a program of its own. What cannot be compiled as a whole raises an
+        error: torch would otherwise go on without compiling.
         """
-        self.compiled = torch.compile(_run_layer, backend=backend)
-        for layer in self.layers:
-            attention = layer.attention  # its Triton kernel is compiled by Triton already
-            attention.fused_attention = torch.compiler.disable(attention.fused_attention)
+        if self.positions.differs_by_layer:  # then every layer has a program of its own
+            limit = torch._dynamo.config.recompile_limit
+            torch._dynamo.config.recompile_limit = max(limit, 4 * len(self.layers))
+        self.compiled = torch.compile(_run_layer, backend=backend, dynamic=False, fullgraph=True)
 
     def forward(self, input: Tensor, mems: Mems, geometry: Geometry) -> tuple[Tensor, Mems]:
         """Read one segment.
@@ -152,15 +153,17 @@ class TransformerXL(nn.Module):
         run = self.compiled if self.compiled is not None and full else _run_layer
         new_mems = []
         for i, layer in enumerate(self.layers):
+            # A program is made for a fixed index, so it is the same for all layers where it makes no difference.
+            index = i if self.positions.differs_by_layer else 0
             memory = mems[i] if M else h[:, :0]
             new_mems.append(next_memory(memory, h, geometry))
             if self.positions.adds_to_input:
                 context = self.positions.add_to_input(i, torch.cat([memory, h], dim=1), geometry)
                 memory, h = context[:, :M], context[:, M:]
             if self.recompute and self.training:
-                h = checkpoint(run, layer, h, memory, i, positions, use_reentrant=False)
+                h = checkpoint(run, layer, h, memory, index, positions, use_reentrant=False)
             else:
-                h = run(layer, h, memory, i, positions)
+                h = run(layer, h, memory, index, positions)
         return self.dropout(h), new_mems if geometry.mem_len else []
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:

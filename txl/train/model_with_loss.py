@@ -16,6 +16,7 @@ from txl.model.attention import choose_backend
 from txl.model.clusters import TokensByCluster
 from txl.model.sampled_softmax import SampledWords, sampled_loss
 from txl.model.transformer import TransformerXL
+from txl.system.compiled_programs import forget_compiled_programs
 from txl.system.devices import should_compile
 from txl.system.precision import parameter_dtype
 
@@ -32,6 +33,7 @@ def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> Tra
         config.recompute,
     )
     if should_compile(config.compile, device):
+        forget_compiled_programs()  # those of an earlier training in this process
         model.compile_layers()
     return model.to(device, parameter_dtype(precision))
 

@@ -19,7 +19,7 @@ class RelativePositions(PositionScheme):
     def __init__(self, model: ModelConfig, max_distances: int):
         super().__init__(model, max_distances)
         pairs = model.n_layer if model.untie_r else 1
-        self.d_model = model.d_model
+        self.d_model, self.differs_by_layer = model.d_model, model.untie_r
         self.content_bias = nn.Parameter(torch.zeros(pairs, model.n_head, model.d_head))  # u
         self.position_bias = nn.Parameter(torch.zeros(pairs, model.n_head, model.d_head))  # w
         self.dropout = Dropout(model.dropout)

@@ -28,6 +28,7 @@ class PositionScheme(nn.Module, ABC):
     """
 
     adds_to_input = False
+    differs_by_layer = False  # whether `keys`, `transform` or `score` depend on the layer
 
     def __init__(self, model: ModelConfig, max_distances: int):
         """Make the parameters, filled with zeros.

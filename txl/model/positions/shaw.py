@@ -18,6 +18,8 @@ class ShawPositions(PositionScheme):
     Distances beyond the tables share their first rows.
     """
 
+    differs_by_layer = True
+
     def __init__(self, model: ModelConfig, max_distances: int):
         super().__init__(model, max_distances)
         shape = (model.n_layer, max_distances, model.n_head)
