@@ -9,7 +9,8 @@ import socket
 import sys
 from pathlib import Path
 
-from txl.launch.status import DEPTH, runs_below
+from txl.launch.status import started_runs_below
+from txl.report.runs import DEPTH
 from txl.system.run_lock import is_locked, lock_owner
 from txl.system.slurm_jobs import ENDED, SubmittedJob, job_state, slurm_output
 
@@ -20,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs")
     code = 0
     for folder in parser.parse_args(arguments).folders:
-        runs = runs_below(folder)
+        runs = started_runs_below(folder)
         if not runs:
             print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
             code = 2

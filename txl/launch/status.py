@@ -10,10 +10,10 @@ from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
 from txl.report.run_state import state_of_folder
+from txl.report.runs import DEPTH, runs_below
 from txl.system.slurm_jobs import SubmittedJob, describe_job
 from txl.tracking.metrics_file import last_records, read_json_lines
 
-DEPTH = 3  # levels of folders below which run folders are looked for
 WIDTH = 120  # columns of the table at most
 SHORTEST_NAME = 20  # columns that a shortened name keeps
 HEADER = ("point", "job", "state", "step", "loss", "valid", "left", "nodes", "restarts", "reason")
@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs")
     runs = []
     for folder in parser.parse_args(arguments).folders:
-        found = runs_below(folder)
+        found = started_runs_below(folder)
         if not found:
             print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
             return 2
@@ -34,12 +34,9 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def runs_below(folder: Path) -> list[Path]:
-    """The folder itself if it is a run's, otherwise the run folders below it."""
-    if (folder / "config.yaml").exists():
-        return [folder]
-    found = [path.parent for depth in range(1, DEPTH + 1) for path in folder.glob("*/" * depth + "config.yaml")]
-    return sorted(path for path in found if (path / "plan.json").exists())
+def started_runs_below(folder: Path) -> list[Path]:
+    """The run folders at or below a folder that hold a configuration, as every start writes it."""
+    return [run for run in runs_below(folder) if (run / "config.yaml").exists()]
 
 
 def status_table(runs: list[Path]) -> str:

@@ -1,12 +1,11 @@
 """Draw the loss curve of a run."""
 
 import os
-import statistics
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txl.errors import ConfigError
-from txl.report.runs import MetricsLine, RunRecord, describe_geometry, format_loss, read_run
+from txl.report.runs import RunRecord, describe_geometry, format_loss, read_run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,8 +16,6 @@ TRAIN_COLOR, VALID_COLOR, TEXT_COLOR = "#9db8d6", "#c1440e", "#444444"
 
 LOSS_CURVE = Path("report", "loss.png")  # in a run folder
 
-TRAIN_POINTS = 2000  # a longer curve is averaged down to about this number
-
 
 def plot_loss_curve(run_dir: Path) -> Path:
     """Draw training and validation loss (nats per token) against the step to report/loss.png in the run folder.
@@ -26,7 +23,8 @@ def plot_loss_curve(run_dir: Path) -> Path:
     Returns the file's path. Raises ConfigError if there is nothing to draw yet.
     """
     run = read_run(run_dir)
-    if not run.train and not run.valid:
+    curve = run.metrics.train
+    if not curve.step and not run.metrics.valid:
         raise ConfigError(f"{run_dir}/metrics.jsonl holds no losses yet; try again after train.log_interval steps")
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -34,9 +32,13 @@ def plot_loss_curve(run_dir: Path) -> Path:
     figure = Figure(figsize=(8, 4.8), dpi=150, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    steps, losses = downsample_losses(run.train)
+    steps, losses = [], []
+    for step, loss in zip(curve.step, curve.loss, strict=True):
+        if loss is not None:
+            steps.append(step)
+            losses.append(loss)
     axes.plot(steps, losses, color=TRAIN_COLOR, linewidth=1, label="train", zorder=2)
-    valid = [line for line in run.valid if line["loss"] is not None]
+    valid = [line for line in run.metrics.valid if line["loss"] is not None]
     if valid:
         points = [line["step"] for line in valid], [line["loss"] for line in valid]
         axes.plot(*points, color=VALID_COLOR, linewidth=1, marker="o", markersize=4, label="valid", zorder=3)
@@ -73,15 +75,7 @@ def _frame(figure: "Figure", axes: "Axes", run: RunRecord, losses: list[float]) 
     axes.grid(color="#e6e6e6", linewidth=0.8, zorder=0)
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False, loc="upper right")
-    last = {split: lines[-1] for split, lines in (("valid", run.valid), ("test", run.test)) if lines}
+    last = {split: lines[-1] for split, lines in (("valid", run.metrics.valid), ("test", run.metrics.test)) if lines}
     caption = [f"{split} loss {format_loss(run, line)} with {describe_geometry(line)}" for split, line in last.items()]
     if caption:
         figure.supxlabel("\n".join(caption), fontsize=8, color=TEXT_COLOR)
-
-
-def downsample_losses(lines: list[MetricsLine]) -> tuple[list[int], list[float]]:
-    """Steps and losses of training lines; neighbours are averaged if there are more than TRAIN_POINTS."""
-    lines = [line for line in lines if line["loss"] is not None]
-    width = -(-len(lines) // TRAIN_POINTS) or 1
-    parts = [lines[start : start + width] for start in range(0, len(lines), width)]
-    return [part[-1]["step"] for part in parts], [statistics.fmean(line["loss"] for line in part) for part in parts]

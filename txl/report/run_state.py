@@ -1,8 +1,69 @@
-"""What became of a run, from the files of its folder."""
+"""What became of a run: from the files of its folder, and from SLURM while it remembers the job."""
 
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
+from txl.errors import shortened
 from txl.system.run_lock import is_locked
+from txl.system.slurm_jobs import SubmittedJob, describe_job
+
+LOG_END = 8192  # bytes at the end of a log in which the reason of an end is looked for
+REASON_LENGTH = 160  # characters
+WORDS = {"PENDING": "pending", "RUNNING": "running", "COMPLETING": "running", "CONFIGURING": "running"}
+WORDS |= {"COMPLETED": "stopped", "CANCELLED": "cancelled"}
+
+
+@dataclass(frozen=True)
+class RunState:
+    """What became of a run, in a word, and why."""
+
+    word: str  # finished, running, pending, cancelled, diverged, failed, stopped or not started
+    why: str = ""  # one line; often empty
+
+    @property
+    def is_over(self) -> bool:
+        """Whether nothing more will happen unless the run is continued."""
+        return self.word not in ("running", "pending")
+
+
+def find_run_state(run: Path) -> RunState:
+    """What became of the run in a folder. SLURM is asked only about a run that has not finished."""
+    state = state_of_folder(run)
+    if state == "COMPLETED":
+        return RunState("finished")
+    if state == "RUNNING":
+        return RunState("running")
+    job = SubmittedJob.of(run)
+    said = describe_job(job.job) if job else {}
+    told = said.get("JobState", "")
+    if told in WORDS and WORDS[told] != "stopped":
+        reason = said.get("Reason", "")
+        return RunState(WORDS[told], "" if reason in ("", "None") else reason)
+    diverged = reason_in_log(run / "train.log", r"the training diverged: (.*)")
+    if diverged:
+        return RunState("diverged", diverged)
+    if state == "FAILED" or told in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"):
+        return RunState("failed", reason_of_failure(run) or told.lower().replace("_", " "))
+    return RunState("stopped" if state == "STOPPED" else "not started")
+
+
+def reason_of_failure(run: Path) -> str:
+    """The last line of what the rank wrote that failed first; empty if there is nothing."""
+    errors = sorted(run.glob("logs/rank_*.error"), key=lambda path: path.stat().st_mtime_ns)
+    return reason_in_log(errors[0], r"(.*\S.*)").removeprefix("error: ") if errors else ""
+
+
+def reason_in_log(log: Path, pattern: str) -> str:
+    """The last match of a pattern with one group at the end of a log, on one line; empty without one."""
+    try:
+        with open(log, "rb") as file:
+            file.seek(max(0, file.seek(0, 2) - LOG_END))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return ""
+    found = re.findall(pattern, text)
+    return shortened(found[-1].strip(), REASON_LENGTH) if found else ""
 
 
 def state_of_folder(run: Path) -> str:

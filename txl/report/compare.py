@@ -1,0 +1,238 @@
+"""The table of runs: a row per run, or per group of seeds with mean ± sd, and a column per key that differs."""
+
+import json
+import math
+from collections.abc import Callable
+from typing import Any
+
+from txl.config.differences import IGNORED_KEYS, differing_keys, group_same_differences, short_names
+from txl.errors import ConfigError
+from txl.report.grouping import RunGroup, Selection, distinct_settings, group_runs, resolve_key, select_runs
+from txl.report.runs import RunRecord, describe_geometry, score_of
+from txl.report.tables import (
+    NOT_FINITE,
+    Column,
+    Spread,
+    Table,
+    Value,
+    mean_of,
+    plain_value,
+    show_count,
+    show_duration,
+    show_fixed,
+    show_short,
+)
+from txl.tracking.metrics_file import MetricsLine
+
+SORTABLE = ("valid", "test", "steps", "tokens", "seconds", "tokens_per_second", "state")
+FIRST_KEY_RANK = 100  # from here on, keys beyond the first are left out of narrow terminals before other columns
+MOST_NAMED = 8  # keys that change together are named up to this number
+MOST_REASONS = 8  # runs whose failure is explained below the table
+
+
+def compare_runs(runs: list[RunRecord], selection: Selection | None = None) -> Table:
+    """The table that compares runs.
+
+    Only complete runs are averaged: finished, with finite losses. Every other run has a row of its own.
+
+    Raises:
+        ConfigError: A key of the selection does not exist, or no run is left.
+    """
+    selection = selection or Selection()
+    runs = select_runs(runs, selection.where)
+    settings, notes = distinct_settings(runs)
+    keys = [resolve_key(key, settings) for key in selection.by]
+    hidden: dict[str, list[str]] = {}
+    if not keys:
+        differing = differing_keys(settings, ignored=(*IGNORED_KEYS, "seed"))
+        hidden = group_same_differences(settings, differing)
+        keys = list(hidden)
+    groups = group_runs(runs, settings, keys, selection.each)
+    metrics = {run.metric for run in runs}
+    table = Table("compare", f"{len(runs)} run{'s' * (len(runs) > 1)}", _columns(keys, hidden, settings, metrics))
+    table.rows = [_row(group) for group in groups]
+    order = sorted(range(len(groups)), key=_sorting(table, groups, selection.sort, settings))
+    table.rows, groups = [table.rows[i] for i in order], [groups[i] for i in order]
+    table.best = best_row(table, groups)
+    table.mark_measurements(("valid", "test"))
+    table.notes += notes + _notes(table, groups, keys, hidden)
+    return table
+
+
+# --------------------------------------------------------------------------- columns and rows
+
+
+def _columns(
+    keys: list[str], hidden: dict[str, list[str]], settings: list[dict[str, Any]], metrics: set[str]
+) -> list[Column]:
+    score = metrics.pop() if len(metrics) == 1 else "score"
+    digits = show_fixed(4 if score == "bpc" else 2)
+    names = short_names(keys)
+    key_columns = [
+        Column(key, names[key], show=lambda value: f"{value:g}", is_text=True, rank=FIRST_KEY_RANK + i if i else 0)
+        for i, key in enumerate(keys)
+    ]
+    others = [Column(key, key, only_in_files=True) for key in (other for group in hidden.values() for other in group)]
+    return [
+        *key_columns,
+        Column("seed", "seed", show=show_count, is_text=True),
+        Column("metric", "metric", is_text=True, only_in_files=score != "score"),
+        Column("valid", f"valid {score}", show=digits),
+        Column("test", f"test {score}", show=digits),
+        Column("steps", "step", show=show_count, rank=2),
+        Column("tokens", "tokens", show=show_short, rank=5),
+        Column("seconds", "time", show=show_duration, rank=3),
+        Column("tokens_per_second", "tok/s", show=show_short, rank=4),
+        Column("state", "state", is_text=True),
+        *others,
+        *(Column(key, key, only_in_files=True) for key in ("valid_loss", "test_loss", "best_step")),
+        *(Column(key, key, only_in_files=True) for key in ("valid_geometry", "test_geometry", "max_step", "why")),
+        Column("folder", "folder", only_in_files=True, is_text=True),
+    ]
+
+
+def _row(group: RunGroup) -> dict[str, Value]:
+    run, many = group.runs[0], len(group.runs) > 1
+    row = dict(group.values)
+    if len(group.runs) < group.of and (many or run.is_complete):
+        row["seed"] = f"{len(group.runs)} of {group.of}"
+    else:
+        row["seed"] = f"{len(group.runs)} seeds" if many else run.seed
+    row["metric"] = run.metric if len({run.metric for run in group.runs}) == 1 else "mixed"
+    for name, lines in (("valid", [run.best for run in group.runs]), ("test", [run.test for run in group.runs])):
+        row |= _results(name, lines, group.runs)
+    for key in ("steps", "tokens", "seconds", "tokens_per_second"):
+        row[key] = _mean([getattr(run, key) for run in group.runs])
+    steps = {run.steps for run in group.runs}
+    row["steps"] = steps.pop() if len(steps) == 1 else f"{min(steps)}-{max(steps)}"
+    row["best_step"] = _mean([run.best["step"] if run.best else None for run in group.runs])
+    row["state"] = run.state.word if run.state.is_over else f"{run.state.word} {progress_percent(run)}".rstrip()
+    row |= {"why": run.state.why, "max_step": run.max_step}
+    row["folder"] = " ".join(str(run.folder) for run in group.runs)
+    return row
+
+
+def progress_percent(run: RunRecord) -> str:
+    """How far a run is: `50%`; empty if that is not known."""
+    return f"{100 * run.steps // run.max_step}%" if run.max_step and run.steps else ""
+
+
+def _results(name: str, lines: list[MetricsLine | None], runs: list[RunRecord]) -> dict[str, Value]:
+    """The cells of a split: score, loss and how they were measured. Runs without a result leave the cells empty."""
+    if name == "valid" and not any(lines) and any(run.metrics.valid or run.metrics.train.not_finite for run in runs):
+        return {name: NOT_FINITE}
+    found = [line for line in lines if line is not None]
+    if not found or len(found) < len(lines):
+        return {}
+    geometries = dict.fromkeys(describe_geometry(line) for line in found)
+    if any(line["loss"] is None for line in found):
+        return {name: NOT_FINITE, f"{name}_geometry": "; ".join(geometries)}
+    if len(geometries) > 1 or len({run.metric for run in runs}) > 1:
+        return {name: "differs"}  # a mean over different measurements says nothing
+    scores = [score_of(line, run.metric) for line, run in zip(found, runs, strict=True)]
+    losses = [line["loss"] for line in found]
+    return {name: Spread.of(scores), f"{name}_loss": Spread.of(losses), f"{name}_geometry": next(iter(geometries))}
+
+
+def _mean(values: list[float | None]) -> Value:
+    """The mean, without its spread; None if a run does not have the value."""
+    found = [value for value in values if value is not None]
+    return sum(found) / len(found) if found and len(found) == len(values) else None
+
+
+# --------------------------------------------------------------------------- order, the best, notes
+
+
+def _sorting(
+    table: Table, groups: list[RunGroup], sort: str | None, settings: list[dict[str, Any]]
+) -> Callable[[int], Any]:
+    """The key by which rows are sorted: their places are what it gets.
+
+    Raises:
+        ConfigError: The column does not exist.
+    """
+    names = {column.key: column.key for column in table.columns} | {c.title: c.key for c in table.columns}
+    if sort is None:
+        comparable = len({(run.metric, run.config.get("data.name")) for group in groups for run in group.runs}) == 1
+        key = "valid" if comparable else ""
+    elif sort in names:
+        key = names[sort]
+    else:
+        try:
+            key = resolve_key(sort, settings, "--sort")
+        except ConfigError as error:
+            raise ConfigError(f"{error}; columns are {', '.join(SORTABLE)}") from None
+
+    def place(i: int) -> tuple[bool, float, str, bool, float]:
+        value = table.rows[i].get(key, plain_value(groups[i].runs[0].config.get(key)) if key else "")
+        number, seed = mean_of(value), groups[i].runs[0].seed
+        last = number is None if key == "valid" else value in (None, "")
+        not_finished = key == "valid" and not groups[i].runs[0].is_complete
+        return last or not_finished, number or 0.0, "" if number is not None else str(value), last, seed or 0
+
+    return place
+
+
+def best_row(table: Table, groups: list[RunGroup]) -> int | None:
+    """The complete row with the lowest validation score, if all were measured alike; None if it has no rival."""
+    rows = [i for i, group in enumerate(groups) if group.runs[0].is_complete and mean_of(table.rows[i].get("valid"))]
+    alike = {(table.rows[i].get("valid_geometry"), groups[i].runs[0].config.get("data.name")) for i in rows}
+    alike_metric = {table.rows[i].get("metric") for i in rows}
+    if len(rows) < 2 or len(alike) > 1 or len(alike_metric) > 1:
+        return None
+    return min(rows, key=lambda i: mean_of(table.rows[i]["valid"]) or math.inf)
+
+
+def _notes(table: Table, groups: list[RunGroup], keys: list[str], hidden: dict[str, list[str]]) -> list[str]:
+    notes = [f"change together with {key}: {_named(others)}" for key, others in hidden.items() if others]
+    if table.best is not None and len({json.dumps(group.values) for group in groups}) > 1:
+        notes.append(_verdict(table, keys))
+    if any(len({run.seed for run in group.runs}) < len(group.runs) for group in groups):
+        notes.append("some rows average runs that differ in more than the seed (--each shows every run)")
+    reasons = [_reason(group, row) for group, row in zip(groups, table.rows, strict=True) if row["why"]]
+    notes += reasons[:MOST_REASONS]
+    if len(reasons) > MOST_REASONS:
+        notes.append(f"... and {len(reasons) - MOST_REASONS} more; --csv has every reason")
+    return notes + [note for group in groups for run in group.runs for note in _notes_on_metrics(run)]
+
+
+def _reason(group: RunGroup, row: dict[str, Value]) -> str:
+    point = [f"{key}={value}" for key, value in group.values.items()]
+    point += [f"seed={row['seed']}"] if row["seed"] is not None else []
+    return f"{row['state']} at step {group.runs[0].steps}: {' '.join(point)}: {row['why']}"
+
+
+def _notes_on_metrics(run: RunRecord) -> list[str]:
+    steps = run.metrics.train.not_finite
+    if not steps:
+        return run.notes
+    later = f" and {len(steps) - 1} later ones" if len(steps) > 1 else ""
+    return [f"{run.folder.name}: loss not finite at step {steps[0]}{later}", *run.notes]
+
+
+def _named(keys: list[str]) -> str:
+    more = len(keys) - MOST_NAMED
+    return ", ".join(keys[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
+
+
+def _verdict(table: Table, keys: list[str]) -> str:
+    """Which row is best, which is next, and whether the seeds spread less than the two differ."""
+    assert table.best is not None
+    column = next(column for column in table.columns if column.key == "valid")
+    rivals = [row for i, row in enumerate(table.rows) if i != table.best and mean_of(row.get("valid")) is not None]
+    rivals = [row for row in rivals if row["state"] == "finished"]
+    best, second = table.rows[table.best], min(rivals, key=lambda row: mean_of(row["valid"]) or math.inf)
+
+    def named(row: dict[str, Value]) -> str:
+        return " ".join(f"{key}={Column(key, key, show=lambda v: f'{v:g}').text(row[key])}" for key in keys[:3])
+
+    text = f"best: {named(best)}, {column.title} {column.text(best['valid'])}"
+    text += f"; next: {named(second)}, {column.text(second['valid'])}"
+    spreads = [value for value in (best["valid"], second["valid"]) if isinstance(value, Spread)]
+    if len(spreads) < 2:
+        return text + "; one seed each says little" if not spreads else text
+    apart = spreads[1].mean - spreads[0].mean
+    noise = math.hypot(*(spread.sd / math.sqrt(spread.n) for spread in spreads))
+    if apart > 2 * noise:
+        return text + f"; {apart / noise:.1f} standard errors apart" if noise else text
+    return text + f"; within the noise of the seeds ({apart / noise:.1f} standard errors apart)"
