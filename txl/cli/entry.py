@@ -3,6 +3,7 @@
 import re
 
 from txl.files import CONF
+from txl.system.console import escape_what_cannot_be_printed
 
 
 def run_command(name: str, about: str, arguments: list[str]) -> int:
@@ -16,6 +17,7 @@ def run_command(name: str, about: str, arguments: list[str]) -> int:
     Returns:
         The exit code.
     """
+    escape_what_cannot_be_printed()
     if {"-h", "--help"} & set(arguments):
         print(help_text(name, about))
         return 0

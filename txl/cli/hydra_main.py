@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from txl.cli.arguments import config_dir_of, split_arguments
 from txl.cli.sweeps import point_label, swept_keys, with_own_folder
 from txl.cli.user_conf import search_user_conf
-from txl.config.compose import Config, register_types, to_typed
+from txl.config.compose import TYPED_TEXT, Config, register_types, to_typed
 from txl.config.error_messages import composition_error
 from txl.config.rules import validate
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
@@ -25,8 +25,6 @@ if TYPE_CHECKING:
     from txl.launch.start import Launcher
 
 STOPPED = {INTERRUPTED, TERMINATED}  # after these exit codes no further point of a sweep is tried
-
-TYPED_TEXT = {"text", "prompt"}  # keys whose values are text, in which commas and brackets have no further meaning
 
 KINDS: dict[str, type[RunConfig | EvaluateConfig]] = {
     "train": RunConfig,

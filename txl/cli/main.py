@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from txl.config.did_you_mean import did_you_mean
+from txl.system.console import escape_what_cannot_be_printed
 from txl.system.process_exit import BAD_CONFIGURATION
 from txl.version import __version__
 
@@ -43,6 +44,7 @@ Commands (txl COMMAND --help explains one):
 
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code, 2 for a command that does not exist."""
+    escape_what_cannot_be_printed()
     name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
     if name in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:<12}{one.about}" for name, one in COMMANDS.items())), end="")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar, get_type_hints, overload
@@ -17,6 +18,8 @@ from txl.errors import ConfigError
 
 # Options of earlier versions, by section; stored configurations may still have them.
 REMOVED: dict[type, tuple[str, ...]] = {DataConfig: ("url", "sha256")}
+
+TYPED_TEXT = {"text", "prompt"}  # keys whose values are text: no paths, and commas and brackets mean nothing there
 
 Config = TypeVar("Config", bound=RunConfig | EvaluateConfig)
 Section = TypeVar("Section")  # a configuration, or a section of one
@@ -81,7 +84,22 @@ def to_typed(cfg: DictConfig, kind: type[Any] = RunConfig) -> Any:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise omegaconf_error(error, kind) from None
-    return _build(kind, values, kind)
+    return _build(kind, _expand_home(values), kind)
+
+
+def _expand_home(values: dict[str, Any]) -> dict[str, Any]:
+    """The values with the user's home folder in place of `~/`, which shells leave as it is behind `key=`.
+
+    The texts of `data` are expanded where they are opened: a run's hash depends on how they are written.
+    """
+
+    def expand(key: str, value: Any) -> Any:
+        if isinstance(value, dict):
+            return value | {"cache": expand("cache", value["cache"])} if key == "data" else _expand_home(value)
+        is_path = isinstance(value, str) and value.startswith("~/") and key not in TYPED_TEXT
+        return os.path.expanduser(value) if is_path else value
+
+    return {key: expand(key, value) for key, value in values.items()}
 
 
 # --------------------------------------------------------------------------- plain dicts

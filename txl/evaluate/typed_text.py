@@ -11,10 +11,16 @@ from txl.errors import ConfigError
 
 def read_text_argument(value: str) -> str:
     """The text that an option names: `-` is standard input. Raises ConfigError if it is empty."""
-    text = sys.stdin.read() if value == "-" else value
+    text = _standard_input() if value == "-" else value
     if not text.strip():
         raise ConfigError("the text is empty: write something")
     return text
+
+
+def _standard_input() -> str:
+    """All of standard input as UTF-8. Bytes that are none become surrogates, which stand for them in Python."""
+    binary = getattr(sys.stdin, "buffer", None)
+    return sys.stdin.read() if binary is None else str(binary.read(), "utf-8", "surrogateescape")
 
 
 def count_unknown(ids: np.ndarray, vocab: Vocabulary) -> int:

@@ -30,6 +30,7 @@ from txl.launch.run_folder import job_folder, read_config
 from txl.plan.batch_split import divisors
 from txl.plan.run_plan import Plan
 from txl.report.loss_curve import LOSS_CURVE
+from txl.system.console import escape_what_cannot_be_printed
 from txl.system.hang_watch import HangWatch
 from txl.system.process_exit import BAD_CONFIGURATION, MISSED_TARGET, leave
 from txl.system.world import World
@@ -283,6 +284,7 @@ def main(folder: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # until the trainer handles them there is nothing to save
         signal.signal(number, lambda number, frame: leave(128 + number))
     end_with_the_launcher()
+    escape_what_cannot_be_printed()
     config = read_config(folder)
     return rank_main(config, folder, Prepared.read(folder) if is_training(config) else None)
 

@@ -1,14 +1,20 @@
 """Log lines on standard output, and a progress bar below them if standard output is a terminal."""
 
 import contextlib
+import io
 import logging
 import os
 import shutil
 import sys
 import time
+import unicodedata
 from typing import TextIO
 
 REFRESH_SECONDS = 0.2
+
+# Besides line feed and tab: soft hyphen, zero-width space and joiners, marks of direction, word joiner, and the tags
+# that flags consist of. Overrides of the direction are not among them: they show a line in another order than it has.
+JOINERS = {"\n", "\t", "\u00ad", *map(chr, range(0x200B, 0x2010)), "\u2060", *map(chr, range(0xE0020, 0xE0080))}
 
 
 def log_to_console() -> "ConsoleHandler":
@@ -23,14 +29,28 @@ def log_to_console() -> "ConsoleHandler":
     return handler
 
 
+def escape_what_cannot_be_printed() -> None:
+    """Let standard output and error show characters that their encoding lacks as escapes, instead of raising."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
 def is_terminal(stream: TextIO | None) -> bool:
     """Whether a progress bar can be drawn on this stream. Pipes, files and TERM=dumb get plain lines only."""
     return stream is not None and stream.isatty() and os.environ.get("TERM", "") not in ("", "dumb")
 
 
 def printable(text: str) -> str:
-    """The text with every control character replaced, because a model may write sequences that drive the terminal."""
-    return "".join(c if c.isprintable() or c in "\n\t" else "\N{REPLACEMENT CHARACTER}" for c in text)
+    """The text with every control character replaced, because a model may write sequences that drive the terminal.
+
+    Spaces of all scripts stay, and so do the characters that join or separate letters and emoji.
+    """
+    return "".join(c if _is_harmless(c) else "\N{REPLACEMENT CHARACTER}" for c in text)
+
+
+def _is_harmless(character: str) -> bool:
+    return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
 
 
 LEVEL_STYLES = {logging.WARNING: "yellow", logging.ERROR: "bold red", logging.CRITICAL: "bold red"}
