@@ -87,7 +87,7 @@ def to_typed(cfg: DictConfig, kind: type[Any] = RunConfig) -> Any:
     return _build(kind, _expand_home(values), kind)
 
 
-def _expand_home(values: dict[str, Any]) -> dict[str, Any]:
+def _expand_home(values: Any) -> Any:
     """The values with the user's home folder in place of `~/`, which shells leave as it is behind `key=`.
 
     The texts of `data` are expanded where they are opened: a run's hash depends on how they are written.
