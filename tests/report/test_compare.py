@@ -132,7 +132,7 @@ def test_a_mistake_is_one_line(tmp_path, capsys, arguments, said):
 
 def test_a_folder_without_runs_is_one_line(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
-    for name, said in (("empty", "holds no metrics.jsonl"), ("nowhere", "is no folder")):
+    for name, said in (("empty", "holds no metrics.jsonl"), ("nowhere", "does not exist")):
         assert main([str(tmp_path / name)]) == 2
         error = capsys.readouterr().err
         assert error.startswith("error: ") and said in error and error.count("\n") == 1

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
-from txl.report.run_state import state_of_folder
+from txl.report.run_state import seconds_left_of_run, state_of_folder
 from txl.report.runs import DEPTH, runs_below
 from txl.system.slurm_jobs import SubmittedJob, describe_job
 from txl.tracking.metrics_file import last_records, read_json_lines
@@ -100,7 +100,8 @@ def show_loss(record: dict[str, Any]) -> str:
 
 def time_left(train: dict[str, Any], max_step: int) -> str:
     """Hours, minutes and seconds to the last step, at the pace of the newest log line."""
-    if not train or not train.get("ms_per_batch"):
+    left = seconds_left_of_run(train, max_step)
+    if left is None:
         return ""
-    minutes, seconds = divmod(round(train["ms_per_batch"] / 1000 * (max_step - train["step"])), 60)
+    minutes, seconds = divmod(round(left), 60)
     return f"{minutes // 60}:{minutes % 60:02d}:{seconds:02d}"

@@ -1,4 +1,4 @@
-"""`txl report PATH...` (also `python -m txl.report`): compares runs."""
+"""`txl report PATH...` (also `python -m txl.report`): compares runs, evaluations and benchmarks."""
 
 import argparse
 import os
@@ -7,45 +7,74 @@ import sys
 from pathlib import Path
 
 from txl.errors import ConfigError, shortened
-from txl.report.compare import compare_runs
+from txl.report.choose_tables import TABLES, ReportInput, choose_tables
 from txl.report.formats import tables_to_json, to_csv, to_latex, to_markdown, to_terminal
 from txl.report.grouping import Selection
-from txl.report.runs import DEPTH, RunRecord, read_run, runs_below
+from txl.report.page import check_page_target, write_page
+from txl.report.result_files import ResultFile, read_result_file
+from txl.report.runs import DEPTH, read_run, runs_below
 from txl.report.tables import Table
+from txl.report.watch import watch_runs
 from txl.system.console import is_terminal
 
 MOST_MESSAGE = 300  # characters of an error message
 FORMATS = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex, "json": tables_to_json}
+WATCH_SECONDS = 5.0
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     options = _parser().parse_args(arguments)
     try:
-        print_text(_report(options))
+        report(options)
     except ConfigError as error:
         print(f"error: {shortened(str(error), MOST_MESSAGE)}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:  # of --watch
+        return 0
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="txl report", description="Compare runs, sweeps and folders of them.")
-    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help="run folders, or folders of them")
+    parser = argparse.ArgumentParser(prog="txl report", description="Compare runs, evaluations and benchmarks.")
+    paths = "run folders, folders of them, and JSON files of txl evaluate and txl benchmark (json=FILE)"
+    parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=paths)
     parser.add_argument("--sort", metavar="KEY", help="sort by a column or a key (default: valid)")
     parser.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help="only runs with this value")
     parser.add_argument("--by", metavar="KEY", action="append", default=[], help="one row per value of this key")
     parser.add_argument("--each", action="store_true", help="a row for every run, no means")
+    parser.add_argument("--table", choices=TABLES, action="append", default=[], help="only this table; repeatable")
     formats = parser.add_mutually_exclusive_group()
     for name in FORMATS:
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=f"print {name}")
+    parser.add_argument("--html", type=Path, metavar="FILE", help="write one page with tables, curves, configurations")
+    parser.add_argument("--watch", action="store_true", help="show states, progress and losses until all have ended")
+    parser.add_argument("--seconds", type=float, default=WATCH_SECONDS, help="between two looks of --watch")
     return parser
 
 
-def _report(options: argparse.Namespace) -> str:
-    runs = find_runs(options.paths)
+def report(options: argparse.Namespace) -> None:
+    """Do what the command line asks for. Raises ConfigError for a mistake in it."""
+    if options.html:
+        check_page_target(options.html)
+    folders, files = find_inputs(options.paths)
+    if options.watch:
+        if not folders:
+            raise ConfigError("--watch needs run folders, or folders of them")
+        watch_runs(lambda: find_inputs(options.paths)[0], max(0.1, options.seconds))
+        folders, files = find_inputs(options.paths)
+    given = ReportInput([read_run(folder) for folder in folders], files)
     selection = Selection(options.where, options.by, options.sort, options.each)
-    return show_tables([compare_runs(runs, selection)], options.format)
+    tables = choose_tables(given, selection, options.table, everything=bool(options.html))
+    if options.html:
+        verdict = next((note for note in tables[0].notes if note.startswith("best: ")), "") if tables else ""
+        write_page(options.html, given.selected(selection), tables, verdict)
+        print_text(f"wrote {options.html} ({options.html.stat().st_size / 1e6:.1f} MB)")
+        if options.format is None:
+            return
+    if options.format == "csv" and not options.table:
+        tables = tables[:1]  # a program that reads CSV expects one table
+    print_text(show_tables(tables, options.format))
 
 
 def show_tables(tables: list[Table], format: str | None) -> str:
@@ -56,20 +85,23 @@ def show_tables(tables: list[Table], format: str | None) -> str:
     return to_terminal(tables, width, color=is_terminal(sys.stdout) and "NO_COLOR" not in os.environ)
 
 
-def find_runs(paths: list[Path]) -> list[RunRecord]:
-    """The runs at or below these paths; one that is named twice comes once.
+def find_inputs(paths: list[Path]) -> tuple[list[Path], list[ResultFile]]:
+    """The run folders at or below these paths, and the files of results; one that is named twice comes once.
 
     Raises:
-        ConfigError: A path holds no run.
+        ConfigError: A path holds no run and is no result.
     """
     folders: dict[Path, None] = {}
+    files: dict[Path, ResultFile] = {}
     for path in paths:
         found = runs_below(path) if path.is_dir() else []
-        if not found:
-            what = f"holds no metrics.jsonl in it or up to {DEPTH} folders below" if path.is_dir() else "is no folder"
+        if path.is_file():
+            files.setdefault(path.resolve(), read_result_file(path))
+        elif not found:
+            what = f"holds no metrics.jsonl in it or up to {DEPTH} folders below" if path.is_dir() else "does not exist"
             raise ConfigError(f"{path} {what}; give run folders, or folders of runs, such as runs/<name>")
         folders |= {folder.resolve(): None for folder in found}
-    return [read_run(folder) for folder in folders]
+    return list(folders), list(files.values())
 
 
 def print_text(text: str) -> None:

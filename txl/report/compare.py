@@ -104,7 +104,7 @@ def _row(group: RunGroup) -> dict[str, Value]:
     for key in ("steps", "tokens", "seconds", "tokens_per_second"):
         row[key] = _mean([getattr(run, key) for run in group.runs])
     steps = {run.steps for run in group.runs}
-    row["steps"] = steps.pop() if len(steps) == 1 else f"{min(steps)}-{max(steps)}"
+    row["steps"] = f"{min(steps)}-{max(steps)}" if len(steps) > 1 else steps.pop() or None
     row["best_step"] = _mean([run.best["step"] if run.best else None for run in group.runs])
     row["state"] = run.state.word if run.state.is_over else f"{run.state.word} {progress_percent(run)}".rstrip()
     row |= {"why": run.state.why, "max_step": run.max_step}
@@ -163,12 +163,13 @@ def _sorting(
         except ConfigError as error:
             raise ConfigError(f"{error}; columns are {', '.join(SORTABLE)}") from None
 
-    def place(i: int) -> tuple[bool, float, str, bool, float]:
-        value = table.rows[i].get(key, plain_value(groups[i].runs[0].config.get(key)) if key else "")
-        number, seed = mean_of(value), groups[i].runs[0].seed
-        last = number is None if key == "valid" else value in (None, "")
-        not_finished = key == "valid" and not groups[i].runs[0].is_complete
-        return last or not_finished, number or 0.0, "" if number is not None else str(value), last, seed or 0
+    def place(i: int) -> tuple[bool, bool, float, str, float]:
+        run = groups[i].runs[0]
+        value = table.rows[i].get(key, plain_value(run.config.get(key)) if key else "")
+        number = mean_of(value)
+        missing = number is None if key == "valid" else value in (None, "")
+        unfinished = key == "valid" and not run.is_complete
+        return unfinished, missing, number or 0.0, "" if number is not None else str(value), run.seed or 0
 
     return place
 
@@ -189,17 +190,23 @@ def _notes(table: Table, groups: list[RunGroup], keys: list[str], hidden: dict[s
         notes.append(_verdict(table, keys))
     if any(len({run.seed for run in group.runs}) < len(group.runs) for group in groups):
         notes.append("some rows average runs that differ in more than the seed (--each shows every run)")
-    reasons = [_reason(group, row) for group, row in zip(groups, table.rows, strict=True) if row["why"]]
-    notes += reasons[:MOST_REASONS]
+    reasons: dict[tuple[str, str], list[str]] = {}
+    for group, row in zip(groups, table.rows, strict=True):
+        if row["why"]:
+            reasons.setdefault((group.runs[0].state.word, str(row["why"])), []).append(_place_of_end(group, row))
+    notes += [
+        f"{word} {places[0]}: {why}" if len(places) == 1 else f"{word}, {len(places)} runs: {why}"
+        for (word, why), places in list(reasons.items())[:MOST_REASONS]
+    ]
     if len(reasons) > MOST_REASONS:
-        notes.append(f"... and {len(reasons) - MOST_REASONS} more; --csv has every reason")
+        notes.append(f"... and {len(reasons) - MOST_REASONS} other reasons; --csv has every one")
     return notes + [note for group in groups for run in group.runs for note in _notes_on_metrics(run)]
 
 
-def _reason(group: RunGroup, row: dict[str, Value]) -> str:
+def _place_of_end(group: RunGroup, row: dict[str, Value]) -> str:
     point = [f"{key}={value}" for key, value in group.values.items()]
     point += [f"seed={row['seed']}"] if row["seed"] is not None else []
-    return f"{row['state']} at step {group.runs[0].steps}: {' '.join(point)}: {row['why']}"
+    return f"at step {group.runs[0].steps}: {' '.join(point)}"
 
 
 def _notes_on_metrics(run: RunRecord) -> list[str]:

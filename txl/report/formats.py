@@ -98,7 +98,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         columns = table.shown_columns()
         lines = [f"**{_markdown(table.title)}**", ""] if len(tables) > 1 else []
-        lines.append("| " + " | ".join(_markdown(column.title) for column in columns) + " |")
+        lines.append("| " + " | ".join(_markdown(column.heading) for column in columns) + " |")
         lines.append("|" + "|".join("---" if column.is_text else "---:" for column in columns) + "|")
         for i in range(len(table.rows)):
             cells = [_markdown(table.cell(i, column)).replace("±", " ± ") for column in columns]
@@ -119,7 +119,7 @@ def to_latex(tables: Sequence[Table]) -> str:
         columns = table.shown_columns()
         lines = [r"\begin{table}", r"\centering", rf"\caption{{{_latex(table.title)}}}"]
         lines.append(rf"\begin{{tabular}}{{{''.join('l' if column.is_text else 'r' for column in columns)}}}")
-        lines += [r"\toprule", " & ".join(_latex(column.title) for column in columns) + r" \\", r"\midrule"]
+        lines += [r"\toprule", " & ".join(_latex(column.heading) for column in columns) + r" \\", r"\midrule"]
         for i in range(len(table.rows)):
             cells = [_latex(table.cell(i, column)) for column in columns]
             lines.append(" & ".join(rf"\textbf{{{cell}}}" if i == table.best else cell for cell in cells) + r" \\")

@@ -3,6 +3,7 @@
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from txl.errors import shortened
 from txl.system.run_lock import is_locked
@@ -46,6 +47,14 @@ def find_run_state(run: Path) -> RunState:
     if state == "FAILED" or told in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"):
         return RunState("failed", reason_of_failure(run) or told.lower().replace("_", " "))
     return RunState("stopped" if state == "STOPPED" else "not started")
+
+
+def seconds_left_of_run(train: dict[str, Any], max_step: int | None) -> float | None:
+    """Seconds to the last step at the pace of a run's newest training record; None if that is not known."""
+    if not train.get("ms_per_batch") or max_step is None:
+        return None
+    left: int = max(0, max_step - train["step"])
+    return float(train["ms_per_batch"]) / 1000 * left
 
 
 def reason_of_failure(run: Path) -> str:

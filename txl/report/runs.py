@@ -110,20 +110,32 @@ def read_run(folder: Path) -> RunRecord:
     Raises:
         ConfigError: The folder holds no run, or its configuration cannot be read.
     """
-    import yaml
-
     folder = Path(folder).resolve()
     if not is_run(folder):
         raise ConfigError(f"{folder} holds no metrics.jsonl and no config.yaml; give run folders: runs/<name>/...")
+    config = read_settings(folder)
     try:
-        config = read_flat_config(folder) if (folder / "config.yaml").exists() else {}
         metrics = read_metrics(folder / METRICS) if (folder / METRICS).exists() else Metrics()
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
-        raise ConfigError(f"{folder} cannot be read: {reason}; leave it out, or mend the file") from None
+    except OSError as error:
+        raise ConfigError(f"{folder / METRICS} cannot be read: {error.strerror}; leave the run out") from None
     documents = (read_json(folder / f"{name}.json") for name in ("summary", "plan", "environment"))
     summary, plan, environment = (values if isinstance(values, dict) else {} for values in documents)
     return RunRecord(folder, config, metrics, summary, plan, environment)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The configuration of a run with dotted keys; empty if its folder has none.
+
+    Raises:
+        ConfigError: It cannot be read.
+    """
+    import yaml
+
+    try:
+        return read_flat_config(folder) if (folder / "config.yaml").exists() else {}
+    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
+        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+        raise ConfigError(f"{folder}/config.yaml cannot be read: {reason}; leave the run out, or mend it") from None
 
 
 def is_run(folder: Path) -> bool:

@@ -46,6 +46,12 @@ class Column:
     is_text: bool = False  # left-aligned
     rank: int = 0  # where a terminal is too narrow, the columns with the highest rank are left out first
     only_in_files: bool = False  # in CSV and JSON alone
+    long: str = ""  # heading where there is room: all but a terminal
+
+    @property
+    def heading(self) -> str:
+        """The heading where there is room."""
+        return self.long or self.title
 
     def text(self, value: Value) -> str:
         """A cell as text; `-` where there is nothing."""

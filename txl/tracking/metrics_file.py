@@ -150,7 +150,7 @@ def _add_point(metrics: Metrics, lines: list[bytes]) -> None:
     """Add training lines as one point of the curve."""
     curve, losses, whole = metrics.train, list[float](), list[bytes]()
     for line in lines:
-        loss = _loss_of(line)
+        loss = loss_of_line(line)
         record = _parse(line) if loss is None else None
         if loss is None and record is None:
             metrics.damaged += 1
@@ -190,7 +190,7 @@ def _find_gaps(metrics: Metrics, lines: list[bytes], last: MetricsLine) -> None:
         before = record["step"]
 
 
-def _loss_of(line: bytes) -> float | None:
+def loss_of_line(line: bytes) -> float | None:
     """The loss of a training line without parsing the rest; None if this does not find a finite one."""
     begin = line.find(LOSS) + len(LOSS)
     if begin < len(LOSS):

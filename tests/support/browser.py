@@ -1,0 +1,74 @@
+"""A headless Chromium that opens pages from files; its network is switched off."""
+
+import contextlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from selenium import webdriver
+from selenium.webdriver.chrome.service import Service
+from selenium.webdriver.common.action_chains import ActionChains
+from selenium.webdriver.remote.webelement import WebElement
+from selenium.webdriver.support.wait import WebDriverWait
+
+PROGRAMS = ("chromium", "chromedriver")  # Debian's packages chromium and chromium-driver
+PATIENCE = 60  # seconds
+
+
+def missing_programs() -> list[str]:
+    return [name for name in PROGRAMS if shutil.which(name) is None]
+
+
+class Browser:
+    """What the tests do with a page."""
+
+    def __init__(self, driver: webdriver.Chrome):
+        self.driver = driver
+
+    def open(self, page: Path) -> None:
+        """Open the page, and wait until its curves are drawn."""
+        self.driver.get(page.resolve().as_uri())
+        WebDriverWait(self.driver, PATIENCE).until(lambda d: self.ask("document.documentElement.dataset.ready"))
+
+    def ask(self, expression: str):
+        return self.driver.execute_script(f"return {expression}")
+
+    def find(self, selector: str) -> WebElement:
+        return self.driver.find_element("css selector", selector)
+
+    def find_all(self, selector: str) -> list[WebElement]:
+        return self.driver.find_elements("css selector", selector)
+
+    def click(self, selector: str) -> None:
+        self.find(selector).click()
+
+    def choose(self, selector: str, value: str) -> None:
+        self.find(f'{selector} option[value="{value}"]').click()
+
+    def hover(self, element: WebElement, x: int = 0, y: int = 0) -> None:
+        """Move the mouse to a place relative to the middle of an element."""
+        ActionChains(self.driver).move_to_element_with_offset(element, x, y).perform()
+
+    def wait_for(self, expression: str) -> None:
+        WebDriverWait(self.driver, PATIENCE).until(lambda d: self.ask(expression))
+
+    def errors(self) -> list[str]:
+        """What the page wrote to the console as an error, since the last call."""
+        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@contextlib.contextmanager
+def headless_browser(width: int = 1280, height: int = 1000) -> Iterator[Browser]:
+    """Chromium without a window and without a network."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
+        options.add_argument(f"--{flag}")
+    options.add_argument(f"--window-size={width},{height}")
+    options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    try:
+        yield Browser(driver)
+    finally:
+        driver.quit()
