@@ -13,6 +13,7 @@ Shapes: L layers, B columns of the batch, M memory length, D model dim.
 
 import contextlib
 import os
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +50,14 @@ def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
             torch.save(value, file)
             sync_file(file)
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+
+
+def link_or_copy(source: str | Path, target: str | Path) -> None:
+    """Put a file of a checkpoint into another checkpoint. Such files are never changed, so two can share them."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copy2(source, target)
 
 
 def publish_checkpoint(partial: Path, final: Path) -> None:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from txl.checkpoint.checkpoint_files import publish_checkpoint, write_checkpoint_file
+from txl.checkpoint.checkpoint_files import link_or_copy, publish_checkpoint, write_checkpoint_file
 from txl.checkpoint.find import (
     MANIFEST,
     SET_ASIDE,
@@ -158,7 +158,7 @@ class Checkpoints:
             return
         partial = self.folder / f".{final.name}.partial"
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.copytree(resumed, partial, copy_function=_link_or_copy)
+        shutil.copytree(resumed, partial, copy_function=link_or_copy)
         publish_checkpoint(partial, final)
 
     def _set_aside(self, path: Path) -> None:
@@ -217,14 +217,6 @@ class Checkpoints:
             self._set_aside(pointer)
         else:
             pointer.unlink(missing_ok=True)
-
-
-def _link_or_copy(source: str, target: str) -> None:
-    """Files of checkpoints are never changed, so that two checkpoints can share them."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
 
 
 def _remove(path: Path) -> None:

@@ -25,6 +25,7 @@ COMMANDS = {
     "generate": Command("text that follows a prompt", "txl.cli.generate"),
     "benchmark": Command("speed of training, inference and encoding on this machine", "txl.cli.benchmark"),
     "report": Command("loss curves and a table of runs", "txl.report.__main__"),
+    "replay": Command("repeat the steps at which a training diverged", "txl.launch.replay"),
     "status": Command("what became of runs, on this machine and under SLURM", "txl.launch.status"),
     "cancel": Command("stop runs; a training saves first", "txl.launch.cancel"),
     "download": Command("fetch a known data set, or the archive at an address", "txl.data.download"),

@@ -22,6 +22,7 @@ NOT_HASHED = """
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
     train.first_rank_batch_size train.log_interval train.time_limit_minutes
     train.target_throughput train.target_perplexity train.swap_mem valid.interval valid.enabled
+    train.non_finite_steps train.on_divergence train.max_rollbacks train.rollback_lr
     data.path data.cache data.vocab_size data.shards data.typed_text
 """
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from typing import Any
 
 from omegaconf import MISSING
@@ -17,6 +18,13 @@ MOST_TOKENS = 10**6  # in a segment or a memory
 
 VARLEN_SHORTEST = 5  # train.varlen: a segment has at least this many tokens,
 VARLEN_EXCESS = 15  # and at most this many more than train.tgt_len
+
+
+class OnDivergence(Enum):
+    """The choices of `train.on_divergence`: what follows when loss, gradient or weights are not finite any more."""
+
+    stop = "stop"  # the run ends; its last finite checkpoint is kept
+    rollback = "rollback"  # it goes back to that checkpoint, and on with later data and a lower learning rate
 
 
 @dataclass
@@ -43,6 +51,10 @@ class TrainConfig:
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     log_interval: int = above_zero(most=MOST_STEPS)
     time_limit_minutes: float | None = above_zero(None)  # of one start: save and stop; resume=auto continues
+    non_finite_steps: int = above_zero(1, most=MOST_STEPS)  # in a row: they end the run; those before are skipped
+    on_divergence: OnDivergence = OnDivergence.stop
+    max_rollbacks: int = above_zero(3, most=MOST_STEPS)  # of one run, with on_divergence=rollback
+    rollback_lr: float = above_zero(0.5, most=1)  # a rollback multiplies the learning rate by it
     target_throughput: float | None = above_zero(None)  # tokens/s; exit code 3 if it is missed
     target_perplexity: float | None = above_zero(None)  # of the final test; exit code 3 if it is missed
 

@@ -6,6 +6,7 @@ from omegaconf import MISSING
 
 from txl.config.model_rules import check_clamp
 from txl.config.optimizer import OptimizerConfig, OptimizerName
+from txl.config.precision import Arithmetic
 from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig, Then
 from txl.config.training import VARLEN_SHORTEST
@@ -19,6 +20,7 @@ def check_training(config: RunConfig) -> None:
     _check_lengths(config)
     _check_batch(config)
     _check_without_validation(config)
+    _check_divergence(config)
     _check_optimizer(config)
     _check_lr_scale(config)
     _check_sampled_softmax(config)
@@ -52,6 +54,12 @@ def _check_batch(config: RunConfig) -> None:
         refuse_unless(train.local_batch_size is None, "train.first_rank_batch_size", first, rule)
         rule = f"must be below train.batch_size={train.batch_size}, which all processes share; lower it"
         refuse_unless(first < train.batch_size, "train.first_rank_batch_size", first, rule)
+
+
+def _check_divergence(config: RunConfig) -> None:
+    skipped = config.train.non_finite_steps
+    rule = "is for other precisions: the loss scaler of fp16 skips and counts such steps itself; leave it out"
+    refuse_unless(skipped == 1 or config.precision.name is not Arithmetic.fp16, "train.non_finite_steps", skipped, rule)
 
 
 def _check_without_validation(config: RunConfig) -> None:

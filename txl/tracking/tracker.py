@@ -75,6 +75,8 @@ class Tracker:
         steps: int | None = None,
         loss_scale: float | None = None,
         skipped_steps: int | None = None,
+        rollbacks: int | None = None,
+        spike: bool | None = None,
     ) -> None:
         """Record the mean over the steps since the last call.
 
@@ -91,7 +93,9 @@ class Tracker:
             tokens_seen: the number of tokens trained on since the run began.
             steps: the number of steps since the record before, from which one sees where records are missing.
             loss_scale: the factor of the fp16 loss scaler, if there is one.
-            skipped_steps: the number of steps that it has skipped since the run began.
+            skipped_steps: the number of steps that were skipped since the run began, if steps can be skipped.
+            rollbacks: how often the run went back to a checkpoint after it had diverged, if it did.
+            spike: True if the loss has suddenly risen.
         """
         values = {
             "epoch": epoch,
@@ -106,6 +110,7 @@ class Tracker:
             "tokens_seen": tokens_seen,
         }
         optional = {"steps": steps, "loss_scale": loss_scale, "skipped_steps": skipped_steps}
+        optional |= {"rollbacks": rollbacks, "spike": spike}
         self._log("train", step, values | {key: value for key, value in optional.items() if value is not None})
 
     def validation(

@@ -45,6 +45,12 @@ class BatchMemories:
             buffer.copy_(mem, non_blocking=True)
         self._parts[part] = host
 
+    def replace_non_finite(self) -> None:
+        """Put zeros where a step whose numbers overflowed left values that are not finite."""
+        for part, mems in enumerate(self._parts):
+            if mems:
+                self.set(part, [torch.nan_to_num(mem, nan=0.0, posinf=0.0, neginf=0.0) for mem in mems])
+
     def to_tensor(self) -> Tensor | None:
         """All memories as one tensor [L, B, M, D], or None at the start."""
         if not self._parts[0]:

@@ -71,6 +71,7 @@ class OptimizerStep:
         self.grad_norm = torch.zeros((), device=device)  # of the last step, before clipping
         self.clipped: list[Tensor] = [p for name, p in self.model.named_parameters() if self._is_clipped(name)]
         self.divergence = DivergenceWatch(device)
+        self.skipped_in_a_row = 0  # steps, with train.non_finite_steps above 1
         self.on_part_done: Callable[[str], None] = lambda part: None  # is called after every part of a step
 
     def _is_clipped(self, name: str) -> bool:
@@ -123,9 +124,14 @@ class OptimizerStep:
             return self.model_with_loss.no_sync()
         return contextlib.nullcontext()
 
+    @property
+    def skips_steps(self) -> bool:
+        """Whether a step whose gradient is not finite is skipped and counted."""
+        return self.scaler.is_enabled() or self.config.train.non_finite_steps > 1
+
     def _add_to_window(self, nats: Tensor, tokens: int) -> None:
         counted = torch.stack([nats, torch.full_like(nats, tokens)])
-        if self.scaler.is_enabled():  # a step that is not finite is skipped: it must not spoil the mean of the others
+        if self.skips_steps:  # a step that is not finite is skipped: it must not spoil the mean of the others
             counted = torch.where(nats.isfinite(), counted, 0.0)
         self.window += counted
 
@@ -134,6 +140,8 @@ class OptimizerStep:
         for table in self.sparse_tables:
             assert table.grad is not None
             table.grad = average_sparse_gradient(table.grad)
+        if self.config.train.non_finite_steps > 1 and self._skip_if_not_finite(step):
+            return
         self.scaler.unscale_(self.optimizer)
         self.grad_norm = clip_gradients(self.optimizer, self.clipped, self.config.train.clip)
         for group in self.optimizer.param_groups:
@@ -147,6 +155,22 @@ class OptimizerStep:
         self.scaler.update()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def _skip_if_not_finite(self, step: int) -> bool:
+        """Whether the step is skipped because its gradient, which is the same on all ranks, is not finite.
+
+        Waits for the device. Raises DivergedError if so many steps in a row were not finite that the run must end.
+        """
+        if are_finite([p.grad for p in self.model.parameters() if p.grad is not None]).item():
+            self.skipped_in_a_row = 0
+            return False
+        self.divergence.skip()
+        self.skipped_in_a_row += 1
+        self.optimizer.zero_grad(set_to_none=True)
+        self.mems.replace_non_finite()
+        if self.skipped_in_a_row >= self.config.train.non_finite_steps:
+            raise self.diverged(f"the gradients of {self.skipped_in_a_row} steps in a row are not finite")
+        return True
+
     # ------------------------------------------------------------------ between steps; these wait for the device
 
     def take_window(self) -> tuple[float, float]:
@@ -159,29 +183,34 @@ class OptimizerStep:
         """The factor of the loss scaler, or None without one."""
         return self.scaler.get_scale() if self.scaler.is_enabled() else None
 
-    def check_logged(self, nats: float, grad_norm: float, step: int) -> None:
-        """Raises DivergedError if what was logged at this step is not finite, or if every step is skipped."""
+    def check_logged(self, nats: float, grad_norm: float) -> None:
+        """Raises DivergedError if what was logged is not finite, or if every step is skipped."""
         loss_scale = self.loss_scale()
         if loss_scale is not None:
             if loss_scale < MIN_LOSS_SCALE:
-                raise self.diverged(f"the loss scale of fp16 fell to {loss_scale:.0e}", step)
+                raise self.diverged(f"the loss scale of fp16 fell to {loss_scale:.0e}")
         elif not (math.isfinite(nats) and math.isfinite(grad_norm)):
-            raise self.diverged("its loss or gradient is not finite", step)
+            raise self.diverged("its loss or gradient is not finite")
 
-    def check_finite(self, step: int) -> None:
-        """Raises DivergedError if loss, gradient or weights are not finite after this step. Collective."""
+    def check_finite(self) -> None:
+        """Raises DivergedError if loss, gradient or weights are not finite. Collective."""
         finite = are_finite(list(self.model.parameters()))
         if not self.scaler.is_enabled():
             finite = finite & self.window.isfinite().all() & self.grad_norm.isfinite()
         if sum_over_ranks((~finite).float()).item():
-            raise self.diverged("its loss, gradient or weights are not finite", step)
+            raise self.diverged("its loss, gradient or weights are not finite")
 
-    def diverged(self, reason: str, step: int) -> DivergedError:
+    def forget_divergence(self) -> None:
+        """Go on after a rollback as if nothing had been observed."""
+        self.divergence, self.skipped_in_a_row = DivergenceWatch(self.device), 0
+        self.grad_norm = torch.zeros_like(self.grad_norm)
+
+    def diverged(self, reason: str) -> DivergedError:
         """The error that ends this run, with what may help."""
         train = self.config.train
         clip = "" if 0 < train.clip <= 0.25 else ", train.clip=0.25"
         return DivergedError(
-            f"the training diverged: {reason} (since {self.divergence.describe(step)}; learning rate "
+            f"the training diverged: {reason} (since {self.divergence.describe()}; learning rate "
             f"{self.optimizer.param_groups[0]['lr']:.3g}); earlier checkpoints are kept; try a lower optimizer.lr, "
             f"a longer scheduler.warmup_step{clip}"
         )

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from txl.optim.schedule import Plateau
+from txl.train.loss_spikes import LossSpikes
 
 
 @dataclass
@@ -18,17 +19,33 @@ class TrainState:
     step: int = 0  # optimizer steps done
     tokens_seen: int = 0  # of all ranks
     train_seconds: float = 0.0  # without validation and saving
-    skipped_steps: int = 0  # by the loss scaler of fp16
+    skipped_steps: int = 0  # because their gradient was not finite
     best_valid_loss: float = math.inf  # nats per token
     best_step: int = 0  # 0: no validation was the best yet
     validated_step: int = 0  # of the last validation
     logged_step: int = 0  # of the last train record in metrics.jsonl
     plateau: Plateau = field(default_factory=Plateau)  # of the dev_perf schedule
+    lr_factor: float = 1.0  # rollbacks lower it
+    rollbacks: list[dict[str, Any]] = field(default_factory=list)  # from which step to which, and where in the text
+    spikes: LossSpikes = field(default_factory=LossSpikes)
+
+    def results(self) -> dict[str, Any]:
+        """What summary.json says of the training itself."""
+        return {
+            "steps": self.step,
+            "tokens": self.tokens_seen,
+            "train_seconds": self.train_seconds,
+            "tokens_per_second": self.tokens_seen / max(self.train_seconds, 1e-9),
+            "best_valid_loss": self.best_valid_loss,
+            "best_step": self.best_step,
+            **({"rollbacks": self.rollbacks} if self.rollbacks else {}),
+        }
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainState":
         """The inverse of `dataclasses.asdict`."""
-        return TrainState(**values | {"plateau": Plateau(**values["plateau"])})
+        spikes = LossSpikes(**values.get("spikes", {}))  # older checkpoints have none
+        return TrainState(**values | {"plateau": Plateau(**values["plateau"]), "spikes": spikes})
 
 
 def seed_everything(seed: int) -> None:

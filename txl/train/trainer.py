@@ -31,10 +31,11 @@ from txl.system.timing import PausableClock
 from txl.system.world import World, columns_of
 from txl.tracking.metrics_gaps import missing_at_the_end
 from txl.tracking.tracker import Tracker
-from txl.train.divergence import DivergedError
+from txl.train.divergence import BatchPlace, DivergedError
 from txl.train.final_evaluation import FinalEvaluation
 from txl.train.optimizer_step import OptimizerStep
 from txl.train.requests import TIME_LIMIT, Requests
+from txl.train.rollback import DivergenceHandling
 from txl.train.train_state import TrainState, random_state, restore_random_state, seed_everything
 
 log = logging.getLogger(__name__)
@@ -78,6 +79,7 @@ class Trainer:
         self.counted = self.logged = self.clock.now()  # when train_seconds, and the log, were last brought up to date
         self.timed_step = 0  # the step at the time `logged`
         self.requests = Requests(config.train.time_limit_minutes, config.checkpoint.minutes, world.is_main)
+        self.divergence_handling = DivergenceHandling(self)
         self.before_save: Callable[[], None] | None = None  # rank 0 calls it before it saves a checkpoint
 
     # ------------------------------------------------------------------ the loop
@@ -87,23 +89,17 @@ class Trainer:
 
         Returns the exit code of the process.
         """
-        config, state = self.config, self.state
         self._start()
         try:
-            while state.step < config.train.max_step and not self.requests.stop:
-                self.step()
-                if state.step % config.train.log_interval == 0:
-                    self.log_step()
-                if config.valid.enabled and self._is_due(config.valid.interval):
-                    self.validate()
-                elif state.step < config.train.max_step and self._is_save_due():
-                    self.save()
-                self.requests.exchange(state.step)
-            self.requests.finish()
-            self._count_seconds()
-            if state.step < config.train.max_step:
-                return self._stop_early(self.requests.stop)
-            return self._finish()
+            while True:
+                try:
+                    return self._train_to_the_end()
+                except DivergedError as error:
+                    self.divergence_handling.dump()
+                    if not self.divergence_handling.roll_back(error):
+                        raise
+                    self.tracker.rewind(self.state.step)
+                    self._start_clocks()
         except DivergedError as error:
             log.error("%s", error)
             self.tracker.close(DIVERGED)
@@ -112,10 +108,30 @@ class Trainer:
             self.tracker.close(1)
             raise
 
+    def _train_to_the_end(self) -> int:
+        config = self.config
+        while self.state.step < config.train.max_step and not self.requests.stop:
+            self.step()
+            if self.state.step % config.train.log_interval == 0:
+                self.log_step()
+            if config.valid.enabled and self._is_due(config.valid.interval):
+                self.validate()
+            elif self.state.step < config.train.max_step and self._is_save_due():
+                self.save()
+            self.requests.exchange(self.state.step)
+        self.requests.finish()
+        self._count_seconds()
+        if self.state.step < config.train.max_step:
+            return self._stop_early(self.requests.stop)
+        return self._finish()
+
     def step(self) -> None:
         """One optimizer step. The host does not wait for the device."""
-        state = self.state
-        tokens = self.optimizer_step.run(self.stream.next(), state.step, self._learning_rate.of_update(state.step))
+        state, batch = self.state, self.stream.next()
+        lr = self._learning_rate.of_update(state.step)
+        place = BatchPlace(state.step + 1, self.stream.last_epoch, self.stream.last_index, lr)
+        self.optimizer_step.divergence.note_place(place)
+        tokens = self.optimizer_step.run(batch, state.step, lr)
         note_progress(is_step=True)
         state.step += 1
         state.tokens_seen += tokens
@@ -125,7 +141,8 @@ class Trainer:
     def _learning_rate(self) -> LearningRate:
         config = self.config
         max_step = config.scheduler.max_step or config.train.max_step
-        return LearningRate(config.scheduler, config.optimizer.lr, max_step, self.state.plateau)
+        base_lr = config.optimizer.lr * self.state.lr_factor
+        return LearningRate(config.scheduler, base_lr, max_step, self.state.plateau)
 
     # ------------------------------------------------------------------ between steps
 
@@ -146,6 +163,8 @@ class Trainer:
         timed_steps, seconds = state.step - self.timed_step, now - self.logged
         steps, state.logged_step = state.step - state.logged_step, state.step
         self.logged, self.timed_step = now, state.step
+        loss = nats / max(1.0, tokens)
+        spike = state.spikes.add(loss)
         self.tracker.train_step(
             epoch=self.stream.last_epoch,
             step=state.step,
@@ -154,14 +173,18 @@ class Trainer:
             lr=self._learning_rate.at(state.step),
             ms_per_batch=1000 * seconds / max(1, timed_steps),
             tokens_per_second=tokens / seconds,
-            loss=nats / max(1.0, tokens),
+            loss=loss,
             grad_norm=grad_norm,
             tokens_seen=state.tokens_seen,
             steps=steps,
             loss_scale=loss_scale,
-            skipped_steps=None if loss_scale is None else self._count_skipped_steps(),
+            skipped_steps=self._count_skipped_steps() if self.optimizer_step.skips_steps else None,
+            rollbacks=len(state.rollbacks) or None,
+            spike=state.spikes.is_spike or None,
         )
-        self.optimizer_step.check_logged(nats, grad_norm, state.step)
+        if spike is not None:
+            log.warning("step %d: %s (gradient norm %.3g)", state.step, spike, grad_norm)
+        self.optimizer_step.check_logged(nats, grad_norm)
 
     def validate(self) -> None:
         """Evaluate the validation split, let the plateau schedule decide, and save a checkpoint. Collective."""
@@ -184,7 +207,7 @@ class Trainer:
             state.validated_step = state.step
             self.tracker.validation(step=state.step, is_best=is_best, **result.measured())
         if not math.isfinite(result.loss) and self.optimizer_step.loss_scale() is None:
-            raise self.optimizer_step.diverged("its validation loss is not finite", state.step)
+            raise self.optimizer_step.diverged("its validation loss is not finite")
         self.save(best=is_best)
 
     def save(self, best: bool = False) -> None:
@@ -192,7 +215,7 @@ class Trainer:
 
         Raises DivergedError, and leaves the earlier checkpoints as they are, if the training has diverged.
         """
-        self.optimizer_step.check_finite(self.state.step)
+        self.optimizer_step.check_finite()
         if self.config.debug:
             return
         if self.before_save is not None:
@@ -202,9 +225,10 @@ class Trainer:
             self.tracker.sync()
             self.checkpoints.save(self.state.step, *self._snapshot(), best)
         self.requests.note_saved(self.state.step)
+        self.divergence_handling.note_checkpoint(self.state.step)
 
     def _count_skipped_steps(self) -> int:
-        """The steps that the loss scaler has skipped in this run. Waits for the device."""
+        """The steps of this run that were skipped. Waits for the device."""
         self.state.skipped_steps += self.optimizer_step.divergence.take_skipped_steps()
         return self.state.skipped_steps
 
@@ -236,23 +260,29 @@ class Trainer:
         }
         return shared, shard, documents
 
-    def restore(self, folder: Path) -> None:
-        """Continue where a checkpoint was written. Its files and its configuration have been checked already."""
+    def restore(self, folder: Path, changed: dict[str, Any] | None = None) -> None:
+        """Continue where a checkpoint was written. Its files and its configuration have been checked already.
+
+        `changed`: entries of its state.json that have other values.
+        """
         with damage_reported(folder):
-            self._restore_from(folder)
+            self._restore_from(folder, changed or {})
         if not self.checkpoints.rewind(self.state.step, self.state.best_step, folder):
             self.state.best_valid_loss, self.state.best_step = math.inf, 0  # the best checkpoint is lost
         self.restored = True
+        if changed is None:
+            self.divergence_handling.note_checkpoint(self.state.step)
 
-    def _restore_from(self, folder: Path) -> None:
+    def _restore_from(self, folder: Path, changed: dict[str, Any]) -> None:
         manifest, step = read_document(folder, MANIFEST), self.optimizer_step
-        saved = read_document(folder, "state.json")
+        saved = read_document(folder, "state.json") | changed
         del saved["data"], saved["vocabulary"]
         load_weights(step.model, read_checkpoint_file(folder, "model.pt", self.device), str(folder))
         step.optimizer.load_state_dict(read_checkpoint_file(folder, "optimizer.pt", self.device))
         self.stream.load_state_dict(saved.pop("stream"))
         step.scaler.load_state_dict(saved.pop("scaler"))
         self.state = TrainState.from_dict(saved)
+        step.window.zero_()
         step.mems.load_tensor(read_memory_columns(folder, self.columns))
         if manifest["world_size"] == self.world.world_size:
             shard = read_checkpoint_file(folder, f"rank_{self.world.rank}.pt", self.device)
@@ -270,6 +300,9 @@ class Trainer:
             for note in missing_at_the_end(self.run_dir / "metrics.jsonl", expected):
                 log.warning("%s", note)
         self.requests.listen(self.state.step)
+        self._start_clocks()
+
+    def _start_clocks(self) -> None:
         self.model.train()
         self.counted = self.logged = self.clock.now()
         self.timed_step = self.state.step
@@ -298,15 +331,9 @@ class Trainer:
         if state.best_step and not config.debug:
             best = self.checkpoints.of_step(state.best_step)
             self.model.load_state_dict(read_checkpoint_file(best, "model.pt", self.device))
-        values = {
-            "steps": state.step,
-            "tokens": state.tokens_seen,
-            "train_seconds": state.train_seconds,
-            "tokens_per_second": state.tokens_seen / max(state.train_seconds, 1e-9),
-            "best_valid_loss": state.best_valid_loss,
-            "best_step": state.best_step,
+        values = state.results() | {
             "parameters": sum(p.numel() for p in self.model.parameters()),
-            **({} if self.optimizer_step.loss_scale() is None else {"skipped_steps": state.skipped_steps}),
+            **({"skipped_steps": state.skipped_steps} if self.optimizer_step.skips_steps else {}),
             "run_dir": str(self.run_dir),
             "final_evaluations": final_evaluations(config),
         }
