@@ -2,22 +2,40 @@
 
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
+from txl.checkpoint.store import Checkpoints
+from txl.config.schema import RunConfig
 from txl.config.training import OnDivergence
+from txl.data.batches import BatchStream
+from txl.system.world import World
 from txl.train.divergence import DivergedError
 from txl.train.divergence_dump import DUMP, write_divergence_dump
-
-if TYPE_CHECKING:
-    from txl.train.trainer import Trainer
+from txl.train.optimizer_step import OptimizerStep
+from txl.train.train_state import TrainState
 
 log = logging.getLogger(__name__)
+
+
+class Training(Protocol):
+    """What is needed of a `Trainer`."""
+
+    config: RunConfig
+    world: World
+    run_dir: Path
+    state: TrainState
+    optimizer_step: OptimizerStep
+    stream: BatchStream
+    checkpoints: Checkpoints
+
+    def restore(self, folder: Path, changed: dict[str, Any] | None = None) -> None:
+        """Continue where a checkpoint was written, with other values of some entries of its state.json."""
 
 
 class DivergenceHandling:
     """Knows what training went on from last: a checkpoint, and what a rollback changed of its state."""
 
-    def __init__(self, trainer: "Trainer"):
+    def __init__(self, trainer: Training):
         self._trainer = trainer
         self._step = 0  # of the checkpoint; 0: the beginning
         self._changed: dict[str, Any] = {}  # entries of its state.json
