@@ -73,18 +73,18 @@ class IdType(Enum):
 class DataConfig:
     """One data set: files, tokenization, vocabulary."""
 
-    name: str = MISSING
-    source: SourceName = added(SourceName.text)
+    name: str = MISSING  # part of the run folder's name
+    source: SourceName = added(SourceName.text)  # where token ids come from
     path: str | None = MISSING  # folder that train, valid and test are relative to
     train: str | None = None  # a file, or a pattern of several
-    valid: str | None = None
-    test: str | None = None
+    valid: str | None = None  # as train
+    test: str | None = None  # as train; null: no test
     file: str | None = None  # one file instead of three, which is cut by `split`
     dtype: IdType | None = added(None)  # ids: the integers of a file without a header
     split: list[float] = MISSING  # fractions of train, valid, test
     split_bytes: list[int] = field(default_factory=list)  # enwik8, text8: bytes of train, valid, test
-    vocab: VocabKind = MISSING
-    lower_case: bool = MISSING
+    vocab: VocabKind = MISSING  # what a token is
+    lower_case: bool = MISSING  # words: lower case everywhere
     min_freq: int = zero_or_more()  # leave rarer words out of the vocabulary
     max_size: int | None = above_zero(None)  # keep this number of the most frequent words
     vocab_file: str | None = None  # words: one per line, in the order of their ids; bpe: tokens and ids, JSON
@@ -97,7 +97,7 @@ class DataConfig:
     typed_text: TypedText = TypedText.moses  # words: how prompts and texts to score become words
     cutoffs: list[int] = MISSING  # ids at which the adaptive clusters begin
     vocab_size: int | None = above_zero(None, most=MOST_WORDS)  # expected size of the vocabulary, if it is known
-    metric: Metric = MISSING
+    metric: Metric = MISSING  # how a loss is reported
     cache: str = MISSING  # folder of the encoded splits
     max_bytes: int | None = above_zero(None)  # data=stdlib: size of the text, at most
 

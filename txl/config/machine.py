@@ -13,7 +13,7 @@ from txl.config.bounds import above_zero, zero_or_more
 class HardwareConfig:
     """The machine, or one node of several equal ones."""
 
-    name: str = MISSING
+    name: str = MISSING  # the machine
     gpus: int | None = zero_or_more(most=1024)  # per node; 0: CPU processes; null: as many as the machine has
     gpu: str | None = MISSING  # name of the accelerator, for tables; null: ask the machine
     memory_gb: float | None = above_zero()  # of one accelerator
@@ -24,12 +24,12 @@ class ClusterConfig:
     """Who starts the ranks. All options but the name belong to cluster=slurm."""
 
     name: str = MISSING  # local; slurm: submit a job; srun: this process is a rank of the step that srun started
-    partition: str | None = None
-    account: str | None = None
-    qos: str | None = None
-    constraint: str | None = None
+    partition: str | None = None  # sbatch --partition
+    account: str | None = None  # sbatch --account
+    qos: str | None = None  # sbatch --qos
+    constraint: str | None = None  # sbatch --constraint
     minutes: int | None = above_zero(None)  # time limit of one attempt; a run continues in the next attempt
-    cpus_per_task: int | None = above_zero(None)
+    cpus_per_task: int | None = above_zero(None)  # cores of each rank
     mem_gb: int | None = above_zero(None)  # per node
     signal_delay: int | None = above_zero(None)  # seconds before the time limit at which ranks save and requeue
     max_timeouts: int | None = above_zero(None)  # requeues after a time limit

@@ -53,28 +53,28 @@ class AttentionBackend(Enum):
 class ModelConfig:
     """Architecture and initialisation; the names are the paper's."""
 
-    name: str = MISSING
-    n_layer: int = above_zero(most=MOST_LAYERS)
-    n_head: int = above_zero(most=MOST_UNITS)
-    d_model: int = above_zero(most=MOST_UNITS)
-    d_head: int = above_zero(most=MOST_UNITS)
-    d_inner: int = above_zero(most=MOST_UNITS)
+    name: str = MISSING  # part of the run folder's name
+    n_layer: int = above_zero(most=MOST_LAYERS)  # number of layers
+    n_head: int = above_zero(most=MOST_UNITS)  # attention heads of a layer
+    d_model: int = above_zero(most=MOST_UNITS)  # width of the layers' input and output
+    d_head: int = above_zero(most=MOST_UNITS)  # width of a head
+    d_inner: int = above_zero(most=MOST_UNITS)  # width inside of the feed-forward part
     d_embed: int | None = above_zero(None, most=MOST_UNITS)  # width of the embedding; null: d_model
-    dropout: float = zero_or_more(most=MOST_DROPOUT)
+    dropout: float = zero_or_more(most=MOST_DROPOUT)  # share of values that dropout sets to 0
     dropatt: float = zero_or_more(most=MOST_DROPOUT)  # of attention's probabilities
-    positions: Positions = MISSING
-    pre_lnorm: bool = MISSING
+    positions: Positions = MISSING  # how a model knows where a token stands
+    pre_lnorm: bool = MISSING  # LayerNorm before each part of a layer instead of after it
     untie_r: bool = MISSING  # one pair of attention biases (u, w) per layer
     adaptive: bool = MISSING  # adaptive input and softmax over data.cutoffs
     div_val: int = above_zero(most=MOST_UNITS)  # the width of each further cluster is divided by this
     tie_weight: bool = MISSING  # softmax weights are the embedding's
     tie_projs: list[bool] = MISSING  # share the embedding's projection, per cluster; the last entry: and all further
-    init: Init = MISSING
-    init_std: float = zero_or_more()
+    init: Init = MISSING  # distribution of the initial weights
+    init_std: float = zero_or_more()  # of init=normal
     init_range: float = zero_or_more()  # of init=uniform
-    emb_init: Init = MISSING
+    emb_init: Init = MISSING  # distribution of the initial embedding
     emb_init_range: float = zero_or_more()  # of emb_init=uniform
-    proj_init_std: float = zero_or_more()
+    proj_init_std: float = zero_or_more()  # of the initial projections of the embedding and the softmax
 
 
 @dataclass(frozen=True)

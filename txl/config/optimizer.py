@@ -33,9 +33,9 @@ class OptimizerName(Enum):
 class OptimizerConfig:
     """Options of all optimizers. Those with a default belong to some of them: `OptimizerFacts.options` names whose."""
 
-    name: OptimizerName = MISSING
-    lr: float = above_zero()
-    weight_decay: float = zero_or_more()
+    name: OptimizerName = MISSING  # the optimizer
+    lr: float = above_zero()  # learning rate after the warm-up
+    weight_decay: float = zero_or_more()  # share of a weight that is added to its gradient; lamb: to its update
     # PATTERN=FACTOR: factors on the learning rate by pattern of the parameters' names, such as embedding.*=0.5.
     # The first pattern that matches counts. A list, because overrides replace lists as a whole and keep their order.
     lr_scale: list[str] = added([])

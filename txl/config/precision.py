@@ -34,5 +34,5 @@ class Arithmetic(Enum):
 class PrecisionConfig:
     """The arithmetic."""
 
-    name: Arithmetic = MISSING
+    name: Arithmetic = MISSING  # the arithmetic
     initial_loss_scale: float | None = above_zero(None)  # fp16 only

@@ -24,8 +24,8 @@ class SchedulerName(Enum):
 class SchedulerConfig:
     """The learning rate as a function of the step."""
 
-    name: SchedulerName = MISSING
-    warmup_step: int = zero_or_more(most=MOST_STEPS)
+    name: SchedulerName = MISSING  # the shape of the schedule
+    warmup_step: int = zero_or_more(most=MOST_STEPS)  # steps in which the learning rate rises from 0; 0: none
     max_step: int | None = above_zero(None, most=MOST_STEPS)  # step at which the cosine ends; null: train.max_step
     eta_min: float = zero_or_more()  # learning rate at the end of the cosine
     decay_rate: float | None = None  # dev_perf: factor on the learning rate ...

@@ -101,21 +101,21 @@ class RunConfig:
     hardware: HardwareConfig = MISSING
     cluster: ClusterConfig = MISSING
     tracking: TrackingConfig = MISSING
-    recipe: Recipe = MISSING
-    nodes: int = above_zero(most=MOST_NODES)
+    recipe: Recipe = MISSING  # which of the published values hold
+    nodes: int = above_zero(most=MOST_NODES)  # machines that train together
     gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes per node; null: hardware.gpus, or 1 on a CPU
-    seed: int = zero_or_more(most=MOST_SEED)
+    seed: int = zero_or_more(most=MOST_SEED)  # of initial weights, dropout, and the order of the data
     name: str = MISSING  # runs/<name>/<config hash>-s<seed>
     runs: str = MISSING  # folder of all runs
     run_dir: str | None = None  # null: the folder that the three options above name
     resume: str | None = None  # auto, or a checkpoint folder
     init_from: str | None = None  # run folder or checkpoint whose weights the run begins with
     sample_tokens: int = zero_or_more()  # length of the text that is generated after training; 0: none
-    attention: AttentionBackend = MISSING
+    attention: AttentionBackend = MISSING  # what computes it; the results differ by rounding only
     compile: bool | str = MISSING  # layers through torch.compile; auto: on a GPU
     recompute: bool = MISSING  # compute activations again in the backward pass: less memory, a third more work
     deterministic: bool = MISSING  # deterministic kernels, also where they cost speed
-    then: Then = MISSING
+    then: Then = MISSING  # what follows the training in the same job
     preflight: bool = MISSING  # start the ranks and check them, train nothing
     preflight_torch: bool = MISSING  # check devices and collectives too; false: only what needs no torch
     debug: bool = MISSING  # train without a run folder, checkpoints or logs
@@ -130,26 +130,26 @@ class EvaluateConfig:
     (`evaluation` in the run's configuration).
     """
 
-    task: Task = MISSING
+    task: Task = MISSING  # what is done with the model
     checkpoint: str = MISSING  # a run folder, or one of its checkpoints
     config_file: str | None = None  # configuration of a run (YAML or JSON), if the checkpoint is weights alone
-    split: Split = MISSING
-    runtime: Runtime = MISSING
+    split: Split = MISSING  # the part of the data set that is read
+    runtime: Runtime = MISSING  # how the model is run
     program: str | None = None  # torchscript, export: load the program from this file, or write it there
     trust_program: bool = False  # load a program that somebody else wrote, too: this runs code from the file
-    tgt_len: int | None = above_zero(None, most=MOST_TOKENS)
-    mem_len: int | None = zero_or_more(None, most=MOST_TOKENS)
-    ext_len: int | None = zero_or_more(None, most=MOST_TOKENS)
-    clamp_len: int | None = None
-    same_length: bool | None = None
-    batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)
+    tgt_len: int | None = above_zero(None, most=MOST_TOKENS)  # tokens of a segment
+    mem_len: int | None = zero_or_more(None, most=MOST_TOKENS)  # tokens of memory
+    ext_len: int | None = zero_or_more(None, most=MOST_TOKENS)  # tokens before each segment that are read again
+    clamp_len: int | None = None  # larger distances count as this one; -1: no clamping
+    same_length: bool | None = None  # every token attends to exactly mem_len tokens before it
+    batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)  # sequences side by side
     max_steps: int | None = above_zero(None)  # segments; null: the whole split
     repeat: int = above_zero()  # number of times that the split is read
     data_path: str | None = None  # another folder of the same data set
     precision: PrecisionConfig = MISSING
     hardware: HardwareConfig = MISSING
     cluster: ClusterConfig = MISSING
-    nodes: int = above_zero(most=MOST_NODES)
+    nodes: int = above_zero(most=MOST_NODES)  # machines that evaluate together
     gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes per node; null: hardware.gpus, or 1 on a CPU
     name: str = MISSING  # of a SLURM job
     run_dir: str | None = None  # folder of a SLURM job; null: evaluations/<hash> in the checkpoint's run folder
@@ -166,25 +166,25 @@ class EvaluateConfig:
     token_losses: bool = MISSING  # with text: print the loss of every token
     prompt: str | None = None  # task=generate: the beginning of the text; -: standard input
     prompts: str | None = None  # task=generate: file with one prompt per line
-    max_tokens: int = above_zero()
-    temperature: float = above_zero()
+    max_tokens: int = above_zero()  # task=generate: how many tokens to write
+    temperature: float = above_zero()  # 1: the model's own probabilities; lower: the likelier tokens more often
     top_k: int | None = above_zero(None)  # choose among the k likeliest tokens
     top_p: float | None = above_zero(None, most=1)  # choose among the likeliest tokens that have this probability
-    seed: int = zero_or_more(most=MOST_SEED)
+    seed: int = zero_or_more(most=MOST_SEED)  # task=generate: of the drawn tokens
 
 
 @dataclass
 class BenchmarkSection:
     """What `benchmark.py` varies and how long it measures."""
 
-    batch_sizes: list[int] = MISSING
+    batch_sizes: list[int] = MISSING  # suite=inference: sequences side by side
     runtimes: list[Runtime] = MISSING
     precisions: list[Arithmetic] = MISSING
     segments: int = above_zero()  # measured after the memory is full and the first segments are over
     micro_batch_sizes: list[int] = MISSING  # suite=train
     processes: list[int] | None = None  # suite=train: numbers of processes on this machine; null: gpus= and hardware=
     steps: int = above_zero()  # suite=train: measured after the warm-up
-    warmup_steps: int = zero_or_more()
+    warmup_steps: int = zero_or_more()  # suite=train: not measured
     megabytes: int = above_zero()  # suite=encoding: size of the text that is generated and encoded
     profile: str | None = None  # suite=train: file for a trace of torch's profiler (of the last row)
     checkpoint: str | None = None  # weights; null: random ones of the model's shape
@@ -195,7 +195,7 @@ class BenchmarkSection:
 class BenchmarkConfig(RunConfig):
     """Everything that `benchmark.py` needs: a run's configuration, and what to measure."""
 
-    suite: Suite = MISSING
+    suite: Suite = MISSING  # what is measured
     benchmark: BenchmarkSection = MISSING
 
 

@@ -33,12 +33,12 @@ class WandbMode(Enum):
 class WandbConfig:
     """Weights & Biases."""
 
-    mode: WandbMode = MISSING
-    project: str = MISSING
-    entity: str | None = None
-    group: str | None = None
-    tags: list[str] = MISSING
-    job_type: str = MISSING
+    mode: WandbMode = MISSING  # none: do not use it
+    project: str = MISSING  # project of wandb
+    entity: str | None = None  # user or team of wandb; null: your own
+    group: str | None = None  # runs of one group are shown together
+    tags: list[str] = MISSING  # tags of the run
+    job_type: str = MISSING  # kind of job that wandb shows
     name: str | None = None  # null: <name>-<run folder>
 
 

@@ -37,10 +37,10 @@ class TrainConfig:
     grad_accum_steps: int | None = above_zero(None, most=MOST_SEQUENCES)  # forwards per step, for micro_batch_size
     first_rank_batch_size: int | None = above_zero(None, most=MOST_SEQUENCES)  # null: the same as other ranks'
     micro_batch_cap: dict[str, dict[str, int]] | None = MISSING  # hardware -> precision -> largest micro batch
-    max_step: int = above_zero(most=MOST_STEPS)
-    tgt_len: int = above_zero(most=MOST_TOKENS)
-    mem_len: int = zero_or_more(most=MOST_TOKENS)
-    ext_len: int = zero_or_more(most=MOST_TOKENS)
+    max_step: int = above_zero(most=MOST_STEPS)  # optimizer steps of the whole training
+    tgt_len: int = above_zero(most=MOST_TOKENS)  # tokens of a segment
+    mem_len: int = zero_or_more(most=MOST_TOKENS)  # tokens of memory
+    ext_len: int = zero_or_more(most=MOST_TOKENS)  # tokens before each segment that are read again
     clamp_len: int = MISSING  # larger distances count as this one; -1: no clamping
     same_length: bool = MISSING  # every token attends to exactly mem_len tokens before it
     clip: float = zero_or_more()  # largest gradient norm; 0: no clipping
@@ -49,7 +49,7 @@ class TrainConfig:
     sampled_softmax: int | None = above_zero(None)  # words drawn for a step's softmax; null: the whole vocabulary
     varlen: bool = MISSING  # draw segments' lengths around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
-    log_interval: int = above_zero(most=MOST_STEPS)
+    log_interval: int = above_zero(most=MOST_STEPS)  # steps between two records
     time_limit_minutes: float | None = above_zero(None)  # of one start: save and stop; resume=auto continues
     non_finite_steps: int = above_zero(1, most=MOST_STEPS)  # in a row: they end the run; those before are skipped
     on_divergence: OnDivergence = OnDivergence.stop
@@ -64,9 +64,9 @@ class ValidConfig:
     """Validation during training, and the test at its end."""
 
     enabled: bool = MISSING  # false: neither validate nor test
-    interval: int = above_zero(most=MOST_STEPS)
-    batch_size: int = above_zero(most=MOST_SEQUENCES)
-    tgt_len: int = above_zero(most=MOST_TOKENS)
+    interval: int = above_zero(most=MOST_STEPS)  # steps between two validations
+    batch_size: int = above_zero(most=MOST_SEQUENCES)  # sequences side by side
+    tgt_len: int = above_zero(most=MOST_TOKENS)  # tokens of a segment; with its memory as many as in training
     max_steps: int | None = above_zero(None)  # segments; null: the whole split
 
 
@@ -74,12 +74,12 @@ class ValidConfig:
 class EvaluationConfig:
     """The evaluation that was published with the recipe: longer memory, clamped distances."""
 
-    tgt_len: int = above_zero(most=MOST_TOKENS)
-    mem_len: int = zero_or_more(most=MOST_TOKENS)
-    ext_len: int = zero_or_more(most=MOST_TOKENS)
-    clamp_len: int = MISSING
-    same_length: bool = MISSING
-    batch_size: int = above_zero(most=MOST_SEQUENCES)
+    tgt_len: int = above_zero(most=MOST_TOKENS)  # tokens of a segment
+    mem_len: int = zero_or_more(most=MOST_TOKENS)  # tokens of memory
+    ext_len: int = zero_or_more(most=MOST_TOKENS)  # tokens before each segment that are read again
+    clamp_len: int = MISSING  # larger distances count as this one; -1: no clamping
+    same_length: bool = MISSING  # every token attends to exactly mem_len tokens before it
+    batch_size: int = above_zero(most=MOST_SEQUENCES)  # sequences side by side
 
 
 @dataclass
