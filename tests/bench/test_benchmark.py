@@ -70,7 +70,8 @@ def test_training_is_measured_with_its_parts_and_its_share_of_the_ceiling(tmp_pa
     for row in rows:
         assert 0 < sum(row["part_seconds"].values()) < 1.5 * row["step_seconds"]
         assert abs(row["tokens_per_second"] * row["step_seconds"] - 8 * row["micro_batch_size"]) < 1e-6
-        assert 0 < row["mfu"] < 1 and row["peak_memory_gb"] > 0
+        assert 0 < row["mfu"] < 1 and row["peak_memory_gb"] > 0 and row["plan_memory_gb"] > 0
+        assert (row["compile"], row["programs"]) == (False, 0) and 0 < row["host_seconds"] <= row["step_seconds"]
     assert "MFU" in done.stdout
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 

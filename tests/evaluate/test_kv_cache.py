@@ -77,6 +77,25 @@ def test_in_half_precision_the_losses_agree_within_its_rounding(dtype, rounding,
     assert (ours.mean() - exact.mean()).abs() < 1e-2
 
 
+def test_the_state_of_a_program_is_in_half_precision_under_autocast_and_changes_no_loss():
+    model, tokens, geometry = build().float(), stream(2, 60), Geometry(4, 20)
+    with torch.autocast("cpu", torch.bfloat16):
+        step = CachedStep(model, geometry)
+        state = step.initial_state(2)
+        wide = tuple(tensor.float() if tensor.is_floating_point() else tensor for tensor in state)
+        program, found = FixedShapeProgram(step, step), []
+        for initial in (state, wide):
+            memory, losses_of_segments = initial, []
+            for begin in range(0, 40, 4):
+                input, target = tokens[:, begin : begin + 4], tokens[:, begin + 1 : begin + 5]
+                loss, memory = program(input, target, memory)
+                losses_of_segments.append(loss)
+            found.append(torch.cat(losses_of_segments, 1))
+            dtypes = {tensor.dtype for tensor in memory[:2]}
+            assert dtypes == ({torch.bfloat16} if initial is state else {torch.float32})
+    assert torch.equal(*found)
+
+
 @pytest.mark.parametrize("positions", [Positions.absolute, Positions.absolute_per_layer])
 def test_absolute_positions_are_refused_with_the_remedy(positions):
     with pytest.raises(ConfigError, match="runtime=eager"):

@@ -1,5 +1,8 @@
 """The plan's estimate of memory against what autograd keeps."""
 
+import itertools
+from dataclasses import replace
+
 import pytest
 import torch
 from torch.utils._pytree import tree_leaves
@@ -26,6 +29,22 @@ GEOMETRIES = [
     ["train.tgt_len=48", "train.mem_len=48", "model.dropout=0.0", "model.n_layer=5"],
     ["train.tgt_len=64", "train.mem_len=64", "model.positions=rotary", "evaluation.clamp_len=-1"],
 ]
+
+
+def test_the_micro_batches_of_machines_without_a_published_one_fit():
+    machines = {"a100": 80, "h100": 80, "h200": 141, "l4": 24}  # GB
+    for model, precision in itertools.product(("base", "large"), ("fp32", "tf32", "bf16")):
+        attention = "eager" if precision == "fp32" else "triton"
+        config = composed(f"model={model}", f"precision={precision}", f"attention={attention}", "hardware=h100")
+        caps = config.train.micro_batch_cap
+        for name, memory in machines.items():
+            micro = caps[name][precision]
+            hardware = replace(config.hardware, name=name, memory_gb=memory, gpus=1)
+            train = replace(config.train, batch_size=micro)
+            plan = make_plan(replace(config, hardware=hardware, train=train), 267_735)
+            assert plan.micro_batch_size == micro
+            assert plan.memory_gb <= 0.9 * memory, (model, name, precision)
+            assert caps[name]["fp16"] == caps[name]["bf16"]
 
 
 def saved_bytes(config: RunConfig) -> int:

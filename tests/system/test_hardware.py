@@ -58,6 +58,21 @@ def test_only_visible_gpus_count(machine, monkeypatch, selection, count):
     assert hardware.detect_gpus()[1] == count
 
 
+def test_without_nvidia_smi_the_driver_tells_its_gpus(tmp_path, monkeypatch):
+    for name, uuid in (("0000:17:00.0", "GPU-5a"), ("0000:65:00.0", "GPU-77")):
+        (tmp_path / "gpus" / name).mkdir(parents=True)
+        text = f"Model: \t\t NVIDIA H100 80GB HBM3\nIRQ:   \t\t 18\nGPU UUID: \t {uuid}\n"
+        (tmp_path / "gpus" / name / "information").write_text(text)
+    (tmp_path / "version").write_text("NVRM version: NVIDIA UNIX x86_64 Kernel Module  580.159.04  Tue Oct 1\n")
+    monkeypatch.setattr(hardware, "query_nvidia_smi", list)
+    monkeypatch.setattr(hardware.read_driver_files, "__defaults__", (tmp_path,))
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert hardware.visible_gpus() == [("NVIDIA H100 80GB HBM3", None, "580.159.04")] * 2
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "GPU-77")
+    assert hardware.detect_gpus() == ("NVIDIA H100 80GB HBM3", 1)
+    assert hardware.read_driver_files(tmp_path / "missing") == []
+
+
 @pytest.mark.parametrize("output, code", [("", 0), ("No devices were found\n", 6), ("Failed to initialize NVML\n", 9)])
 def test_a_driver_without_devices_is_a_cpu_machine(machine, output, code):
     machine(output, code)
@@ -104,12 +119,65 @@ def test_gpus_that_torch_cannot_use_are_an_error_with_a_remedy(monkeypatch):
         pick_device(config(8, "dgx1"), 0)
 
 
-def test_more_ranks_than_gpus_are_an_error(monkeypatch):
-    torch = pytest.importorskip("torch")
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+@pytest.fixture
+def cuda(monkeypatch):
+    """torch sees this many GPUs; the numbers of those that were chosen."""
+    torch, chosen = pytest.importorskip("torch"), []
+
+    def make(count):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+        monkeypatch.setattr(torch.cuda, "set_device", chosen.append)
+        return chosen
+
+    return make
+
+
+def test_more_ranks_than_gpus_are_an_error(cuda):
+    cuda(2)
     with pytest.raises(ConfigError, match="shows 2; use gpus=2"):
         pick_device(config(8, "dgx1"), 2)
+
+
+def test_a_rank_that_sees_only_its_own_gpu_uses_it(cuda, monkeypatch):
+    """As under `srun --gpus-per-task=1`; the cores near the GPU are asked for by its number, too."""
+    chosen = cuda(1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    with pytest.raises(ConfigError, match="shows 1; use gpus=1"):
+        pick_device(config(8, "dgx1"), 3)  # eight ranks on one GPU
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3")
+    device = pick_device(config(8, "dgx1"), 3)
+    assert (device.type, device.index) == ("cuda", 0) and chosen == [device]
+    asked = []
+    monkeypatch.setattr(devices, "numa_nodes", lambda: {0: {0}, 1: {1}})
+    monkeypatch.setattr(devices.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    monkeypatch.setattr(devices.os, "sched_setaffinity", lambda pid, cores: asked.append(cores), raising=False)
+    monkeypatch.setattr(devices, "cores_near_gpu", lambda index: {index})
+    devices.bind_to_numa_node(device, 3, 8)
+    assert asked == [{0}]
+
+
+def test_a_gpu_that_only_torch_sees_is_not_left_unused_silently(cuda, machine):
+    machine("")
+    cuda(2)
+    with pytest.raises(ConfigError, match=r"finds no GPU by nvidia-smi, but torch sees 2; use hardware.gpus=2"):
+        pick_device(config(None), 0)
+    assert pick_device(config(0, "cpu"), 0).type == "cpu"
+
+
+def test_deterministic_kernels_set_what_cublas_needs(monkeypatch):
+    torch = pytest.importorskip("torch")
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    try:
+        devices.use_deterministic_kernels(False)
+        assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ and not torch.are_deterministic_algorithms_enabled()
+        devices.use_deterministic_kernels(True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8" and torch.are_deterministic_algorithms_enabled()
+        monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+        devices.use_deterministic_kernels(True)
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+    finally:
+        torch.use_deterministic_algorithms(False)
 
 
 def test_ranks_share_the_cores():

@@ -18,6 +18,7 @@ from txl.model.attention import choose_backend
 from txl.model.transformer import TransformerXL
 from txl.plan.run_plan import make_plan
 from txl.system import devices
+from txl.system.compiled_programs import count_compiled_programs
 from txl.system.devices import should_compile
 from txl.system.world import World
 from txl.tracking.tracker import Tracker
@@ -117,6 +118,18 @@ def test_compiled_layers_give_the_same_losses_and_gradients():
     torch.testing.assert_close(losses(compiled, Geometry(8, 8), 3), expected, rtol=1e-9, atol=1e-10)
 
 
+def test_a_second_training_of_a_process_compiles_as_the_first(monkeypatch):
+    """Another micro-batch would be compiled for any size, and after eight kinds of inputs nothing at all."""
+    compiled = []
+    monkeypatch.setattr(TransformerXL, "compile_layers", lambda self: compiled.append(count_compiled_programs()))
+    counters = pytest.importorskip("torch._dynamo.utils").counters
+    for _ in range(2):
+        trainer_on("cpu", "compile=true")
+        counters["stats"]["unique_graphs"] += 1
+    assert compiled == [0, 0]
+    assert count_compiled_programs() == 1
+
+
 def test_compiling_is_for_gpus_unless_asked_for_and_says_when_it_cannot(monkeypatch, caplog):
     cpu, gpu = torch.device("cpu"), torch.device("cuda")
     assert not should_compile("auto", cpu)
@@ -146,6 +159,9 @@ def test_the_fused_kernel_is_chosen_where_tensor_cores_serve_it(monkeypatch):
     assert choose_backend(AttentionBackend.sdpa, gpu, Arithmetic.bf16) is AttentionBackend.sdpa
     with pytest.raises(ConfigError, match="attention=triton needs a GPU; use attention=auto"):
         choose_backend(triton, cpu, Arithmetic.bf16)
+    with pytest.raises(ConfigError, match="attention=sdpa has no deterministic gradient on a GPU; use attention=auto"):
+        choose_backend(AttentionBackend.sdpa, gpu, Arithmetic.bf16, deterministic=True)
+    assert choose_backend(AttentionBackend.sdpa, cpu, Arithmetic.bf16, deterministic=True) is AttentionBackend.sdpa
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert choose_backend(auto, gpu, Arithmetic.bf16) is eager
     with pytest.raises(ConfigError, match="attention=triton needs triton, which is not installed"):

@@ -3,13 +3,14 @@
 The tokens are made up and follow Zipf's law, as words do, so that the adaptive softmax works as it does on a text.
 """
 
+import contextlib
 import gc
 import resource
 import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import TypeVar
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -33,11 +34,10 @@ from txl.train.trainer import Trainer
 
 PARTS = ("input", "forward", "backward", "optimizer")  # of a step; clipping belongs to the optimizer
 
+TRACED = 2  # steps in the trace of benchmark.profile: a step on a GPU is thousands of events
 GROUP = 5  # steps between two looks at the clock on a GPU, where the host runs ahead of the device
 
 RESULT = "benchmark.json"  # file that rank 0 writes
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -159,7 +159,7 @@ def measure_train_row(config: BenchmarkConfig, world: World, device: torch.devic
     assert vocab_size is not None and micro is not None
     warmup = max(options.warmup_steps, 1 + -(-geometry.mem_len // geometry.tgt_len))  # until the memory is full
     corpus = MadeUpCorpus(
-        vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps + GROUP) + 2), config.seed
+        vocab_size, batch * (geometry.tgt_len * (warmup + 2 * options.steps + GROUP + TRACED) + 2), config.seed
     )
     start_afresh(device)
     plan = make_plan(config, vocab_size)
@@ -167,9 +167,9 @@ def measure_train_row(config: BenchmarkConfig, world: World, device: torch.devic
     trainer.model.train()
     for _ in range(warmup):
         trainer.step()
-    seconds, host_seconds, parts = run_profiled(
-        lambda: time_steps(trainer, options.steps), options.profile if world.is_main else None
-    )
+    seconds, host_seconds, parts = time_steps(trainer, options.steps)
+    if options.profile is not None:
+        write_trace(trainer, Path(options.profile) if world.is_main else None)
     programs = count_compiled_programs()
     per_process = micro * geometry.tgt_len
     flops = 6 * per_process * products_per_token(config, vocab_size, micro) / seconds
@@ -224,14 +224,18 @@ def time_steps(trainer: Trainer, steps: int) -> tuple[float, float, dict[str, fl
     return whole, host, {part: statistics.median(found) for part, found in parts.items()}
 
 
-def run_profiled(work: Callable[[], T], trace: str | None) -> T:
-    """Run `work` under torch's profiler and write the trace file, for chrome://tracing or perfetto; None: without."""
-    if trace is None:
-        return work()
-    with torch.profiler.profile() as profile:
-        result = work()
-    profile.export_chrome_trace(trace)
-    return result
+def write_trace(trainer: Trainer, file: Path | None) -> None:
+    """Do TRACED steps under torch's profiler and write the trace, for chrome://tracing or perfetto.
+
+    These steps are not timed. `file` None: do the steps without a trace, on a rank beside the first. Collective.
+    """
+    trainer.optimizer_step.on_part_done = lambda part: None
+    with contextlib.nullcontext() if file is None else torch.profiler.profile() as profile:
+        for _ in range(TRACED):
+            trainer.step()
+        synchronized_clock()
+    if profile is not None:
+        profile.export_chrome_trace(str(file))
 
 
 # --------------------------------------------------------------------------- what the work is

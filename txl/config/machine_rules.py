@@ -52,6 +52,9 @@ def check_kernels(config: RunConfig) -> None:
     refuse_unless(not fused or arithmetic is not Arithmetic.fp64, "attention", config.attention, rule)
     rule = f"needs a GPU, and hardware={config.hardware.name} has none; use attention=auto"
     refuse_unless(not fused or config.hardware.gpus != 0, "attention", config.attention, rule)
+    varies = config.deterministic and config.attention is AttentionBackend.sdpa and config.hardware.gpus
+    rule = "has no deterministic gradient on a GPU, and deterministic=true asks for one; use attention=auto"
+    refuse_unless(not varies, "attention", config.attention, rule)
     refuse_unless(config.compile in (True, False, "auto"), "compile", config.compile, "must be true, false or auto")
 
 

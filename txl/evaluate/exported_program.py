@@ -81,7 +81,11 @@ class CachedStep(nn.Module):
         """Keys, values and filled before the first segment."""
         attention, weight = self.model.layers[0].attention, self.weight
         shape = (len(self.model.layers), batch_size, attention.n_head, self.geometry.mem_len, attention.d_head)
-        return weight.new_zeros(shape), weight.new_zeros(shape), torch.zeros((), dtype=torch.long, device=weight.device)
+        # Under autocast new keys are in half precision. In float32 the state would keep them at twice the size.
+        kind = weight.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+        keys, values = (weight.new_zeros(shape, dtype=dtype) for _ in range(2))
+        return keys, values, torch.zeros((), dtype=torch.long, device=weight.device)
 
     def example_arguments(self, batch_size: int) -> tuple[Tensor, ...]:
         """Arguments of `forward` to trace or export with."""

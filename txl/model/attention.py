@@ -98,15 +98,28 @@ def attention_with_bias(
     return dropout(probability, dropatt) @ value
 
 
-def choose_backend(wanted: AttentionBackend, device: torch.device, arithmetic: Arithmetic) -> AttentionBackend:
+def choose_backend(
+    wanted: AttentionBackend, device: torch.device, arithmetic: Arithmetic, deterministic: bool = False
+) -> AttentionBackend:
     """What computes attention on this device.
 
     `auto` becomes triton where its kernel can use tensor cores: on GPUs since Ampere, in half precision and TF32.
     Elsewhere it becomes eager.
 
+    Args:
+        wanted: the option `attention`.
+        device: where the model runs.
+        arithmetic: of the matrix products.
+        deterministic: every gradient must have the same bits each time.
+
+    Returns:
+        eager, sdpa or triton.
+
     Raises:
-        ConfigError: triton was asked for and cannot run here.
+        ConfigError: what was asked for cannot run here, or not in this way.
     """
+    if deterministic and wanted is AttentionBackend.sdpa and device.type == "cuda":
+        raise ConfigError("attention=sdpa has no deterministic gradient on a GPU; use attention=auto")
     installed = importlib.util.find_spec("triton") is not None
     if wanted is AttentionBackend.triton and not (installed and device.type == "cuda"):
         missing = "triton, which is not installed" if device.type == "cuda" else "a GPU"

@@ -25,12 +25,17 @@ M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # of glibc's malloc.h
 def pick_device(hardware: HardwareConfig, local_rank: int) -> "torch.device":
     """The device of this rank: a GPU, or the CPU if hardware.gpus is 0 or this machine has no GPU.
 
-    Raises ConfigError if the configuration asks for GPUs that torch cannot use.
+    Raises ConfigError if the configuration asks for GPUs that torch cannot use, or if hardware=auto overlooks one.
     """
     wanted = detect_gpus()[1] if hardware.gpus is None else hardware.gpus
     import torch
 
     if wanted == 0:
+        if hardware.gpus is None and (overlooked := torch.cuda.device_count()):
+            raise ConfigError(
+                f"hardware={hardware.name} finds no GPU by nvidia-smi, but torch sees {overlooked}; use "
+                f"hardware.gpus={overlooked}, or hardware=cpu to compute on the CPU"
+            )
         return torch.device("cpu")
     available = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if available == 0:
@@ -39,11 +44,31 @@ def pick_device(hardware: HardwareConfig, local_rank: int) -> "torch.device":
             f"hardware={hardware.name} needs GPUs, but torch {torch.__version__} {built}; "
             "install a CUDA build of torch or use hardware=cpu"
         )
+    if available == 1 and _sees_only_its_own_gpu():
+        local_rank = 0
     if local_rank >= available:
         raise ConfigError(f"gpus={local_rank + 1} or more: this machine shows {available}; use gpus={available}")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)
     return device
+
+
+def _sees_only_its_own_gpu() -> bool:
+    """Whether whoever started this rank selected one GPU for it, as `srun --gpus-per-task=1` does."""
+    selection = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    return selection != "" and "," not in selection
+
+
+def use_deterministic_kernels(on: bool) -> None:
+    """Let every operation give the same bits for the same input; one that cannot is an error. `on` False: the default.
+
+    Call it before the first matrix product, because cuBLAS reads its variable then.
+    """
+    import torch
+
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses products on a GPU
+    torch.use_deterministic_algorithms(on)
 
 
 def bind_to_numa_node(device: "torch.device", local_rank: int, local_world_size: int) -> None:
@@ -57,7 +82,7 @@ def bind_to_numa_node(device: "torch.device", local_rank: int, local_world_size:
     nodes = [cores & allowed for cores in numa_nodes().values() if cores & allowed]
     if len(nodes) < 2:
         return
-    near = cores_near_gpu(local_rank) & allowed if device.type == "cuda" else set()
+    near = cores_near_gpu(device.index) & allowed if device.type == "cuda" else set()
     os.sched_setaffinity(0, near or nodes[local_rank * len(nodes) // local_world_size])
 
 

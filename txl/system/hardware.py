@@ -28,8 +28,11 @@ def detect_gpus() -> tuple[str, int]:
 
 
 def visible_gpus() -> list[Gpu]:
-    """The GPUs that a process started now would see: those of nvidia-smi that CUDA_VISIBLE_DEVICES selects."""
-    return _select_gpus(query_nvidia_smi(), os.environ.get("CUDA_VISIBLE_DEVICES"))
+    """The GPUs that a process started now would see: those that CUDA_VISIBLE_DEVICES selects.
+
+    They are asked of nvidia-smi, or of the driver's files where that program is missing.
+    """
+    return _select_gpus(query_nvidia_smi() or read_driver_files(), os.environ.get("CUDA_VISIBLE_DEVICES"))
 
 
 def _select_gpus(found: list[tuple[str, Gpu]], selection: str | None) -> list[Gpu]:
@@ -59,6 +62,24 @@ def query_nvidia_smi() -> list[tuple[str, Gpu]]:
         gigabytes = round(float(memory) / 1024, 1) if re.fullmatch(r"[\d.]+", memory) else None
         found.append((uuid, Gpu(name, gigabytes, driver)))
     return found
+
+
+def read_driver_files(root: Path = Path("/proc/driver/nvidia")) -> list[tuple[str, Gpu]]:
+    """(uuid, GPU) of every GPU that NVIDIA's driver lists, without its memory, which is not told there."""
+    found = []
+    version = re.search(r"Kernel Module(?: for \S+)?\s+([\d.]+)", _text(root / "version"))
+    for file in sorted(root.glob("gpus/*/information")):
+        values = dict(re.findall(r"^([^:\n]+):\s*(.*)$", _text(file), re.MULTILINE))
+        gpu = Gpu(values.get("Model", "NVIDIA GPU"), None, version[1] if version else None)
+        found.append((values.get("GPU UUID", ""), gpu))
+    return found
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text()
+    except OSError:
+        return ""
 
 
 # --------------------------------------------------------------------------- cores and memory

@@ -64,5 +64,6 @@ class FinalEvaluation:
         prompt, mem_len = self.corpus.tokens("valid")[:SAMPLE_PROMPT].tolist(), self.config.train.mem_len
         geometry = Geometry(tgt_len=max(1, len(prompt)), mem_len=mem_len, same_length=mem_len > 0)
         sampling = Sampling(temperature=0.6, top_k=40, seed=self.config.seed)
-        text = continue_prompts(self.model, [prompt], max_tokens, geometry, sampling)[0]
+        precision = self.config.precision.name
+        text = continue_prompts(self.model, [prompt], max_tokens, geometry, sampling, precision)[0]
         return self.corpus.vocab.decode(text.tokens)

@@ -24,6 +24,7 @@ from txl.evaluate.loss import evaluate_split
 from txl.evaluate.targets import missed_training_targets
 from txl.optim.schedule import LearningRate
 from txl.plan.run_plan import Plan
+from txl.system.devices import use_deterministic_kernels
 from txl.system.hang_watch import note_progress
 from txl.system.precision import set_matmul_precision
 from txl.system.process_exit import DIVERGED, MISSED_TARGET
@@ -60,7 +61,7 @@ class Trainer:
         self.config, self.plan, self.corpus, self.world, self.device = config, plan, corpus, world, device
         self.tracker, self.run_dir, self.precision = tracker, Path(plan.run_dir), config.precision.name
         set_matmul_precision(self.precision)
-        torch.use_deterministic_algorithms(config.deterministic)
+        use_deterministic_kernels(config.deterministic)
         first = config.train.first_rank_batch_size
         self.columns = columns_of(world.rank, world.world_size, config.train.batch_size, first)
         seed_everything(config.seed)
