@@ -81,9 +81,8 @@ class AdaptiveEmbedding(nn.Module):
 
     def _look_up(self, input: Tensor) -> Tensor:
         """Vectors [..., D] from the one table, before they are scaled."""
-        # On a GPU, a sparse gradient would make the host wait for the number of rows, and add them up in any order.
         vectors: Tensor
-        if self.sparse_gradient and self.training and input.device.type == "cpu":
+        if self.sparse_gradient and self.training and input.device.type in ("cpu", "cuda"):
             vectors, self._table_for_softmax = _SparseLookup.apply(input, self.tables[0])  # type: ignore[no-untyped-call]
         else:
             vectors = F.embedding(input, self.tables[0])
@@ -101,10 +100,25 @@ class _SparseLookup(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad_vectors: Tensor | None, grad_view: Tensor | None) -> tuple[None, Tensor | None]:
-        """The gradient of the table: sparse if only vectors were read, else added into that of the view."""
+        """The gradient of the table: added into that of the view. If only vectors were read, it is sparse on a CPU.
+
+        On a GPU it is never sparse: the host would wait for the number of rows.
+        """
         if grad_vectors is None:
             return None, grad_view
         ids, rows = ctx.ids.flatten(), grad_vectors.flatten(0, -2)
+        if grad_view is None and rows.device.type != "cpu":
+            grad_view = rows.new_zeros(ctx.shape)
         if grad_view is None:
             return None, torch.sparse_coo_tensor(ids[None], rows, ctx.shape, check_invariants=False)
-        return None, grad_view.index_add_(0, ids, rows)
+        return None, add_rows(grad_view, ids, rows)
+
+
+def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:
+    """table[ids] += rows, in place, in an order that is the same each time; returns the table.
+
+    On a GPU, index_add_ adds by atomic operations in any order. index_put_ sorts the ids.
+    """
+    if table.device.type == "cpu":
+        return table.index_add_(0, ids, rows)
+    return table.index_put_((ids,), rows, accumulate=True)

@@ -11,6 +11,7 @@ number of logits at a time.
 Shapes: n tokens, D model width, V vocabulary, V_i words and d_i width of cluster i, C tail clusters.
 """
 
+import importlib.util
 from collections.abc import Sequence
 from typing import Any
 
@@ -24,6 +25,8 @@ from txl.model.linear import linear, uses_onednn
 
 ROWS_AT_ONCE = 2**14  # rows of a table's gradient that are computed apart and then added: 32 MiB at width 512
 LOGITS_AT_ONCE = 2**25  # logits that `total_loss` holds, or those of one token if they are more: 128 MiB in float32
+
+HALF = (torch.float16, torch.bfloat16)
 
 WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v], or their gradients
 ColumnBlock = tuple[int, int, slice]  # indices of a weight and a bias among the parameters; the rows to take of both
@@ -134,6 +137,7 @@ class AdaptiveSoftmax(nn.Module):
         embedding: AdaptiveEmbedding,
         scale: float = 1.0,
         tokens: TokensByCluster | None = None,
+        is_root: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Sum the losses of all tokens; hold at most LOGITS_AT_ONCE logits, and their probabilities, at a time.
 
@@ -143,6 +147,8 @@ class AdaptiveSoftmax(nn.Module):
             embedding: owner of the tied weights and projections.
             scale: factor on the first result.
             tokens: the targets by cluster, if they were sorted on the host.
+            is_root: the backward pass will start at the first result, with a gradient of 1. On a GPU this saves a
+                multiplication of all gradients by a number that the host does not know.
 
         Returns:
             scale * sum of the losses, to start the backward pass from; and the sum in float64, without gradient.
@@ -157,7 +163,7 @@ class AdaptiveSoftmax(nn.Module):
         tensors = [*inputs, *parameters]
         if not torch.is_grad_enabled():  # an autograd function cannot see this, and would compute an unused gradient
             tensors = [tensor.detach() for tensor in tensors]
-        total, nats = _TotalLoss.apply(clusters, targets, scale, *tensors)  # type: ignore[no-untyped-call]
+        total, nats = _TotalLoss.apply(clusters, targets, scale, is_root, *tensors)  # type: ignore[no-untyped-call]
         return total, nats
 
     def _column_blocks(self, embedding: AdaptiveEmbedding) -> tuple[list[list[ColumnBlock]], list[Tensor]]:
@@ -187,7 +193,7 @@ class AdaptiveSoftmax(nn.Module):
 
 def at_least_fp32(logits: Tensor) -> Tensor:
     """Logits of any shape in float32 or wider. In half precision a softmax over 20,000 words loses its tail."""
-    return logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
+    return logits.float() if logits.dtype in HALF else logits
 
 
 class _TotalLoss(torch.autograd.Function):
@@ -199,7 +205,12 @@ class _TotalLoss(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, clusters: list[list[ColumnBlock]], targets: list[Tensor], scale: float, *tensors: Tensor
+        ctx: Any,
+        clusters: list[list[ColumnBlock]],
+        targets: list[Tensor],
+        scale: float,
+        is_root: bool,
+        *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """The sum of all losses, and the same without `scale` in nats (float64, without a gradient).
 
@@ -208,6 +219,7 @@ class _TotalLoss(torch.autograd.Function):
             clusters: the blocks of columns of every softmax; a block names its parameters by their place.
             targets: [n] columns, for every softmax.
             scale: factor on the sum and on its gradients.
+            is_root: as in `total_loss`.
             tensors: the inputs [n, d] of every softmax, then all parameters.
 
         Returns:
@@ -226,7 +238,7 @@ class _TotalLoss(torch.autograd.Function):
                 total += nats
                 input_grads.append(grad)
         ctx.grads = [*input_grads, *grads] if grads else None
-        ctx.dtypes = [x.dtype for x in inputs]
+        ctx.dtypes, ctx.is_root = [x.dtype for x in inputs], is_root
         ctx.mark_non_differentiable(total)
         return (total * scale).to(parameters[0].dtype), total
 
@@ -235,12 +247,13 @@ class _TotalLoss(torch.autograd.Function):
         """The gradients that the forward pass computed, times that of the sum. They are handed out once."""
         grads, ctx.grads = ctx.grads, None
         assert grads is not None, "a second backward pass: call total_loss() again"
-        if grad_total.device.type != "cpu" or grad_total.item() != 1:  # skipped if `scale` holds all factors
+        is_one = ctx.is_root or (grad_total.device.type == "cpu" and grad_total.item() == 1)
+        if not is_one:  # `scale` does not hold all factors
             for grad in grads:
                 grad *= grad_total
         for i, dtype in enumerate(ctx.dtypes):
             grads[i] = grads[i].to(dtype)
-        return None, None, None, *grads
+        return None, None, None, None, *grads
 
 
 def _loss_of_cluster(
@@ -263,6 +276,8 @@ def _loss_of_cluster(
         The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32 or wider, or None.
     """
     weights = [(w.to(x.dtype), b) for w, b in weights]
+    if _uses_half_logits(x):
+        return _loss_over_half_logits(x, target, weights, grads, scale)
     wide = at_least_fp32(x[:0]).dtype
     sizes = [len(w) for w, _ in weights]
     n, columns = len(x), sum(sizes)
@@ -290,6 +305,29 @@ def _loss_of_cluster(
             _store_product(grad_w, part, p, begin > 0, scale)
             grad_x[begin : begin + rows].add_(linear(p, w.t()), alpha=scale)
     return nats, grad_x
+
+
+def _loss_over_half_logits(
+    x: Tensor, target: Tensor, weights: list[WeightAndBias], grads: list[WeightAndBias] | None, scale: float
+) -> tuple[Tensor, Tensor | None]:
+    """`_loss_of_cluster` with all blocks of columns as one."""
+    from txl.model.half_softmax import loss_over_half_logits
+
+    if len(weights) == 1:
+        return loss_over_half_logits(x, target, *weights[0], grads[0] if grads else None, scale)
+    weight, bias = (torch.cat(parts) for parts in zip(*weights, strict=True))
+    together = (weight.new_empty(weight.shape, dtype=torch.float32), torch.empty_like(bias)) if grads else None
+    result = loss_over_half_logits(x, target, weight, bias, together, scale)
+    if grads and together:
+        for whole, parts in zip(together, zip(*grads, strict=True), strict=True):
+            for grad, part in zip(parts, whole.split([len(grad) for grad in parts]), strict=True):
+                grad.copy_(part)
+    return result
+
+
+def _uses_half_logits(x: Tensor) -> bool:
+    """Whether the logits stay in half precision: on a GPU, where their memory traffic takes most of the time."""
+    return x.is_cuda and x.dtype in HALF and importlib.util.find_spec("triton") is not None
 
 
 def _store_product(grad: Tensor, x: Tensor | None, p: Tensor, accumulate: bool, scale: float) -> None:

@@ -173,7 +173,12 @@ class TransformerXL(nn.Module):
         return loss.view_as(target)
 
     def total_loss(
-        self, hidden: Tensor, target: Tensor, scale: float = 1.0, tokens: TokensByCluster | None = None
+        self,
+        hidden: Tensor,
+        target: Tensor,
+        scale: float = 1.0,
+        tokens: TokensByCluster | None = None,
+        is_root: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """The sum of `loss`, faster and in bounded memory (adaptive_softmax.py).
 
@@ -182,12 +187,14 @@ class TransformerXL(nn.Module):
             target: [B, T].
             scale: factor on the first result.
             tokens: the targets by cluster, if they were sorted on the host.
+            is_root: the backward pass will start at the first result, with a gradient of 1.
 
         Returns:
             scale * nats, to start the backward pass from; and nats in float64, without gradient.
         """
         hidden = hidden[:, -target.shape[1] :]
-        return self.softmax.total_loss(hidden.flatten(0, 1), target.flatten(), self.embedding, scale, tokens)
+        states, targets = hidden.flatten(0, 1), target.flatten()
+        return self.softmax.total_loss(states, targets, self.embedding, scale, tokens, is_root)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> log-probabilities [n, V] of the next token."""

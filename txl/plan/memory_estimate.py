@@ -14,6 +14,7 @@ from txl.plan.parameter_count import layer_matrix_parameters, layer_parameters
 TAIL_SHARE = 0.15  # of all tokens that fall into one tail cluster of an adaptive softmax, at most
 
 LOGITS_AT_ONCE = 2**25  # the adaptive softmax's (txl/model/adaptive_softmax.py, which would import torch)
+HALF_LOGITS_AT_ONCE = 2**29  # on a GPU in half precision (txl/model/half_softmax.py)
 
 
 def memory_terms(
@@ -52,7 +53,7 @@ def memory_terms(
         "gradients": (parameters + copies) * full,
         "optimizer": full * _optimizer_states(config, parameters),
         "activations": micro * _activation_bytes(config),
-        "logits": full * _logits(config, micro * train.tgt_len, vocab_size),
+        "logits": _logit_bytes(config, micro * train.tgt_len, vocab_size),
         "mems": local * model.n_layer * max(train.mem_len, T) * model.d_model * full if on_device else 0,
     }
 
@@ -90,14 +91,18 @@ def _layer_bytes(config: RunConfig, T: int, M: int) -> float:
     return products + norms + memory + probabilities + feed_forward
 
 
-def _logits(config: RunConfig, tokens: int, vocab_size: int) -> float:
-    """Numbers that the softmax of `tokens` tokens holds at once: logits and probabilities of the largest cluster.
+def _logit_bytes(config: RunConfig, tokens: int, vocab_size: int) -> float:
+    """What the softmax of `tokens` tokens holds at once: logits and probabilities of the largest cluster.
 
-    A sampled softmax holds its logits three times: as computed, corrected, and without accidental hits.
+    On a GPU in half precision, probabilities take the place of the logits. A sampled softmax holds its logits three
+    times: as computed, corrected, and without accidental hits.
     """
+    full = config.precision.name.parameter_bytes
     if config.train.sampled_softmax:
-        return 3 * tokens * config.train.sampled_softmax
+        return full * 3 * tokens * config.train.sampled_softmax
+    in_half = config.precision.name.is_half and config.hardware.gpus != 0
+    at_once, bytes_each = (HALF_LOGITS_AT_ONCE, 2) if in_half else (LOGITS_AT_ONCE, 2 * full)
     edges = [0, *(config.data.cutoffs if config.model.adaptive else []), vocab_size]
     head, tails = edges[1] + len(edges) - 2, [end - begin for begin, end in pairwise(edges[1:])]
     clusters = [(float(tokens), head), *((TAIL_SHARE * tokens, words) for words in tails)]
-    return 2 * max(min(n * words, max(LOGITS_AT_ONCE, words)) for n, words in clusters)
+    return bytes_each * max(min(n * words, max(at_once, words)) for n, words in clusters)

@@ -29,7 +29,7 @@ def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> Tra
         vocab_size,
         config.data.cutoffs,
         longest_context(vars(config.train)),
-        choose_backend(config.attention, device, precision),
+        choose_backend(config.attention, device, precision, config.deterministic),
         config.recompute,
     )
     if should_compile(config.compile, device):
@@ -41,9 +41,10 @@ def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> Tra
 class ModelWithLoss(nn.Module):
     """Hidden states and their loss in one forward pass."""
 
-    def __init__(self, model: TransformerXL):
+    def __init__(self, model: TransformerXL, loss_is_scaled: bool = False):
+        """`loss_is_scaled`: a loss scaler multiplies the loss before the backward pass."""
         super().__init__()
-        self.model = model
+        self.model, self.loss_is_scaled = model, loss_is_scaled
 
     def forward(
         self,
@@ -72,7 +73,7 @@ class ModelWithLoss(nn.Module):
         hidden, mems = self.model(input, mems, geometry)
         if sample is not None:
             return *sampled_loss(self.model, hidden, target, scale, sample), mems
-        return *self.model.total_loss(hidden, target, scale, groups), mems
+        return *self.model.total_loss(hidden, target, scale, groups, is_root=not self.loss_is_scaled), mems
 
 
 def average_gradients_over_ranks(

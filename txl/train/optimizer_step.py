@@ -60,7 +60,7 @@ class OptimizerStep:
         )
         self.optimizer: Any = build_optimizer(config.optimizer, self.model.named_parameters(), self.sparse_tables)
         self.scaler = loss_scaler(config.precision, device)
-        with_loss = ModelWithLoss(self.model)
+        with_loss = ModelWithLoss(self.model, loss_is_scaled=self.scaler.is_enabled())
         self.model_with_loss: nn.Module = with_loss
         if world.world_size > 1:
             self.model_with_loss = average_gradients_over_ranks(with_loss, device, self.sparse_tables)
