@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-slow test-floors faults lint parity same-as gpu-check gpu-wheels clean
+.PHONY: help demo install test test-slow test-floors faults lint parity same-as speed gpu-check gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -50,6 +50,10 @@ parity: $(VENV)/.installed-test ## the reference's training curves: make parity 
 same-as: $(VENV)/.installed-test ## is everything computed as by another revision, bit by bit? make same-as REV=... DATA=as for parity
 	@test -n "$(REV)" || { echo 'error: make same-as needs REV=REVISION' >&2; exit 2; }
 	$(BIN)/python tools/same_as.py $(REV) $(if $(DATA),--data $(DATA))
+
+speed: $(VENV)/.installed-test ## this tree and another revision in turn: make speed REV=... (ONLY="train resume")
+	@test -n "$(REV)" || { echo 'error: make speed needs REV=REVISION' >&2; exit 2; }
+	$(BIN)/python tools/speed.py $(REV) $(if $(ONLY),--only $(ONLY))
 
 gpu-check: $(VENV)/.installed-test ## everything that needs a GPU, in nine minutes at most: docs/results/gpu.md
 	$(BIN)/python tests/gpu_check.py

@@ -45,7 +45,7 @@ class Step(NamedTuple):
 # Steps of one line run side by side. What is timed runs alone.
 PLAN = [
     [Step("probe", 40)],
-    [Step("kernels", 120), Step("golden", 120), Step("curves", 120), Step("deterministic", 120), Step("warm", 120)],
+    [Step(name, 120) for name in ("kernels", "softmax", "golden", "curves", "deterministic", "warm")],
     [Step("attention", 35)],
     [Step("train", 190)],
     [Step("profile", 50)],
@@ -53,7 +53,10 @@ PLAN = [
     [Step("reference", 60)],
 ]
 REHEARSAL = [  # two processes, because importing torch takes longer than the small sizes
-    [Step("kernels attention", 120), Step("probe golden curves deterministic warm train profile inference", 120)],
+    [
+        Step("kernels attention", 120),
+        Step("probe softmax golden curves deterministic warm train profile inference", 120),
+    ],
 ]
 
 

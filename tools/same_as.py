@@ -23,6 +23,7 @@ PROJECT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(PROJECT))  # this is run as a script
 
 from tests.support.made_data import write_corpus  # noqa: E402
+from tests.support.revisions import checked_out, short_commit  # noqa: E402
 from tests.support.tiny_runs import TINY_RUN  # noqa: E402
 
 
@@ -144,17 +145,14 @@ def main() -> int:
     data = given.data.resolve() if given.data else None
     if data is not None and not (data / "wikitext-mini" / "train.txt").is_file():
         parser.error(f"--data {given.data}: there is no wikitext-mini/train.txt in it")
-    git = ["git", "-C", str(PROJECT)]
-    commit = subprocess.run([*git, "rev-parse", "--short", f"{given.rev}^{{commit}}"], capture_output=True, text=True)
-    if commit.returncode:
+    commit = short_commit(given.rev)
+    if commit is None:
         parser.error(f"{given.rev}: git knows no such revision")
-    with tempfile.TemporaryDirectory(prefix="same-as-") as folder:
-        checkout = Path(folder) / "checkout"
-        subprocess.run([*git, "worktree", "add", "-q", "--detach", str(checkout), given.rev], check=True)
-        try:
-            return report(commit.stdout.strip(), Path(folder), checkout, data)
-        finally:
-            subprocess.run([*git, "worktree", "remove", "--force", str(checkout)], check=True)
+    with (
+        tempfile.TemporaryDirectory(prefix="same-as-") as folder,
+        checked_out(given.rev, Path(folder) / "checkout") as checkout,
+    ):
+        return report(commit, Path(folder), checkout, data)
 
 
 def report(commit: str, folder: Path, checkout: Path, data: Path | None) -> int:

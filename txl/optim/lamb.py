@@ -1,5 +1,6 @@
 """LAMB: layer-wise adaptive moments (You et al. 2020)."""
 
+import importlib.util
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -49,7 +50,7 @@ class Lamb(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
-        """Update all parameters that have a gradient. The gradients are overwritten."""
+        """Update all parameters that have a gradient. The gradients may be overwritten."""
         skip = getattr(self, "found_inf", None)  # set by torch's GradScaler under fp16: 1 if gradients overflowed
         for group in self.param_groups:
             params = [p for p in group["params"] if p.grad is not None]
@@ -58,6 +59,8 @@ class Lamb(torch.optim.Optimizer):
                     self.state[p].update(exp_avg=torch.zeros_like(p), exp_avg_sq=torch.zeros_like(p))
             if params and updates_in_blocks(params):
                 self._step_in_blocks(params, group, skip)
+            elif params and _kernels_apply(params):
+                self._step_by_kernels(params, group, skip)
             elif params:
                 self._step_together(params, group, skip)
         self.gradient_factor = None
@@ -79,6 +82,14 @@ class Lamb(torch.optim.Optimizer):
             rate = rate * (1 - skip)
         torch._foreach_mul_(updates, list(rate.unbind()))
         torch._foreach_add_(params, updates)
+
+    def _step_by_kernels(self, params: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
+        """Read and write every number once in each of two passes over all tensors."""
+        from txl.optim.lamb_kernels import step_in_three_launches
+
+        moments = [[self.state[p][name] for p in params] for name in ("exp_avg", "exp_avg_sq")]
+        tensors = [params, [_gradient(p).contiguous() for p in params], *moments]
+        step_in_three_launches(tensors, group, MAX_WEIGHT_NORM, self.gradient_factor, skip)
 
     def _step_in_blocks(self, params: list[Tensor], group: dict[str, Any], skip: Tensor | None) -> None:
         """Block by block, so that all operations on a block find it in a CPU's cache.
@@ -116,6 +127,12 @@ class Lamb(torch.optim.Optimizer):
 def updates_in_blocks(params: Sequence[Tensor]) -> bool:
     """Whether `Lamb` updates these parameters block by block."""
     return all(p.device.type == "cpu" and p.is_contiguous() for p in params)
+
+
+def _kernels_apply(params: Sequence[Tensor]) -> bool:
+    """Whether `lamb_kernels` can update these parameters."""
+    fit = all(p.is_cuda and p.dtype == torch.float32 and p.is_contiguous() for p in params)
+    return fit and importlib.util.find_spec("triton") is not None
 
 
 def trust_ratio(weight_norm: Tensor, update_norm: Tensor, eps: float) -> Tensor:

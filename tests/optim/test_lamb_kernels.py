@@ -1,0 +1,58 @@
+"""LAMB's kernels take the steps of its plain code, through Triton's interpreter; no GPU is needed."""
+
+import pytest
+import torch
+
+from tests.support.optimizers import optimizer_config
+from txl.optim.build import build_optimizer
+
+with pytest.MonkeyPatch.context() as patch:
+    patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
+    pytest.importorskip("triton", reason="Triton is made for Linux alone")
+    from tests.support.interpreted_kernels import interpreter_fault
+    from txl.optim import lamb, lamb_kernels
+
+    if interpreter_fault():
+        pytest.skip(str(interpreter_fault()), allow_module_level=True)
+
+
+@pytest.fixture(autouse=True)
+def interpreted(monkeypatch):
+    """In chunks so small that a tensor needs several."""
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr(lamb_kernels, "CHUNK", 128)
+    monkeypatch.setattr(lamb_kernels, "BLOCK", 128)
+
+
+def steps(
+    monkeypatch, kernels: bool, count: int, weight_decay: float, skipped: int | None = None
+) -> list[torch.Tensor]:
+    """All weights after these steps. One tensor begins with zeros, one is longer than its norm's bound."""
+    torch.manual_seed(0)
+    parameters = [torch.nn.Parameter(torch.randn(size) * 3) for size in ((13, 15), (7,), (1,), (64,))]
+    parameters.append(torch.nn.Parameter(torch.zeros(5)))
+    named = [(f"p{i}", p) for i, p in enumerate(parameters)]
+    optimizer = build_optimizer(optimizer_config("lamb", eps=1e-6, lr=0.02, weight_decay=weight_decay), named)
+    with monkeypatch.context() as patch:
+        if kernels:
+            patch.setattr(lamb, "updates_in_blocks", lambda params: False)
+            patch.setattr(lamb, "_kernels_apply", lambda params: True)
+        for step in range(count):
+            for p in parameters:
+                p.grad = torch.sin(p.detach() * 7 + step)
+            optimizer.gradient_factor = torch.tensor(0.7 if step % 2 else 1.0)
+            optimizer.found_inf = torch.tensor([float(step == skipped)])
+            optimizer.step()
+    return [p.detach() for p in parameters]
+
+
+@pytest.mark.parametrize("count, weight_decay", [(50, 0.1), (5, 0.0)])
+def test_its_steps_equal_the_plain_ones(count, weight_decay, monkeypatch):
+    expected, found = (steps(monkeypatch, kernels, count, weight_decay, skipped=2) for kernels in (False, True))
+    torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
+
+
+def test_a_skipped_step_changes_nothing_and_repeated_steps_give_the_same_bits(monkeypatch):
+    before, after = (steps(monkeypatch, True, count, 0.1, skipped=3) for count in (3, 4))
+    assert all(map(torch.equal, before, after))
+    assert all(map(torch.equal, after, steps(monkeypatch, True, 4, 0.1, skipped=3)))
