@@ -42,6 +42,7 @@ class SlurmArrayLauncher(SlurmLauncher):
         launcher = Launcher()
         launcher.submit(points, self.params["array_parallelism"])
         code = launcher.wait()
+        launcher.show_next_commands(is_sweep=True)
         if code:
             raise SystemExit(code)
         return [JobReturn(overrides=overrides, status=JobStatus.COMPLETED) for overrides in job_overrides]

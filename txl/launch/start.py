@@ -26,7 +26,7 @@ class Launcher:
 
     def __init__(self) -> None:
         self.submitted: list[SubmittedJob] = []  # jobs of all points that cluster.wait=true waits for
-        self.trained: list[RunConfig] = []  # trainings that ran here
+        self.trained: list[RunConfig] = []  # trainings that ran here, and those that were waited for
 
     def start(self, config: RunConfig | EvaluateConfig) -> int:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
@@ -68,6 +68,7 @@ class Launcher:
         print_submitted(jobs)
         if any(config.cluster.wait for config in configs):
             self.submitted += jobs + queued
+            self.trained += configs
         return 0
 
     def submit_evaluation(self, config: EvaluateConfig) -> int:
@@ -105,6 +106,8 @@ def print_submitted(jobs: list[SubmittedJob]) -> None:
     if jobs:
         folder = os.path.commonpath([one.run_dir for one in jobs])
         print(f"  status: txl status {folder}", flush=True)
+    if len(jobs) > 1:
+        print(f"  watch: txl report {folder} --watch", flush=True)
 
 
 def shows_console(config: RunConfig | EvaluateConfig) -> bool:
