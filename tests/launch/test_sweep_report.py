@@ -17,7 +17,7 @@ def test_a_sweep_under_slurm_ends_with_its_table_and_one_command_shows_it_again(
     best = table.partition("best: optimizer.lr=")[2].partition(",")[0]
     capsys.readouterr()
     assert report([str(runs), "--html", str(site.folder / "decision.html"), "--json"]) == 0
-    tables = json.loads(capsys.readouterr().out.partition("\n")[2])
+    tables = json.loads(capsys.readouterr().out)
     first, second = tables["compare"]["rows"]
     assert f"{first['optimizer.lr']:g}" == best and first["valid"] < second["valid"] and first["valid_n"] == 2
     losses = {run.parent.name: json.loads(run.read_text())["best_valid_loss"] for run in runs.glob("*/*/summary.json")}

@@ -84,6 +84,8 @@ def test_every_key_that_differs_is_a_column_and_keys_that_change_together_are_on
     said = report(capsys, tmp_path)
     assert said.splitlines()[0].split()[:2] == ["model", "seed"]
     assert "change together with model.name: model.d_model, model.n_layer" in said
+    rows = rows_of(report(capsys, tmp_path, "--csv"))
+    assert sorted(row["model.d_model"] for row in rows) == ["128", "512"]
     assert table_of(*tmp_path.iterdir()).best is not None
 
 
@@ -106,7 +108,9 @@ def test_select_group_and_sort(tmp_path, capsys):
     rows = rows_of(report(capsys, tmp_path, "--where", "lr=1e-2", "--each", "--sort", "seed", "--csv"))
     assert [row["seed"] for row in rows] == ["1", "2", "3"]
     by_seed = rows_of(report(capsys, tmp_path, "--by", "seed", "--csv"))
-    assert len(by_seed) == 3 and all(row["valid_n"] == "3" for row in by_seed)
+    assert sorted((row["seed"], row["runs"], row["valid_n"]) for row in by_seed) == [
+        (seed, "3 runs", "3") for seed in "123"
+    ]
     assert "differ in more than the seed" in report(capsys, tmp_path, "--by", "model")
     by_rate = rows_of(report(capsys, tmp_path, "--sort", "optimizer.lr", "--csv"))
     assert [row["optimizer.lr"] for row in by_rate] == ["0.003", "0.01", "0.03"]

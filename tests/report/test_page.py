@@ -166,3 +166,16 @@ def test_lines_that_agree_can_be_shown_as_well(opened):
     assert opened.ask(hidden) > 0
     opened.click("input[data-filters=configurations]")
     assert opened.ask(hidden) == 0
+
+
+def test_the_means_of_base_are_drawn_beside_the_published_ones(tmp_path, opened):
+    for seed in (1, 2):
+        lines = [line("valid", step, 3.5 - step / 1e5 + seed / 100) for step in (5000, 10000)]
+        config = {"model__name": "base", "data__name": "wt103", "train__max_step": 10000}
+        write_run(tmp_path / "wt103-base" / f"a-s{seed}", lines, seed, **config)
+    assert main([str(tmp_path), "--html", str(tmp_path / "base.html")]) == 0
+    opened.open(tmp_path / "base.html")
+    opened.click("#band")
+    (published,) = [trace for trace in traces(opened) if trace["name"] and trace["name"].startswith("published")]
+    assert published["y"][:2] == [42.62, 32.31] and opened.errors() == []
+    assert sum(trace["name"] == "wt103-base, 2 seeds" for trace in traces(opened)) == 1

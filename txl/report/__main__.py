@@ -69,9 +69,11 @@ def report(options: argparse.Namespace) -> None:
     if options.html:
         verdict = next((note for note in tables[0].notes if note.startswith("best: ")), "") if tables else ""
         write_page(options.html, given.selected(selection), tables, verdict)
-        print_text(f"wrote {options.html} ({options.html.stat().st_size / 1e6:.1f} MB)")
+        said = f"wrote {options.html} ({options.html.stat().st_size / 1e6:.1f} MB)"
         if options.format is None:
+            print_text(said)
             return
+        print(said, file=sys.stderr)  # standard output is for the table
     if options.format == "csv" and not options.table:
         tables = tables[:1]  # a program that reads CSV expects one table
     print_text(show_tables(tables, options.format))

@@ -50,7 +50,8 @@ def compare_runs(runs: list[RunRecord], selection: Selection | None = None) -> T
     groups = group_runs(runs, settings, keys, selection.each)
     metrics = {run.metric for run in runs}
     table = Table("compare", f"{len(runs)} run{'s' * (len(runs) > 1)}", _columns(keys, hidden, settings, metrics))
-    table.rows = [_row(group) for group in groups]
+    together = [key for others in hidden.values() for key in others]
+    table.rows = [_row(group, together) for group in groups]
     order = sorted(range(len(groups)), key=_sorting(table, groups, selection.sort, settings))
     table.rows, groups = [table.rows[i] for i in order], [groups[i] for i in order]
     table.best = best_row(table, groups)
@@ -75,7 +76,7 @@ def _columns(
     others = [Column(key, key, only_in_files=True) for key in (other for group in hidden.values() for other in group)]
     return [
         *key_columns,
-        Column("seed", "seed", show=show_count, is_text=True),
+        Column("runs", "runs", is_text=True) if "seed" in keys else Column("seed", "seed", is_text=True),
         Column("metric", "metric", is_text=True, only_in_files=score != "score"),
         Column("valid", f"valid {score}", show=digits),
         Column("test", f"test {score}", show=digits),
@@ -91,13 +92,16 @@ def _columns(
     ]
 
 
-def _row(group: RunGroup) -> dict[str, Value]:
+def _row(group: RunGroup, together: list[str]) -> dict[str, Value]:
+    """The cells of a group; `together`: keys that change with those of its columns."""
     run, many = group.runs[0], len(group.runs) > 1
-    row = dict(group.values)
+    row = group.values | {key: plain_value(run.config.get(key)) for key in together}
+    seeds = "seeds" if len({run.seed for run in group.runs}) == len(group.runs) else "runs"
+    count = "runs" if "seed" in group.values else "seed"
     if len(group.runs) < group.of and (many or run.is_complete):
-        row["seed"] = f"{len(group.runs)} of {group.of}"
-    else:
-        row["seed"] = f"{len(group.runs)} seeds" if many else run.seed
+        row[count] = f"{len(group.runs)} of {group.of}"
+    elif many or count == "seed":
+        row[count] = f"{len(group.runs)} {seeds}" if many else run.seed
     row["metric"] = run.metric if len({run.metric for run in group.runs}) == 1 else "mixed"
     for name, lines in (("valid", [run.best for run in group.runs]), ("test", [run.test for run in group.runs])):
         row |= _results(name, lines, group.runs)
@@ -205,7 +209,7 @@ def _notes(table: Table, groups: list[RunGroup], keys: list[str], hidden: dict[s
 
 def _place_of_end(group: RunGroup, row: dict[str, Value]) -> str:
     point = [f"{key}={value}" for key, value in group.values.items()]
-    point += [f"seed={row['seed']}"] if row["seed"] is not None else []
+    point += [f"seed={row['seed']}"] if "seed" not in group.values and row["seed"] is not None else []
     return f"at step {group.runs[0].steps}: {' '.join(point)}"
 
 

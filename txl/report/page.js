@@ -74,6 +74,9 @@ function bandTraces(x, unit) {
       const sd = Math.sqrt(values.reduce((sum, v) => sum + (v - mean) ** 2, 0) / Math.max(1, values.length - 1));
       points.push([runs[0].valid[x][i], mean, sd]);
     });
+    for (const run of runs)
+      traces.push({ x: run.valid[x], y: run.valid.loss.map((loss) => shown(loss, run, unit)), legendgroup: setting, mode: "lines",
+        line: { color: color(run), width: 0.8 }, opacity: 0.6, hoverinfo: "skip", showlegend: false });
     const of = (f) => points.map(f), common = { x: of((p) => p[0]), legendgroup: setting, mode: "lines" };
     const edge = { ...common, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
     traces.push({ ...edge, y: of((p) => p[1] - p[2]) });
@@ -82,6 +85,10 @@ function bandTraces(x, unit) {
       meta: setting, line: { color: color(runs[0]), width: 2.5 },
       hovertemplate: `${plain(setting)}<br>${X_TITLES[x]} %{x}<br>valid ${unitName(unit)} %{y:.4f} ± %{customdata:.4f}<extra></extra>` });
   }
+  if (x === "step" && unit !== "loss")
+    for (const [name, rows] of Object.entries(DATA.published))
+      traces.push({ x: rows.map((row) => row.step), y: rows.map((row) => row.mean), mode: "markers", name: plain(name),
+        error_y: { array: rows.map((row) => 3 * row.sd), color: style("--soft") }, marker: { color: style("--text"), symbol: "diamond" } });
   return traces;
 }
 

@@ -16,6 +16,7 @@ from txl.files import flatten, to_json
 from txl.report.curves import curves_of_runs
 from txl.report.labels import label_runs
 from txl.report.runs import RunRecord
+from txl.report.stability import published_stability
 from txl.report.tables import Table, plain_value
 from txl.version import __version__
 
@@ -86,7 +87,9 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
         "css": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": (PARTS / "page.js").read_text(encoding="utf-8"),
         "body": "\n".join(body),
-        "data": to_json({"metric": metric, "runs": curves}).replace("<", "\\u003c"),
+        "data": to_json({"metric": metric, "runs": curves, "published": _published_points(runs)}).replace(
+            "<", "\\u003c"
+        ),
         "plotly": base64.b64encode(gzip.compress(_plotly_file().read_bytes(), 9)).decode() if runs else "",
     }
     pieces = (PARTS / "page.html").read_text(encoding="utf-8").split("{{")
@@ -152,6 +155,16 @@ def _curves(curves: list[dict[str, Any]]) -> list[str]:
     lines = "".join(f"<p>{escape(note)}</p>" for note in notes)
     controls = CONTROLS.format(units="".join(units))
     return [f'<section><h2>curves</h2>{controls}<div class="notes">{lines}</div></section>']
+
+
+def _published_points(runs: list[RunRecord]) -> dict[str, list[dict[str, Any]]]:
+    """The published validations of the models that are shown, drawn beside the means over seeds."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for run in runs:
+        rows = [row for (split, _), row in published_stability(run).items() if split == "valid"]
+        if rows:
+            found[f"published {run.config['model.name']}, mean ± 3 sd"] = rows
+    return found
 
 
 def _settings(runs: list[RunRecord]) -> list[str]:
