@@ -100,8 +100,8 @@ function layout(x, yTitle, logX, logY) {
   const axis = { gridcolor: style("--line"), zeroline: false, linecolor: style("--line"), automargin: true };
   return {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--text"), size: 13 },
-    margin: { l: 64, r: 16, t: 34, b: 56 }, hovermode: "closest", hoverlabel: { namelength: -1 },
-    xaxis: { ...axis, title: { text: X_TITLES[x] }, type: logX ? "log" : "linear" },
+    margin: { l: 64, r: 16, t: 34, b: 64 }, hovermode: "closest", hoverlabel: { namelength: -1 },
+    xaxis: { ...axis, title: { text: X_TITLES[x], standoff: 8 }, type: logX ? "log" : "linear" },
     yaxis: { ...axis, title: { text: yTitle }, type: logY ? "log" : "linear" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--link") },
     legend: { groupclick: "togglegroup", tracegroupgap: 0 }, uirevision: `${x} ${yTitle} ${logX} ${logY}`,

@@ -81,15 +81,14 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
     body += [_section(table, folded=table in folded) for table in tables[1:]]
     body += _settings(runs)
     metric = "bpc" if runs and all(run.metric == "bpc" for run in runs) else "ppl"
+    plotted = {"metric": metric, "runs": curves, "published": _published_points(runs)}
     parts = {
         "title": escape(title),
         "about": escape(about),
         "css": (PARTS / "page.css").read_text(encoding="utf-8"),
         "script": (PARTS / "page.js").read_text(encoding="utf-8"),
         "body": "\n".join(body),
-        "data": to_json({"metric": metric, "runs": curves, "published": _published_points(runs)}).replace(
-            "<", "\\u003c"
-        ),
+        "data": to_json(plotted).replace("<", "\\u003c"),
         "plotly": base64.b64encode(gzip.compress(_plotly_file().read_bytes(), 9)).decode() if runs else "",
     }
     pieces = (PARTS / "page.html").read_text(encoding="utf-8").split("{{")
