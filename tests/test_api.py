@@ -2,21 +2,28 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_type_hints
 
 import pytest
 import torch
 
 import txl
+from tests.support.configurations import composed
 from tests.support.entry_points import PROJECT
 from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
+from txl.checkpoint.checkpoint_files import write_checkpoint_file
 from txl.checkpoint.exchange import export_model, import_model
 from txl.checkpoint.find import CheckpointError
+from txl.config.sampling import Sampling, SamplingKeywords
+from txl.config.schema import EvaluateConfig
 from txl.errors import ConfigError
+from txl.evaluate.trained_model import GenerateKeywords
 
 TEXTS = ["the cat sat on a mat", "a dog ran", "quickly", "the cat and the dog never ran under the tree", "on", ""]
 
@@ -146,12 +153,51 @@ def test_the_pieces_of_a_stream_are_the_text(model):
     assert model.generate("the cat", **options | {"seed": 4}) != text
 
 
-def test_generating_is_what_the_command_line_does(runs, model, capsys):
+SAMPLING = {
+    "greedy": {"temperature": 0},
+    "few": {"temperature": 0.7, "top_k": 4, "seed": 9},
+    "likely": {"min_p": 0.05, "top_p": 0.9, "repetition_penalty": 1.3, "seed": 9},
+    "stop": {"stop": ["t\t", "n", "a", "t"], "seed": 9},
+    "token": {"stop_tokens": ["n", "a", "t"], "seed": 9},
+}
+
+
+@pytest.mark.parametrize("name", SAMPLING)
+def test_generating_is_what_the_command_line_does(runs, model, capsys, tmp_path, name):
     capsys.readouterr()
-    options = ["task=generate", "prompt=the cat", "max_tokens=25", "temperature=0.7", "top_k=4", "seed=9"]
-    evaluate_here("hardware=cpu", f"checkpoint={runs}/runs/demo/run", *options)
-    expected = model.generate("the cat", 25, temperature=0.7, top_k=4, seed=9)
+    options = SAMPLING[name]
+    overrides = [f"{key}={value!r}".replace("\t", "\\t") for key, value in options.items()]
+    overrides += ["task=generate", "prompt=the cat", "max_tokens=25", f"json={tmp_path}/r.json"]
+    overrides += [] if "seed" in options else ["seed=3"]
+    evaluate_here("hardware=cpu", f"checkpoint={runs}/runs/demo/run", *overrides)
+    expected = model.generate("the cat", 25, **{"seed": 3} | options)
     assert capsys.readouterr().out == expected + "\n"
+    (record,) = json.loads((tmp_path / "r.json").read_text())
+    assert record["text"] == expected and sum(record["log_probs"]) == pytest.approx(record["log_prob"])
+    assert len(record["log_probs"]) == len(record["tokens"]) >= len(expected) - len("the cat")
+    assert (len(record["tokens"]) < 25) == (name in ("stop", "token"))
+
+
+def test_both_have_the_same_options_with_the_same_defaults():
+    config, here = composed("checkpoint=x", name="evaluate", kind=EvaluateConfig), Sampling()
+    assert {key: getattr(config, key) for key in vars(here) if key != "seed"} == {
+        key: value for key, value in vars(here).items() if key != "seed"
+    }
+    keywords = get_type_hints(GenerateKeywords)
+    assert keywords.keys() - {"include_prompt"} | {"max_tokens"} == vars(here).keys()
+    numbers = get_type_hints(SamplingKeywords)
+    assert {key: kind for key, kind in get_type_hints(Sampling).items() if key in numbers} == numbers
+
+
+def test_weights_that_are_no_numbers_are_named(runs, tmp_path):
+    shutil.copytree((runs / "runs/demo/run/checkpoints/best").resolve(), tmp_path / "diverged")
+    weights = torch.load(tmp_path / "diverged" / "model.pt")
+    weights["layers.0.attention.qkv.weight"][0, 0] = float("nan")
+    manifest = json.loads((tmp_path / "diverged" / "manifest.json").read_text())
+    manifest["files"]["model.pt"] = write_checkpoint_file(tmp_path / "diverged" / "model.pt", weights)
+    (tmp_path / "diverged" / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(CheckpointError, match=r"weights that are no numbers \(layers.0.attention.qkv.weight\)"):
+        txl.load(tmp_path / "diverged", device="cpu")
 
 
 def test_a_text_stops_before_a_string_or_a_token(model):
@@ -178,8 +224,8 @@ def test_words_are_generated_as_typed_text(runs):
     ("prompt", "options", "message"),
     [
         ("", {}, "the prompt is empty"),
-        ("a", {"temperature": -1}, "temperature=-1 must be 0 or more; 0 is greedy"),
-        ("a", {"top_k": 0}, "top_k=0 must be 1 or more"),
+        ("a", {"temperature": -1}, "temperature=-1 must be 0 or more"),
+        ("a", {"top_k": 0}, "top_k=0 must be above 0"),
         ("a", {"top_p": 0}, "top_p=0 must be above 0 and at most 1"),
         ("a", {"min_p": 2}, "min_p=2 must be above 0 and at most 1"),
         ("a", {"repetition_penalty": 0}, "repetition_penalty=0 must be above 0"),

@@ -1,5 +1,6 @@
 """Files that survive a crash, JSON, file locks and checksums, and where the project's own files are."""
 
+import contextlib
 import errno
 import fcntl
 import hashlib
@@ -16,6 +17,8 @@ CONF = PACKAGE / "conf" if INSTALLED else PROJECT / "conf"
 
 # What flock raises on a file system that has no locks (some network file systems).
 LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+
+PROBE_BYTES = 4096  # written once to find a read-only or full file system
 
 BLOCK_BYTES = 1 << 20  # read at a time for a checksum
 
@@ -151,6 +154,19 @@ def flatten(values: dict[str, Any], separator: str = ".", prefix: str = "") -> d
         else:
             keys[prefix + name] = value
     return keys
+
+
+# --------------------------------------------------------------------------- folders
+
+
+def probe_folder(folder: Path) -> None:
+    """Raises OSError if a file cannot be written in an existing folder: no permission, read-only or full disk."""
+    probe = folder / f".probe-{os.getpid()}"
+    try:
+        probe.write_bytes(b"0" * PROBE_BYTES)
+    finally:
+        with contextlib.suppress(OSError):
+            probe.unlink()
 
 
 # --------------------------------------------------------------------------- checksums

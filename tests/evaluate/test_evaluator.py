@@ -167,9 +167,19 @@ def test_a_typed_text_means_what_it_says_whatever_hydra_makes_of_commas_and_brac
 
 def test_a_text_comes_from_standard_input(monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("a b\n"))
-    assert read_text_argument("-") == "a b\n" and read_text_argument("a") == "a"
+    assert read_text_argument("text", "-") == "a b\n" and read_text_argument("text", "a" * 5000) == "a" * 5000
     with pytest.raises(ConfigError, match="the text is empty"):
-        read_text_argument(" \n")
+        read_text_argument("text", " \n")
+
+
+@pytest.mark.parametrize(("key", "remedy"), [("text", "task=score file=FILE"), ("prompt", "prompts=FILE")])
+def test_the_name_of_a_file_is_not_taken_for_a_text(key, remedy, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "prompts.txt").write_text("a\n")
+    with pytest.raises(
+        ConfigError, match=f"{key}=prompts.txt is the name of a file, .* write {remedy}, or {key}=- < p"
+    ):
+        read_text_argument(key, "prompts.txt")
 
 
 def test_typed_words_are_separated_as_in_wikitext_and_unknown_ones_counted():
@@ -229,6 +239,22 @@ def test_data_with_another_vocabulary_is_refused(trained, tmp_path):
             score(trained, tmp_path)
     finally:
         train.write_text(kept)
+
+
+def test_data_that_changed_since_the_training_are_noticed(trained, tmp_path, capsys):
+    test = trained.parent / "text" / "test.txt"
+    kept = test.read_text()
+    before = score(trained, tmp_path)["data"]
+    assert before["fingerprint"] == before["trained_on"] and "changed since" not in capsys.readouterr().out
+    test.write_text(kept + "the cat\n")
+    try:
+        now = score(trained, tmp_path)["data"]
+    finally:
+        test.write_text(kept)
+    assert now["trained_on"] == before["trained_on"] != now["fingerprint"]
+    said = capsys.readouterr().out
+    assert f"fingerprint is {now['fingerprint']}, the checkpoint was trained on {now['trained_on']}" in said
+    assert score(trained, tmp_path, "text=the cat sat").get("data") is None  # a typed text is no data set
 
 
 def test_a_damaged_checkpoint_is_refused(trained, tmp_path):

@@ -5,23 +5,32 @@ import math
 
 import pytest
 import torch
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
 from tests.support.entry_points import run
 from tests.support.in_process import evaluate_here, train_here
 from tests.support.made_data import write_corpus
 from tests.support.models import build
 from tests.support.tiny_runs import TINY_RUN
+from txl.cli.hydra_main import quote_typed_text
 from txl.config.geometry import Geometry
+from txl.config.sampling import Sampling
 from txl.data.byte_vocabulary import ByteVocabulary
 from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import CachedTransformerXL
-from txl.evaluate.sampling import Sampling, continue_prompts, sampling_probabilities
+from txl.evaluate.sampling import TokenSampler, sampling_probabilities
 from txl.evaluate.text_stream import GrowingText, StopFilter, TextStream
-from txl.evaluate.typed_text import token_ids
+from txl.evaluate.typed_text import token_ids, unescape
 
 GEOMETRY = Geometry(4, 64, 0, 9, True)
 PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8, 9], [3]]
+
+
+def written(model, prompts, geometry, **options):
+    """The continuation of every prompt."""
+    return TokenSampler(model, geometry).continue_prompts(prompts, Sampling(**options))
 
 
 @torch.no_grad()
@@ -41,7 +50,7 @@ def evaluated(model, prompt, tokens, geometry):
 def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime, geometry):
     """Also of one that is longer than the memory: with same_length, or read a token at a time."""
     model = build()
-    texts = continue_prompts(runtime(model), PROMPTS, 30, geometry, Sampling(seed=5))
+    texts = written(runtime(model), PROMPTS, geometry, max_tokens=30, seed=5)
     for prompt, text in zip(PROMPTS, texts, strict=True):
         assert len(text.tokens) == 30
         assert text.log_prob == pytest.approx(evaluated(model, prompt, text.tokens, geometry), rel=1e-10)
@@ -49,28 +58,28 @@ def test_the_log_probability_of_a_generated_text_equals_its_evaluation(runtime, 
 
 def test_a_text_does_not_depend_on_its_neighbours_nor_on_the_runtime():
     model = build()
-    together = continue_prompts(CachedTransformerXL(model), PROMPTS, 20, GEOMETRY, Sampling(seed=7))
-    alone = continue_prompts(model, PROMPTS[:1], 20, GEOMETRY, Sampling(seed=7))
+    together = written(CachedTransformerXL(model), PROMPTS, GEOMETRY, max_tokens=20, seed=7)
+    alone = written(model, PROMPTS[:1], GEOMETRY, max_tokens=20, seed=7)
     assert together[0].tokens == alone[0].tokens
 
 
 def test_the_same_seed_gives_the_same_text_and_another_seed_another():
     model = build()
-    texts = [continue_prompts(model, [[1]], 20, GEOMETRY, Sampling(seed=s))[0].tokens for s in (1, 1, 2)]
+    texts = [written(model, [[1]], GEOMETRY, max_tokens=20, seed=s)[0].tokens for s in (1, 1, 2)]
     assert texts[0] == texts[1] != texts[2]
 
 
 def test_a_prompt_longer_than_the_memory_is_read_to_its_end():
     model, geometry = build(), Geometry(4, 6, same_length=True)
     prompt = [i % 50 for i in range(33)]
-    text = continue_prompts(CachedTransformerXL(model), [prompt], 10, geometry, Sampling())[0]
-    again = continue_prompts(model, [prompt], 10, geometry, Sampling())[0]
+    text = written(CachedTransformerXL(model), [prompt], geometry, max_tokens=10)[0]
+    again = written(model, [prompt], geometry, max_tokens=10)[0]
     assert len(text.tokens) == 10 and text.tokens == again.tokens
 
 
 def test_temperature_zero_takes_the_likeliest_token_every_time():
-    model, greedy = build(), Sampling(temperature=0, seed=3)
-    text = continue_prompts(CachedTransformerXL(model), [[1, 2]], 20, GEOMETRY, greedy)[0]
+    model = build()
+    text = written(CachedTransformerXL(model), [[1, 2]], GEOMETRY, max_tokens=20, temperature=0, seed=3)[0]
     ids, mems = torch.tensor([[1, 2, *text.tokens]]), []
     for position, token in enumerate(text.tokens):
         with torch.no_grad():
@@ -80,8 +89,8 @@ def test_temperature_zero_takes_the_likeliest_token_every_time():
 
 def test_a_penalty_keeps_a_text_from_repeating_itself_and_leaves_its_log_probability_alone():
     model, geometry = build(), Geometry(4, 64)
-    plain = continue_prompts(model, [[1, 2]], 40, geometry, Sampling(temperature=0))[0]
-    varied = continue_prompts(model, [[1, 2]], 40, geometry, Sampling(temperature=0, repetition_penalty=50))[0]
+    plain = written(model, [[1, 2]], geometry, max_tokens=40, temperature=0)[0]
+    varied = written(model, [[1, 2]], geometry, max_tokens=40, temperature=0, repetition_penalty=50)[0]
     assert len(set(varied.tokens)) == 40 > len(set(plain.tokens))
     assert varied.log_prob == pytest.approx(evaluated(model, [1, 2], varied.tokens, geometry), rel=1e-10)
     assert varied.log_prob == pytest.approx(sum(varied.log_probs)) and len(varied.log_probs) == 40
@@ -92,7 +101,7 @@ def test_the_cost_of_a_token_does_not_grow_with_the_text():
     model, seen = CachedTransformerXL(build()), []
     read = model.position_keys
     model.position_keys = lambda K, geometry: (seen.append(K), read(K, geometry))[1]
-    continue_prompts(model, [[1]], 50, Geometry(4, 16), Sampling())
+    written(model, [[1]], Geometry(4, 16), max_tokens=50)
     assert seen[:3] == [1, 2, 3] and set(seen[19:]) == {20}
 
 
@@ -157,6 +166,37 @@ def test_a_text_ends_before_a_stop_token():
     assert "".join([text.add(2), text.add(0), text.add(1), text.finish()]) == " b" and text.ended
     with pytest.raises(ConfigError, match="stop_tokens=c is none of the 3 words of the vocabulary"):
         token_ids(["c"], vocab)
+
+
+def test_probabilities_that_are_no_numbers_are_one_line():
+    model = build()
+    with torch.no_grad():
+        model.layers[0].attention.qkv.weight[0, 0] = math.nan
+    with pytest.raises(ConfigError, match="probabilities are no numbers .*use an earlier checkpoint"):
+        written(model, PROMPTS, GEOMETRY, temperature=0)
+
+
+STOPS = {
+    "stop=END": ["END"],
+    r"stop=\n\n": ["\n\n"],
+    "stop=Well, (what) ${now}": ["Well, (what) ${now}"],
+    r'stop=["\n",a b]': ["\n", "a b"],
+    "stop=": [],
+    "stop=null": [],
+    "stop_tokens=eos": ["eos"],
+    "stop_tokens=[eos,b]": ["eos", "b"],
+}
+
+
+@pytest.mark.parametrize("override", STOPS)
+def test_one_text_or_a_list_of_them_ends_a_text(override):
+    parsed = OverridesParser.create().parse_override(quote_typed_text(override))
+    values = OmegaConf.to_container(OmegaConf.create({parsed.key_or_group: parsed.value()}), resolve=True)
+    assert [unescape(text) for text in values[parsed.key_or_group]] == STOPS[override]
+
+
+def test_a_backslash_that_means_itself_is_doubled():
+    assert unescape(r"a\\n\n\t\x") == "a\\n\n\t\\x"
 
 
 def test_evaluate_writes_texts_from_a_file_of_prompts(tmp_path, capsys):

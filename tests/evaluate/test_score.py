@@ -73,14 +73,16 @@ def test_an_extended_context_is_read_again_before_every_segment():
 @pytest.mark.parametrize("runtime", RUNTIMES)
 @pytest.mark.parametrize("length", [1, 2, 30, 90])
 def test_a_context_is_read_once_and_every_text_goes_on_from_it(runtime, geometry, length, monkeypatch):
-    monkeypatch.setitem(score.BATCH_TOKENS, "cpu", 100_000)
+    monkeypatch.setitem(score.BATCH_TOKENS, "cpu", 20)
     model, context = build(), texts([length], seed=9)[0].tolist()
     fast, calls = RUNTIMES[runtime](model), []
     hook = fast.register_forward_hook(lambda module, args, output: calls.append(len(args[0])))
-    found = TokenScorer(fast, geometry).score(texts([4, 4, 4]), context)
+    several = texts([4, 4, 12, 4, 9, 30])  # batches of several lengths
+    found = TokenScorer(fast, geometry).score(several, context)
     hook.remove()
-    assert_same(found, [losses_of_one(model, [*context, *x], geometry, length - 1) for x in texts([4, 4, 4])])
-    assert calls == [1] * -(-(length - 1) // geometry.tgt_len) + [3]
+    assert_same(found, [losses_of_one(model, [*context, *x], geometry, length - 1) for x in several])
+    segments = sum(-(-len(x) // geometry.tgt_len) for x in (several[5], several[2], several[4], several[0]))
+    assert len(calls) == -(-(length - 1) // geometry.tgt_len) + segments and calls[-1] == 2
 
 
 @pytest.mark.parametrize("runtime", RUNTIMES)

@@ -19,6 +19,7 @@ from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 KINDS = {"train": RunConfig, "evaluate": EvaluateConfig, "benchmark": BenchmarkConfig}
 FLAGS = {"-m", "--help", "--cfg", "job", "--resolve"}  # Hydra's
 COMMANDS = commands()
+TASKS = ("generate", "score")  # commands that are tasks of evaluate
 
 
 class Parsed(Exception):
@@ -58,9 +59,9 @@ def check_make(words: list[str]) -> None:
 
 def check_options(command: str, arguments: list[str]) -> None:
     """`txl command arguments`, a command whose options Hydra composes: they exist and have values that are allowed."""
-    name = "evaluate" if command == "generate" else command
+    name = "evaluate" if command in TASKS else command
     needed = ["checkpoint=..."] if name == "evaluate" and "checkpoint=" not in " ".join(arguments) else []
-    needed += ["task=generate"] if command == "generate" else []
+    needed += [f"task={command}"] if command in TASKS else []
     if "--help" not in arguments:
         composed(*overrides_of(arguments), *needed, name=name, kind=KINDS[name])
 
@@ -81,7 +82,7 @@ def test_documented_commands_are_accepted(words, place, monkeypatch):
         assert (PROJECT / arguments[0]).is_file(), f"{place}: there is no {arguments[0]}"
         if arguments[0].removesuffix(".py") in KINDS:
             check_options(arguments[0].removesuffix(".py"), arguments[1:])
-    elif arguments[0] in (*KINDS, "generate"):
+    elif arguments[0] in (*KINDS, *TASKS):
         check_options(arguments[0], arguments[1:])
     elif arguments[0] != "--version":
         assert arguments[0] in TXL_COMMANDS, f"{place}: there is no txl {arguments[0]}"

@@ -95,6 +95,7 @@ class ModelCheckpoint:
     run: dict[str, Any]  # the run's configuration: its sections model, data, train and evaluation
     vocab: Vocabulary
     weights: dict[str, Tensor]  # by name
+    data_fingerprint: str | None  # of the data set that it was trained on; None: unknown, as of an import
 
 
 def read_model_checkpoint(path: str | Path, key: str = "checkpoint") -> ModelCheckpoint:
@@ -140,7 +141,9 @@ def _read_model_checkpoint(folder: Path) -> ModelCheckpoint:
     weights = read_checkpoint_file(folder, "model.pt")
     if not isinstance(weights, dict) or not all(isinstance(tensor, Tensor) for tensor in weights.values()):
         raise CheckpointError(f"checkpoint {folder} is damaged: model.pt holds no tensors by name")
-    return ModelCheckpoint(folder, run, vocab, weights)
+    has_state = "state.json" in read_document(folder, MANIFEST)["files"]  # an import has none
+    data = read_document(folder, "state.json").get("data") if has_state else None
+    return ModelCheckpoint(folder, run, vocab, weights, data)
 
 
 def read_checkpoint_file(folder: Path, name: str, device: str | torch.device = "cpu") -> Any:

@@ -31,6 +31,7 @@ from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, Metric, VocabKind
 from txl.config.model import ModelConfig
 from txl.config.model_rules import check_architecture
+from txl.config.output_files import check_output_file, check_output_folder, writing_output
 from txl.config.training import EvaluationConfig, longest_context
 from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
@@ -54,6 +55,7 @@ def import_model(source: Path, target: Path) -> list[str]:
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another folder")
+    check_output_folder("TARGET", target)
     with _source_named(source):
         external = _read_hugging_face_folder(source) if source.is_dir() else _read_reference_file(source)
     words = external.words
@@ -164,6 +166,10 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
     """
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another one")
+    if form == "safetensors":
+        check_output_folder("TARGET", target)
+    else:
+        check_output_file("TARGET", target)
     checkpoint = read_model_checkpoint(source)
     run, vocab, state = checkpoint.run, checkpoint.vocab, checkpoint.weights
     if form == "safetensors":
@@ -186,7 +192,8 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
         dataset=run["data"]["name"],
         report=[],
     )
-    torch.save(reference_checkpoint(external), target)
+    with writing_output("TARGET", target):
+        torch.save(reference_checkpoint(external), target)
     count = len(to_reference(state, external.model))
     report = [f"{len(state)} tensors here, {count} in the reference's format", f"written: {target}"]
     if external.words is None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 STOPPED = {INTERRUPTED, TERMINATED}  # after these exit codes no further point of a sweep is tried
 
+TYPED_LISTS = {"stop", "stop_tokens"}  # keys that take one such text, or a list of them: [a,b]
+
 KINDS: dict[str, type[RunConfig | EvaluateConfig]] = {
     "train": RunConfig,
     "evaluate": EvaluateConfig,
@@ -54,7 +56,7 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
         points = _Points(kind, swept_keys(overrides) if many else set(), many)
     except ConfigError as error:
         return print_error(str(error))
-    sys.argv[1:] = [*(overrides if many else map(quote_typed_text, overrides)), *flags]  # Hydra reads it
+    sys.argv[1:] = [*map(as_typed_list if many else quote_typed_text, overrides), *flags]  # Hydra reads it
     import hydra
 
     _set_environment()
@@ -122,11 +124,21 @@ def quote_typed_text(override: str) -> str:
     """
     from hydra.core.override_parser.types import Quote, QuotedString
 
+    override = as_typed_list(override)
     key, _, value = override.partition("=")
     if key not in TYPED_TEXT or value in ("", "null") or re.fullmatch(r"""(["'])(?:(?!\1).)*\1""", value, re.DOTALL):
         return override
     plain = re.sub(r"(\\*)\$\{", r"\1\1\\${", value)  # no reference to another key
     return f"{key}={QuotedString(plain, Quote.double).with_quotes()}"
+
+
+def as_typed_list(override: str) -> str:
+    """Makes a list of the single text of `stop=` and `stop_tokens=`. Lists, and other keys, stay as they are."""
+    key, _, value = override.partition("=")
+    if key not in TYPED_LISTS or (value.startswith("[") and value.endswith("]")):
+        return override
+    text = quote_typed_text(f"text={value}").removeprefix("text=")
+    return f"{key}=[]" if value in ("", "null") else f"{key}=[{text}]"
 
 
 def checked_config(cfg: DictConfig, kind: type[Config], label: str = "") -> Config:

@@ -23,6 +23,7 @@ COMMANDS = {
     "train": Command("train a model, here or as a SLURM job", "txl.cli.train"),
     "evaluate": Command("loss, perplexity or bits per character of a split or a text", "txl.cli.evaluate"),
     "generate": Command("text that follows a prompt", "txl.cli.generate"),
+    "score": Command("scores of many texts, one per line of a file", "txl.cli.score"),
     "benchmark": Command("speed of training, inference and encoding on this machine", "txl.cli.benchmark"),
     "report": Command("loss curves and a table of runs", "txl.report.__main__"),
     "replay": Command("repeat the steps at which a training diverged", "txl.launch.replay"),

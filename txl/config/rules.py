@@ -84,6 +84,34 @@ def _check_benchmark(config: BenchmarkConfig) -> None:
     refuse_unless(not config.train.varlen, "train.varlen", config.train.varlen, rule)
 
 
+TASK_OPTIONS = {  # what only one task reads; the first ones are needed by it
+    Task.generate: ("prompt", "prompts"),
+    Task.score: ("file", "scores"),
+}
+
+
+def _check_task(config: EvaluateConfig) -> None:
+    given = config.prompt is not None or config.prompts is not None
+    rule = 'needs a beginning: prompt="...", or prompts=FILE'
+    refuse_unless(given or config.task is not Task.generate, "task", config.task, rule)
+    refuse_unless(config.file or config.task is not Task.score, "task", config.task, "needs file=FILE, a text per line")
+    for task, keys in TASK_OPTIONS.items():
+        for key in keys if task is not config.task else ():
+            value = getattr(config, key)
+            rule = f"has no meaning for task={config.task.name}; use task={task.name}"
+            refuse_unless(value is None, key, value, rule)
+    rule = "is the file that file= reads; name another one"
+    refuse_unless(config.scores is None or config.scores != config.file, "scores", config.scores, rule)
+    if config.task is Task.evaluate:
+        return
+    refuse_unless(config.text is None, "text", config.text, f"has no meaning for task={config.task.name}; leave it out")
+    by_token = config.runtime in (Runtime.auto, Runtime.eager, Runtime.cached)
+    rule = f"reads whole segments; use runtime=cached for task={config.task.name}"
+    refuse_unless(by_token, "runtime", config.runtime, rule)
+    rule = f"is more than task={config.task.name} uses, which is one process; leave it out"
+    refuse_unless(config.nodes * (config.gpus or 1) == 1, "gpus", config.gpus, rule)
+
+
 def _check_evaluate_config(config: EvaluateConfig) -> None:
     check_clamp("clamp_len", config.clamp_len)
     check_machine(config)
@@ -94,12 +122,6 @@ def _check_evaluate_config(config: EvaluateConfig) -> None:
     refuse_unless(config.prompt is None or config.prompts is None, "prompt", config.prompt, rule)
     refuse_unless(config.prompt is None or config.prompt.strip(), "prompt", "''", "is empty: write how the text begins")
     refuse_unless(config.text is None or config.text.strip(), "text", "''", "is empty: there is nothing to evaluate")
-    given = config.prompt is not None or config.prompts is not None
-    if config.task is Task.generate:
-        refuse_unless(given, "task", config.task, 'needs a beginning: prompt="...", or prompts=FILE')
-        by_token = config.runtime in (Runtime.auto, Runtime.eager, Runtime.cached)
-        refuse_unless(by_token, "runtime", config.runtime, "reads whole segments; use runtime=cached for task=generate")
-    else:
-        refuse_unless(not given, "task", config.task, "reads no prompt; use task=generate")
+    _check_task(config)
     programs = config.runtime in (Runtime.torchscript, Runtime.export)
     refuse_unless(config.program is None or programs, "program", config.program, "needs runtime=torchscript or export")

@@ -17,7 +17,9 @@ from txl.config.data import DataConfig
 from txl.config.machine import ClusterConfig, HardwareConfig
 from txl.config.model import AttentionBackend, ModelConfig
 from txl.config.optimizer import OptimizerConfig
+from txl.config.output_files import output_file
 from txl.config.precision import Arithmetic, PrecisionConfig
+from txl.config.sampling import MOST_SEED, Sampling
 from txl.config.scheduler import SchedulerConfig
 from txl.config.tracking import TrackingConfig
 from txl.config.training import (
@@ -29,7 +31,6 @@ from txl.config.training import (
     ValidConfig,
 )
 
-MOST_SEED = 2**64 - 1  # of torch's generators
 MOST_NODES = 100_000
 MOST_GPUS = 1024  # per node
 
@@ -56,6 +57,7 @@ class Task(Enum):
 
     evaluate = "evaluate"
     generate = "generate"
+    score = "score"  # the lines of a file
 
 
 class Runtime(Enum):
@@ -123,7 +125,7 @@ class RunConfig:
 
 
 @dataclass
-class EvaluateConfig:
+class EvaluateConfig(Sampling):
     """Everything that `evaluate.py` needs.
 
     Lengths and batch_size that are null are those of the evaluation that was published with the checkpoint's recipe
@@ -135,7 +137,7 @@ class EvaluateConfig:
     config_file: str | None = None  # configuration of a run (YAML or JSON), if the checkpoint is weights alone
     split: Split = MISSING  # the part of the data set that is read
     runtime: Runtime = MISSING  # how the model is run
-    program: str | None = None  # torchscript, export: load the program from this file, or write it there
+    program: str | None = output_file(may_be_read=True)  # torchscript, export: load it from this file, or write it
     trust_program: bool = False  # load a program that somebody else wrote, too: this runs code from the file
     tgt_len: int | None = above_zero(None, most=MOST_TOKENS)  # tokens of a segment
     mem_len: int | None = zero_or_more(None, most=MOST_TOKENS)  # tokens of memory
@@ -158,19 +160,17 @@ class EvaluateConfig:
     percentiles: list[float] = MISSING  # of the latencies
     target_perplexity: float | None = above_zero(None)  # or bits per character; exit code 3 if it is missed
     target_throughput: float | None = above_zero(None)  # tokens/s; exit code 3 if it is missed
-    json: str | None = None  # write the result to this file
-    npz: str | None = None  # write every segment's latency and tokens/s to this file
-    log: str | None = None  # append what is printed to this file
-    dllogger: str | None = None  # write the result in the original's format, lines of `DLLL {json}`
+    json: str | None = output_file()  # write the result to this file
+    npz: str | None = output_file()  # write every segment's latency and tokens/s to this file
+    log: str | None = output_file()  # append what is printed to this file
+    dllogger: str | None = output_file()  # write the result in the original's format, lines of `DLLL {json}`
     text: str | None = None  # evaluate this text; -: standard input
     token_losses: bool = MISSING  # with text: print the loss of every token
+    file: str | None = None  # task=score: file with one text per line, or id<TAB>text; -: standard input
+    scores: str | None = output_file()  # task=score: write a row per line to this file (TSV, or .jsonl); null: stdout
+    context: str = MISSING  # task=score: what is before each text: none, previous (all lines before it), or a file
     prompt: str | None = None  # task=generate: the beginning of the text; -: standard input
     prompts: str | None = None  # task=generate: file with one prompt per line
-    max_tokens: int = above_zero()  # task=generate: how many tokens to write
-    temperature: float = above_zero()  # 1: the model's own probabilities; lower: the likelier tokens more often
-    top_k: int | None = above_zero(None)  # choose among the k likeliest tokens
-    top_p: float | None = above_zero(None, most=1)  # choose among the likeliest tokens that have this probability
-    seed: int = zero_or_more(most=MOST_SEED)  # task=generate: of the drawn tokens
 
 
 @dataclass
@@ -186,9 +186,9 @@ class BenchmarkSection:
     steps: int = above_zero()  # suite=train: measured after the warm-up
     warmup_steps: int = zero_or_more()  # suite=train: not measured
     megabytes: int = above_zero()  # suite=encoding: size of the text that is generated and encoded
-    profile: str | None = None  # suite=train: file for a trace of torch's profiler (of the last row)
+    profile: str | None = output_file()  # suite=train: file for a trace of torch's profiler (of the last row)
     checkpoint: str | None = None  # weights; null: random ones of the model's shape
-    json: str | None = None  # write the table to this file
+    json: str | None = output_file(makes_folder=True)  # write the table to this file
 
 
 @dataclass

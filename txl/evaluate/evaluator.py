@@ -9,6 +9,7 @@ import torch
 
 from txl.config.compose import to_dict
 from txl.config.data import Metric
+from txl.config.output_files import writing_output
 from txl.config.schema import EvaluateConfig, Split
 from txl.data.corpus import Corpus, open_corpus
 from txl.errors import ConfigError
@@ -30,14 +31,6 @@ from txl.tracking.scores import score_from_loss
 RULE = "=" * 100
 
 
-def check_output_files(config: EvaluateConfig) -> None:
-    """Raises ConfigError before hours of work if the folder of a result file does not exist."""
-    for key in ("json", "npz", "log", "dllogger"):
-        value = getattr(config, key)
-        if value is not None and not Path(value).absolute().parent.is_dir():
-            raise ConfigError(f"{key}={value}: there is no folder {Path(value).parent}; make it, or name another file")
-
-
 class Evaluator:
     """One evaluation on one rank. Rank 0 prints and writes the files. `run()` returns the exit code."""
 
@@ -45,13 +38,13 @@ class Evaluator:
         self.config, self.world, self.device = config, world, device
         self.precision = config.precision.name
         set_matmul_precision(self.precision)
-        check_output_files(config)
         dtype = parameter_dtype(self.precision)
         self.loaded = load_trained_model(config.checkpoint, device, dtype, config.config_file, config.data_path)
         self.geometry, self.batch_size = evaluation_geometry(config, self.loaded)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
         self.dllogger = None
+        self.data: dict[str, str | None] | None = None  # fingerprints of the data set, now and when it was trained on
         if config.dllogger and world.is_main:
             Path(config.dllogger).unlink(missing_ok=True)
             self.dllogger = DLLoggerFile(Path(config.dllogger), to_dict(config))
@@ -60,11 +53,13 @@ class Evaluator:
         """Evaluate, write the files, and return the exit code: 3 if a target was missed."""
         results = self._evaluate_splits() if self.config.text is None else self._evaluate_text(self.config.text)
         if self.world.is_main and self.config.json:
-            write_json(Path(self.config.json), self._record(results), indent=1)
+            with writing_output("json", self.config.json):
+                write_json(Path(self.config.json), self._record(results), indent=1)
         if self.world.is_main and self.config.npz:
             seconds = np.array(self.latencies)
             speed = self.batch_size * self.geometry.tgt_len / seconds
-            np.savez(self.config.npz, latency_seconds=seconds, tokens_per_second=speed)
+            with writing_output("npz", self.config.npz):
+                np.savez(self.config.npz, latency_seconds=seconds, tokens_per_second=speed)
         return self._check_targets(results)
 
     # ------------------------------------------------------------------ splits of the data set
@@ -73,6 +68,7 @@ class Evaluator:
         """The results by split."""
         config, split = self.config, self.config.split
         corpus = self._open_corpus()
+        self._compare_data(corpus)
         columns = columns_of(self.world.rank, self.world.world_size, self.batch_size)
         model = self._build_runtime(max(1, len(columns)))
         self._print_settings(self.batch_size)
@@ -111,6 +107,16 @@ class Evaluator:
             )
         return corpus
 
+    def _compare_data(self, corpus: Corpus) -> None:
+        """Warn if the data set is not the one that the checkpoint was trained on; both go to the JSON file."""
+        trained = self.loaded.data_fingerprint
+        self.data = {"fingerprint": corpus.fingerprint, "trained_on": trained}
+        if trained not in (None, corpus.fingerprint):
+            self._print(
+                f"warning: data={corpus.name} changed since the training: its fingerprint is {corpus.fingerprint}, the "
+                f"checkpoint was trained on {trained}; the result is that of other data"
+            )
+
     def _build_runtime(self, batch_size: int) -> RunnableModel:
         program = self.config.program
         if self.world.world_size > 1 and program is not None:
@@ -125,7 +131,7 @@ class Evaluator:
     def _evaluate_text(self, text: str) -> dict[str, dict[str, Any]]:
         """The loss of a text: its first token is given, all others are predicted."""
         vocab = self.loaded.vocab
-        ids = vocab.encode_typed(read_text_argument(text), end_line=True)
+        ids = vocab.encode_typed(read_text_argument("text", text), end_line=True)
         if len(ids) < 2:
             raise ConfigError(f"text={text!r} has one token: nothing to predict from it; write more")
         self.batch_size = 1
@@ -211,6 +217,8 @@ class Evaluator:
             "world_size": self.world.world_size,
             "metric": self.loaded.data.metric.name,
         }
+        if self.data is not None:
+            record["data"] = self.data
         if self.latencies:
             record["latency_seconds"] = percentiles(self.latencies, self.config.percentiles)
         return record | results

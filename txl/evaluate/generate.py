@@ -2,16 +2,17 @@
 
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from txl.config.output_files import writing_output
 from txl.config.schema import EvaluateConfig
 from txl.errors import ConfigError
-from txl.evaluate.sampling import Sampling
-from txl.evaluate.trained_model import GeneratedText, Stops, open_model
-from txl.evaluate.typed_text import count_unknown, read_text_argument
+from txl.evaluate.trained_model import GeneratedText, open_model
+from txl.evaluate.typed_text import count_unknown, read_text_argument, unescape
 from txl.files import write_json
 from txl.system.console import printable
 
@@ -23,18 +24,19 @@ def generate_texts(config: EvaluateConfig, device: torch.device) -> int:
     for prompt in prompts:
         if unknown := count_unknown(model.vocab.encode_typed(prompt, end_line=False), model.vocab):
             print(f"warning: {unknown} unknown tokens in the prompt {prompt!r}", file=sys.stderr)
-    sampling = Sampling(temperature=config.temperature, top_k=config.top_k, top_p=config.top_p, seed=config.seed)
+    sampling = replace(config, stop=[unescape(text) for text in config.stop])
     on_piece: Callable[[int, str], None] | None = None
     if len(prompts) == 1:
         on_piece = _print_piece
-    texts = model.continue_texts(prompts, config.max_tokens, sampling, Stops(), on_piece)
+    texts = model.continue_texts(prompts, sampling, on_piece)
     if len(prompts) == 1:
         print(flush=True)
     else:
         for text in texts:
             print(f"--- {printable(text.prompt)}\n{printable(text.text)}")
     if config.json:
-        write_json(Path(config.json), [_text_record(text) for text in texts], indent=1)
+        with writing_output("json", config.json):
+            write_json(Path(config.json), [_text_record(text) for text in texts], indent=1)
     return 0
 
 
@@ -46,7 +48,7 @@ def _print_piece(text: int, piece: str) -> None:
 def read_prompts(config: EvaluateConfig) -> list[str]:
     """The prompt of `prompt=`, or the lines of the file `prompts=`. Raises ConfigError if there is none."""
     if config.prompts is None:
-        return [read_text_argument(str(config.prompt))]
+        return [read_text_argument("prompt", str(config.prompt))]
     try:
         lines = Path(config.prompts).read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -65,12 +65,23 @@ class KeyValueCache:
         offset = -(self.end + T) % self.slots if used == self.slots else 0
         return RingLayout(used, offset, used - T - len(self))
 
-    def fork(self, count: int) -> "KeyValueCache":
-        """A cache of `count` texts, which have all read what the one text of this cache has read."""
-        forked = KeyValueCache(self.n_layer, self._geometry)
+    def fork(self, count: int, geometry: Geometry) -> "KeyValueCache":
+        """A cache of `count` texts, which have all read what the one text of this cache has read.
+
+        With another geometry, its ring must have room for all that was read, and nothing is forgotten yet.
+        """
+        forked = KeyValueCache(self.n_layer, geometry)
         forked.end = self.end
-        if self.key is not None and self.value is not None:
+        if self.key is None or self.value is None:
+            return forked
+        if geometry == self._geometry:
             forked.key, forked.value = (x.repeat(1, count, 1, 1, 1) for x in (self.key, self.value))
+            return forked
+        assert self.end <= min(self.mem_len, forked.mem_len), "a ring that turned has its tokens in other slots"
+        L, _, N, _, H = self.key.shape
+        forked.key, forked.value = (self.key.new_empty(L, count, N, forked.slots, H) for _ in range(2))
+        for new, old in ((forked.key, self.key), (forked.value, self.value)):
+            new[:, :, :, : self.end] = old[:, :, :, : self.end]
         return forked
 
     def advance(self, T: int) -> None:

@@ -38,6 +38,7 @@ class LoadedModel:
     data: DataConfig
     evaluation: EvaluationConfig  # lengths and batch size of the recipe's evaluation
     folder: Path  # the checkpoint, or the file that held the weights
+    data_fingerprint: str | None = None  # of the data set that it was trained on; None: unknown
 
 
 def load_trained_model(
@@ -66,9 +67,11 @@ def load_trained_model(
     """
     if config_file is None and is_exported(Path(checkpoint)):
         checkpoint, config_file = f"{checkpoint}/{EXPORTED_WEIGHTS}", f"{checkpoint}/{EXPORTED_CONFIG}"
+    fingerprint = None
     if config_file is None:
         found = read_model_checkpoint(checkpoint)
         run, folder, state, vocab = found.run, found.folder, found.weights, found.vocab
+        fingerprint = found.data_fingerprint
     else:
         run, folder = read_model_description(config_file), Path(checkpoint)
         folder = resolve_checkpoint(folder) if folder.is_dir() else folder
@@ -88,7 +91,18 @@ def load_trained_model(
     model = TransformerXL(config, len(vocab), data.cutoffs, longest_context(run["train"]))
     load_weights(model, state, str(folder))
     model.to(device, dtype).eval()
-    return LoadedModel(model, config, vocab, data, from_dict(run["evaluation"], EvaluationConfig), folder)
+    evaluation = from_dict(run["evaluation"], EvaluationConfig)
+    return LoadedModel(model, config, vocab, data, evaluation, folder, fingerprint)
+
+
+def check_finite_weights(loaded: LoadedModel) -> None:
+    """Raises CheckpointError if a weight is NaN or infinite: whatever is computed from it is no number."""
+    for name, parameter in loaded.model.named_parameters():
+        if not parameter.isfinite().all():
+            raise CheckpointError(
+                f"checkpoint={loaded.folder} holds weights that are no numbers ({name}): its training diverged; "
+                "use an earlier checkpoint"
+            )
 
 
 def is_exported(folder: Path) -> bool:

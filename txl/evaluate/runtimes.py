@@ -56,10 +56,13 @@ def build_runtime(
     return FixedShapeProgram(step, make_program(step, runtime, batch_size, program, trust_program))
 
 
-def fork_memory(memory: Memory, count: int) -> Memory:
-    """The memory of one text as the memory of `count` texts. Only a program's memory cannot be forked: count is 1."""
+def fork_memory(memory: Memory, count: int, geometry: Geometry) -> Memory:
+    """The memory of one text as the memory of `count` texts, which are read with `geometry`.
+
+    Only a program's memory cannot be forked: count is 1.
+    """
     if isinstance(memory, KeyValueCache):
-        return memory.fork(count)
+        return memory.fork(count, geometry)
     if isinstance(memory, tuple):
         assert count == 1, "a program is made for a fixed number of texts"
         return memory

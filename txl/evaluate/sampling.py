@@ -14,7 +14,8 @@ from torch import Tensor
 
 from txl.config.geometry import Geometry
 from txl.config.precision import Arithmetic
-from txl.errors import refuse_unless
+from txl.config.sampling import Sampling
+from txl.errors import ConfigError
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.runtimes import Memory
 from txl.model.transformer import TransformerXL
@@ -23,90 +24,12 @@ from txl.system.precision import autocast
 TokenModel = TransformerXL | CachedTransformerXL  # what can read a token at a time
 
 
-@dataclass(frozen=True, kw_only=True)
-class Sampling:
-    """How the next token is drawn. The options apply in this order; top_k, top_p and min_p leave tokens out."""
-
-    repetition_penalty: float = 1.0  # tokens of the text so far: log-probability times this (Keskar et al. 2019)
-    temperature: float = 1.0  # 0: always the likeliest token
-    top_k: int | None = None  # draw from the k likeliest tokens
-    top_p: float | None = None  # draw from the likeliest tokens that together have this probability
-    min_p: float | None = None  # draw from tokens at least this times as likely as the likeliest (Nguyen et al. 2024)
-    seed: int = 0
-
-    def check(self) -> None:
-        """Raises ConfigError for an option outside of its range."""
-        refuse_unless(self.temperature >= 0, "temperature", self.temperature, "must be 0 or more; 0 is greedy")
-        refuse_unless(self.top_k is None or self.top_k >= 1, "top_k", self.top_k, "must be 1 or more")
-        for key in ("top_p", "min_p"):
-            value = getattr(self, key)
-            refuse_unless(value is None or 0 < value <= 1, key, value, "must be above 0 and at most 1")
-        refuse_unless(self.repetition_penalty > 0, "repetition_penalty", self.repetition_penalty, "must be above 0")
-
-
 class DrawnToken(NamedTuple):
     """A token that was written after a prompt."""
 
     text: int  # index of the prompt
     token: int
     log_prob: float  # nats, under the model itself: temperature 1, no token left out or penalised
-
-
-@torch.no_grad()
-def draw_tokens(
-    model: TokenModel,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    geometry: Geometry,
-    sampling: Sampling,
-    precision: Arithmetic = Arithmetic.fp32,
-) -> Generator[DrawnToken, None, None]:
-    """Write `max_tokens` tokens after each prompt. The memory holds what was read before.
-
-    All texts advance together. Each has random numbers of its own, so that no text depends on the others. The part of
-    a prompt beyond the length of the shortest one is read token by token.
-
-    Args:
-        model: the model, or its cached runtime.
-        prompts: token ids; at least one token each.
-        max_tokens: how many tokens to write.
-        geometry: mem_len and clamp_len; a prompt is read tgt_len tokens at a time.
-        sampling: how tokens are drawn.
-        precision: of the matrix products.
-
-    Yields:
-        The tokens, in the order in which they are drawn.
-    """
-    device, training = next(model.parameters()).device, model.training
-    model.eval()
-    generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(len(prompts))]
-    seen = [set(prompt) for prompt in prompts]
-    written = [0] * len(prompts)
-    shortest = min(len(prompt) for prompt in prompts)
-    input = torch.tensor([prompt[:shortest] for prompt in prompts], device=device)
-    memory: Memory = []
-    try:
-        for segment in input[:, :-1].split(geometry.tgt_len, dim=1) if shortest > 1 else ():
-            with autocast(precision, device):
-                _, memory = model(segment, memory, geometry)
-        input, step = input[:, -1:], replace(geometry, ext_len=0)
-        for position in range(shortest, max(len(prompt) for prompt in prompts) + max_tokens):
-            with autocast(precision, device):
-                hidden, memory = model(input, memory, step)
-                log_prob = model.log_prob(hidden[:, -1])
-            chosen = []
-            for i, prompt in enumerate(prompts):
-                if position < len(prompt):
-                    chosen.append(prompt[position])
-                    continue
-                chosen.append(_draw(log_prob[i], sampling, seen[i], generators[i]))
-                seen[i].add(chosen[i])
-                if written[i] < max_tokens:
-                    written[i] += 1
-                    yield DrawnToken(i, chosen[i], log_prob[i, chosen[i]].item())
-            input = torch.tensor(chosen, device=device)[:, None]
-    finally:
-        model.train(training)
 
 
 @dataclass
@@ -122,40 +45,104 @@ class Continuation:
         return sum(self.log_probs)
 
 
-def continue_prompts(
-    model: TokenModel,
-    prompts: Sequence[Sequence[int]],
-    max_tokens: int,
-    geometry: Geometry,
-    sampling: Sampling,
-    precision: Arithmetic = Arithmetic.fp32,
-    on_token: Callable[[int, int], bool] | None = None,
-) -> list[Continuation]:
-    """`draw_tokens`, collected by prompt.
+class TokenSampler:
+    """Writes tokens after prompts, with the memory that the geometry allows."""
 
-    Args:
-        model: as of `draw_tokens`.
-        prompts: as of `draw_tokens`.
-        max_tokens: as of `draw_tokens`.
-        geometry: as of `draw_tokens`.
-        sampling: as of `draw_tokens`.
-        precision: as of `draw_tokens`.
-        on_token: on_token(i, token) is called for every token after prompt i; it returns whether that text goes on.
+    def __init__(self, model: TokenModel, geometry: Geometry, precision: Arithmetic = Arithmetic.fp32):
+        """Prepare to write.
 
-    Returns:
-        A continuation for every prompt, with the token that ended it.
-    """
-    texts, going_on = [Continuation() for _ in prompts], set(range(len(prompts)))
-    with contextlib.closing(draw_tokens(model, prompts, max_tokens, geometry, sampling, precision)) as drawn:
-        for i, token, log_prob in drawn:
-            if i in going_on:
-                texts[i].tokens.append(token)
-                texts[i].log_probs.append(log_prob)
-                if on_token is not None and not on_token(i, token):
-                    going_on.remove(i)
-            if not going_on:
-                break
-    return texts
+        Args:
+            model: the model, or its cached runtime.
+            geometry: mem_len and clamp_len; a prompt is read tgt_len tokens at a time.
+            precision: of the matrix products.
+        """
+        self.model, self.geometry, self.precision = model, geometry, precision
+
+    @torch.no_grad()
+    def draw(self, prompts: Sequence[Sequence[int]], sampling: Sampling) -> Generator[DrawnToken, None, None]:
+        """Write `sampling.max_tokens` tokens after each prompt. The memory holds what was read before.
+
+        All texts advance together. Each has random numbers of its own, so that no text depends on the others. The part
+        of a prompt beyond the length of the shortest one is read token by token. Stop strings and stop tokens are not
+        looked for here.
+
+        Args:
+            prompts: token ids; at least one token each.
+            sampling: how tokens are drawn, and how many.
+
+        Yields:
+            The tokens, in the order in which they are drawn.
+
+        Raises:
+            ConfigError: if the model's probabilities are no numbers.
+        """
+        device, training = next(self.model.parameters()).device, self.model.training
+        self.model.eval()
+        generators = [torch.Generator().manual_seed(sampling.seed + i) for i in range(len(prompts))]
+        seen = [set(prompt) for prompt in prompts]
+        written = [0] * len(prompts)
+        shortest = min(len(prompt) for prompt in prompts)
+        input = torch.tensor([prompt[:shortest] for prompt in prompts], device=device)
+        memory: Memory = []
+        try:
+            for segment in input[:, :-1].split(self.geometry.tgt_len, dim=1) if shortest > 1 else ():
+                with autocast(self.precision, device):
+                    _, memory = self.model(segment, memory, self.geometry)
+            input, step = input[:, -1:], replace(self.geometry, ext_len=0)
+            for position in range(shortest, max(len(prompt) for prompt in prompts) + sampling.max_tokens):
+                with autocast(self.precision, device):
+                    hidden, memory = self.model(input, memory, step)
+                    log_prob = self.model.log_prob(hidden[:, -1])
+                _check_numbers(log_prob)
+                chosen = []
+                for i, prompt in enumerate(prompts):
+                    if position < len(prompt):
+                        chosen.append(prompt[position])
+                        continue
+                    chosen.append(_draw(log_prob[i], sampling, seen[i], generators[i]))
+                    seen[i].add(chosen[i])
+                    if written[i] < sampling.max_tokens:
+                        written[i] += 1
+                        yield DrawnToken(i, chosen[i], log_prob[i, chosen[i]].item())
+                input = torch.tensor(chosen, device=device)[:, None]
+        finally:
+            self.model.train(training)
+
+    def continue_prompts(
+        self,
+        prompts: Sequence[Sequence[int]],
+        sampling: Sampling,
+        on_token: Callable[[int, int], bool] | None = None,
+    ) -> list[Continuation]:
+        """As `draw`, collected by prompt.
+
+        Args:
+            prompts: token ids; at least one token each.
+            sampling: how tokens are drawn, and how many.
+            on_token: on_token(i, token) is called for every token after prompt i; it returns whether that text goes on.
+
+        Returns:
+            A continuation for every prompt, with the token that ended it.
+        """
+        texts, going_on = [Continuation() for _ in prompts], set(range(len(prompts)))
+        with contextlib.closing(self.draw(prompts, sampling)) as drawn:
+            for i, token, log_prob in drawn:
+                if i in going_on:
+                    texts[i].tokens.append(token)
+                    texts[i].log_probs.append(log_prob)
+                    if on_token is not None and not on_token(i, token):
+                        going_on.remove(i)
+                if not going_on:
+                    break
+        return texts
+
+
+def _check_numbers(log_prob: Tensor) -> None:
+    if log_prob.isnan().any():
+        raise ConfigError(
+            "the model's probabilities are no numbers (NaN): its training diverged, or it overflows in this precision; "
+            "use an earlier checkpoint, or precision=fp32"
+        )
 
 
 def _draw(log_prob: Tensor, sampling: Sampling, seen: set[int], generator: torch.Generator) -> int:

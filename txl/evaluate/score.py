@@ -5,7 +5,7 @@ Shapes: B texts, C tokens of the context, n tokens of a text, T segment, D model
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -21,6 +21,7 @@ from txl.system.timing import synchronize
 from txl.tracking.scores import LossScores
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of a batch, padding included; the logits of all are held at once
+CHUNK_TOKENS = 200_000  # of a stream of texts: read ahead, sorted by length
 LENGTH_STEP = 8  # the lengths of batches are rounded up to multiples, so that few sets of positions are projected
 
 
@@ -37,6 +38,14 @@ class Score(LossScores):
     def loss(self) -> float:
         """Nats per token."""
         return self.nats / self.tokens if self.tokens else math.nan
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """Tokens that come before every text, after they were read."""
+
+    tokens: Sequence[int]
+    memory: Memory  # after all of them but the last, which is the first input of a text
 
 
 class TokenScorer:
@@ -60,6 +69,32 @@ class TokenScorer:
         self.model, self.geometry, self.precision, self.latencies = model, geometry, precision, latencies
         self.device = next(model.parameters()).device
 
+    def read_prefix(self, tokens: Sequence[int]) -> "Prefix":
+        """Read the tokens that come before every text. Texts that follow them start from a copy of that memory."""
+        geometry = self._fitted(len(tokens))
+        return Prefix(tokens, self._read_context(tokens, geometry))
+
+    def score_stream(self, texts: Iterable[np.ndarray], context: Sequence[int] = ()) -> Iterator[np.ndarray]:
+        """As `score`, for any number of texts: the memory that it takes does not grow with them.
+
+        Args:
+            texts: token ids of each text. CHUNK_TOKENS are read ahead, so that texts of similar length meet.
+            context: as of `score`.
+
+        Yields:
+            The losses of each text, in the order of the texts.
+        """
+        prefix = self.read_prefix(context)
+        chunk: list[np.ndarray] = []
+        tokens = 0
+        for text in texts:
+            chunk.append(text)
+            tokens += len(text) + 1
+            if tokens >= CHUNK_TOKENS:
+                yield from self._score_chunk(chunk, prefix)
+                chunk, tokens = [], 0
+        yield from self._score_chunk(chunk, prefix)
+
     def score(self, texts: Sequence[np.ndarray], context: Sequence[int] = ()) -> list[np.ndarray]:
         """The losses of every text.
 
@@ -73,26 +108,26 @@ class TokenScorer:
         Returns:
             For every text, the nats of its predicted tokens: [n] float64, or [n - 1] without a context.
         """
+        return list(self.score_stream(texts, context))
+
+    def _score_chunk(self, texts: Sequence[np.ndarray], prefix: "Prefix") -> list[np.ndarray]:
         results = [np.zeros(0)] * len(texts)
-        memories: dict[Geometry, Memory] = {}
-        before = context[-1 - self.geometry.ext_len :]  # the last token is the first input, the others extend it
+        before = prefix.tokens[-1 - self.geometry.ext_len :]  # the last is the first input, the others extend it
         for batch in self._batches([len(text) for text in texts]):
             longest = max(len(texts[i]) for i in batch)
-            geometry = self._fitted(len(context) + longest)
-            if geometry not in memories:
-                memories = {geometry: self._read_context(context, geometry)}
+            geometry = self._fitted(len(prefix.tokens) + longest)
             rows = np.zeros((len(batch), len(before) + longest), np.int64)
             rows[:, : len(before)] = before
             for row, i in zip(rows, batch, strict=True):
                 row[len(before) : len(before) + len(texts[i])] = texts[i]
             ends = [len(before) + len(texts[i]) for i in batch]
-            memory = fork_memory(memories[geometry], len(batch))
+            memory = fork_memory(prefix.memory, len(batch), geometry)
             found, _ = self._read(rows, ends, max(0, len(before) - 1), memory, geometry)
             for i, losses in zip(batch, found, strict=True):
                 results[i] = losses
         return results
 
-    def score_in_sequence(self, texts: Sequence[np.ndarray], context: Sequence[int] = ()) -> Iterator[np.ndarray]:
+    def score_in_sequence(self, texts: Iterable[np.ndarray], context: Sequence[int] = ()) -> Iterator[np.ndarray]:
         """As `score`, but the context of each text is `context` and all texts before it: they are one long text."""
         memory: Memory = self._read_context(context, self.geometry)
         before = list(context[-1 - self.geometry.ext_len :])

@@ -1,37 +1,40 @@
 """A trained model with its vocabulary: it scores texts and continues them."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, overload
+from typing import Literal, Unpack, cast, overload
 
 import numpy as np
 import torch
 
+from txl.config.bounds import check_bounds
 from txl.config.data import Metric
 from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
 from txl.config.precision import Arithmetic
+from txl.config.sampling import Sampling, SamplingKeywords
 from txl.config.schema import EvaluateConfig, Runtime
 from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
 from txl.evaluate.kv_cache import CachedTransformerXL
-from txl.evaluate.load_model import LoadedModel, evaluation_geometry, load_trained_model
+from txl.evaluate.load_model import LoadedModel, check_finite_weights, evaluation_geometry, load_trained_model
 from txl.evaluate.runtimes import choose_runtime
-from txl.evaluate.sampling import Continuation, Sampling, TokenModel, continue_prompts, draw_tokens
+from txl.evaluate.sampling import Continuation, TokenModel, TokenSampler
 from txl.evaluate.score import Score, TokenScorer
 from txl.evaluate.text_stream import GrowingText
 from txl.evaluate.typed_text import count_unknown, token_ids
 from txl.system.precision import parameter_dtype, set_matmul_precision
 
 
-@dataclass(frozen=True)
-class Stops:
-    """Where generated texts end before `max_tokens`."""
+class GenerateKeywords(SamplingKeywords, total=False):
+    """Keyword arguments of `Model.generate`."""
 
-    strings: Sequence[str] = ()  # a text ends before the first of these
-    tokens: Sequence[str] = ()  # a text ends before the first of these tokens; `eos`: the vocabulary's end token
+    include_prompt: bool
+    stop: str | Sequence[str]
+    stop_tokens: str | Sequence[str]
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Model:
             runtime: auto, eager or cached.
             precision: of the matrix products.
         """
+        check_finite_weights(loaded)
         self.vocab, self.config, self.metric = loaded.vocab, loaded.architecture, loaded.data.metric
         self.checkpoint, self.geometry, self.precision = loaded.folder, geometry, precision
         self.device = next(loaded.model.parameters()).device
@@ -85,6 +89,7 @@ class Model:
         self._model: TokenModel = loaded.model
         if self.runtime is Runtime.cached:
             self._model = CachedTransformerXL(loaded.model, geometry)
+        self._sampler = TokenSampler(self._model, geometry, precision)
 
     def __repr__(self) -> str:
         size = sum(p.numel() for p in self._model.parameters())
@@ -131,12 +136,26 @@ class Model:
         Returns:
             The scores. Raises ConfigError for ids outside of the vocabulary.
         """
-        arrays = [self._checked(one) for one in ids]
-        losses = TokenScorer(self._model, self.geometry, self.precision).score(arrays, context)
-        return [self._score(*pair, token_losses) for pair in zip(arrays, losses, strict=True)]
+        return list(self.score_stream(ids, context, token_losses))
+
+    def score_stream(
+        self, ids: Iterable[Sequence[int] | np.ndarray], context: Sequence[int] = (), token_losses: bool = False
+    ) -> Iterator[Score]:
+        """As `score_ids`, for any number of texts: the memory that it takes does not grow with them.
+
+        Args:
+            ids: the tokens of each text. Some are read ahead, so that texts of similar length are read together.
+            context: tokens before each text.
+            token_losses: also keep the loss of every token.
+
+        Yields:
+            The score of each text, in their order.
+        """
+        scorer = TokenScorer(self._model, self.geometry, self.precision)
+        return self._scores(ids, lambda arrays: scorer.score_stream(arrays, context), token_losses)
 
     def score_in_sequence(
-        self, ids: Sequence[Sequence[int] | np.ndarray], context: Sequence[int] = (), token_losses: bool = False
+        self, ids: Iterable[Sequence[int] | np.ndarray], context: Sequence[int] = (), token_losses: bool = False
     ) -> Iterator[Score]:
         """As `score_ids`, but the context of each text is `context` and all texts before it.
 
@@ -148,10 +167,8 @@ class Model:
         Yields:
             The score of each text, as soon as it is known.
         """
-        arrays = [self._checked(one) for one in ids]
         scorer = TokenScorer(self._model, self.geometry, self.precision)
-        for array, losses in zip(arrays, scorer.score_in_sequence(arrays, context), strict=True):
-            yield self._score(array, losses, token_losses)
+        return self._scores(ids, lambda arrays: scorer.score_in_sequence(arrays, context), token_losses)
 
     def encode(self, text: str) -> np.ndarray:
         """[n] int64 ids of a typed text whose last line is complete."""
@@ -168,6 +185,23 @@ class Model:
             raise ConfigError(f"the id {wrong} is not in the vocabulary, whose ids are 0 to {len(self.vocab) - 1}")
         return array
 
+    def _scores(
+        self,
+        ids: Iterable[Sequence[int] | np.ndarray],
+        score: Callable[[Iterable[np.ndarray]], Iterator[np.ndarray]],
+        token_losses: bool,
+    ) -> Iterator[Score]:
+        """The scores of texts that `score` yields the losses of, in their order; it may read ahead."""
+        waiting: deque[np.ndarray] = deque()
+
+        def arrays() -> Iterator[np.ndarray]:
+            for one in ids:
+                waiting.append(self._checked(one))
+                yield waiting[-1]
+
+        for losses in score(arrays()):
+            yield self._score(waiting.popleft(), losses, token_losses)
+
     def _score(self, ids: np.ndarray, losses: np.ndarray, with_tokens: bool) -> Score:
         tokens = None
         if with_tokens:
@@ -179,55 +213,16 @@ class Model:
 
     @overload
     def generate(
-        self,
-        prompt: str,
-        max_tokens: int = ...,
-        *,
-        stream: Literal[False] = ...,
-        stop: str | Sequence[str] = ...,
-        stop_tokens: Sequence[str] = ...,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        top_p: float | None = ...,
-        min_p: float | None = ...,
-        repetition_penalty: float = ...,
-        seed: int = ...,
-        include_prompt: bool = ...,
+        self, prompt: str, max_tokens: int = ..., *, stream: Literal[False] = ..., **options: Unpack[GenerateKeywords]
     ) -> str: ...
 
     @overload
     def generate(
-        self,
-        prompt: str,
-        max_tokens: int = ...,
-        *,
-        stream: Literal[True],
-        stop: str | Sequence[str] = ...,
-        stop_tokens: Sequence[str] = ...,
-        temperature: float = ...,
-        top_k: int | None = ...,
-        top_p: float | None = ...,
-        min_p: float | None = ...,
-        repetition_penalty: float = ...,
-        seed: int = ...,
-        include_prompt: bool = ...,
+        self, prompt: str, max_tokens: int = ..., *, stream: Literal[True], **options: Unpack[GenerateKeywords]
     ) -> Iterator[str]: ...
 
     def generate(
-        self,
-        prompt: str,
-        max_tokens: int = 200,
-        *,
-        stream: bool = False,
-        stop: str | Sequence[str] = (),
-        stop_tokens: Sequence[str] = (),
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        min_p: float | None = None,
-        repetition_penalty: float = 1.0,
-        seed: int = 0,
-        include_prompt: bool = True,
+        self, prompt: str, max_tokens: int = 200, *, stream: bool = False, **options: Unpack[GenerateKeywords]
     ) -> str | Iterator[str]:
         """Continue a text.
 
@@ -235,15 +230,9 @@ class Model:
             prompt: how the text begins.
             max_tokens: how many tokens to write.
             stream: return the text piece by piece while it grows.
-            stop: the text ends before this string, or before the first of these.
-            stop_tokens: the text ends before the first of these tokens; `eos` is the vocabulary's end token.
-            temperature: below 1 likely tokens become likelier; 0 takes the likeliest token every time.
-            top_k: draw from the k likeliest tokens.
-            top_p: draw from the likeliest tokens that together have this probability.
-            min_p: draw from tokens that are at least this times as likely as the likeliest.
-            repetition_penalty: above 1 makes tokens that stand in the text already less likely.
-            seed: of the random numbers; the same seed gives the same text.
-            include_prompt: begin with the prompt.
+            options: include_prompt (the text begins with the prompt; true), stop (the text ends before this string, or
+                before the first of several), stop_tokens (the same for tokens; `eos` is the vocabulary's end token),
+                and of `Sampling` temperature (0 is greedy), top_k, top_p, min_p, repetition_penalty and seed.
 
         Returns:
             The text; with `stream` an iterator over its pieces.
@@ -252,29 +241,21 @@ class Model:
             ConfigError: for an empty prompt, a prompt or stop token outside of the vocabulary, or an option outside of
                 its range.
         """
-        sampling = Sampling(
-            temperature=temperature,
-            top_k=top_k,
-            top_p=top_p,
-            min_p=min_p,
-            repetition_penalty=repetition_penalty,
-            seed=seed,
-        )
-        sampling.check()
-        stops = Stops([stop] if isinstance(stop, str) else stop, stop_tokens)
-        pieces = self._pieces(self._encode_prompt(prompt), max_tokens, sampling, stops, include_prompt)
+        include_prompt = options.pop("include_prompt", True)
+        stop, stop_tokens = _as_list(options.pop("stop", ())), _as_list(options.pop("stop_tokens", ()))
+        numbers = cast(SamplingKeywords, options)  # the others were taken out
+        sampling = Sampling(max_tokens=max_tokens, stop=stop, stop_tokens=stop_tokens, **numbers)
+        check_bounds(sampling)
+        pieces = self._pieces(self._encode_prompt(prompt), sampling, include_prompt)
         return pieces if stream else "".join(pieces)
 
-    def _pieces(
-        self, prompt: list[int], max_tokens: int, sampling: Sampling, stops: Stops, include_prompt: bool
-    ) -> Iterator[str]:
-        text = self._grow(prompt, stops)
+    def _pieces(self, prompt: list[int], sampling: Sampling, include_prompt: bool) -> Iterator[str]:
+        text = self._grow(prompt, sampling)
 
         def pieces() -> Iterator[str]:
             if include_prompt:
                 yield text.prompt_text
-            arguments = (self._model, [prompt], max_tokens, self.geometry, sampling, self.precision)
-            with closing(draw_tokens(*arguments)) as drawn:
+            with closing(self._sampler.draw([prompt], sampling)) as drawn:
                 for _, token, _ in drawn:
                     if piece := text.add(token):
                         yield piece
@@ -286,27 +267,20 @@ class Model:
         return pieces()
 
     def continue_texts(
-        self,
-        prompts: Sequence[str],
-        max_tokens: int,
-        sampling: Sampling,
-        stops: Stops,
-        on_piece: Callable[[int, str], None] | None = None,
+        self, prompts: Sequence[str], sampling: Sampling, on_piece: Callable[[int, str], None] | None = None
     ) -> list[GeneratedText]:
         """Continue several texts together, as `generate` would each of them.
 
         Args:
             prompts: how the texts begin.
-            max_tokens: how many tokens to write for each.
-            sampling: how tokens are drawn; text i uses the random numbers of seed + i.
-            stops: where texts end before that.
+            sampling: how tokens are drawn, and where texts end; text i uses the random numbers of seed + i.
             on_piece: on_piece(i, piece) is called for every piece of text i, beginning with its prompt.
 
         Returns:
             The texts with their tokens and log-probabilities.
         """
         ids = [self._encode_prompt(prompt) for prompt in prompts]
-        texts = [self._grow(prompt, stops) for prompt in ids]
+        texts = [self._grow(prompt, sampling) for prompt in ids]
         show = on_piece or (lambda i, piece: None)
         for i, text in enumerate(texts):
             show(i, text.prompt_text)
@@ -315,7 +289,7 @@ class Model:
             show(i, texts[i].add(token))
             return not texts[i].ended
 
-        written = continue_prompts(self._model, ids, max_tokens, self.geometry, sampling, self.precision, on_token)
+        written = self._sampler.continue_prompts(ids, sampling, on_token)
         for i, text in enumerate(texts):
             show(i, text.finish())
         return [
@@ -329,8 +303,12 @@ class Model:
             raise ConfigError("the prompt is empty: write how the text begins")
         return ids
 
-    def _grow(self, prompt: list[int], stops: Stops) -> GrowingText:
-        return GrowingText(self.vocab, prompt, stops.strings, token_ids(stops.tokens, self.vocab))
+    def _grow(self, prompt: list[int], sampling: Sampling) -> GrowingText:
+        return GrowingText(self.vocab, prompt, sampling.stop, token_ids(sampling.stop_tokens, self.vocab))
+
+
+def _as_list(texts: str | Sequence[str]) -> list[str]:
+    return [texts] if isinstance(texts, str) else list(texts)
 
 
 def open_model(config: EvaluateConfig, device: torch.device) -> Model:

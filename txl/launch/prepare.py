@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from txl.checkpoint.find import MANIFEST, read_document
+from txl.config.output_files import check_output_folder
 from txl.config.schema import BenchmarkConfig, RunConfig, Then
 from txl.data.batches import check_split_fills_segment
 from txl.data.corpus import Corpus, open_corpus
@@ -28,7 +29,6 @@ from txl.system.run_lock import LOCK, held_lock
 log = logging.getLogger(__name__)
 
 RUN_FILES = {"config.yaml", "plan.json", "logs", "slurm", LOCK}  # at least one of them is in every run folder
-PROBE_BYTES = 4096  # written once to find a read-only or full file system
 START = "start.json"  # in the run folder: the checkpoint that its ranks continue from
 
 
@@ -120,18 +120,7 @@ def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
         raise ConfigError(f"run_dir={run_dir} holds files that are no run's ({min(there)}); name a new folder")
     if config.resume is None and not submitted:
         check_not_begun(run_dir)
-    place = next(path for path in (run_dir, *run_dir.absolute().parents) if path.exists())
-    probe = place / f".probe-{os.getpid()}"
-    try:
-        probe.write_bytes(b"0" * PROBE_BYTES)
-        probe.unlink()
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            probe.unlink()
-        raise ConfigError(
-            f"run_dir={run_dir} cannot be written: {error.strerror}; free some room or change permissions there, or "
-            "choose another folder (run_dir= or runs=)"
-        ) from None
+    check_output_folder("run_dir", run_dir)
 
 
 def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:

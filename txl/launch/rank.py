@@ -220,11 +220,15 @@ def _evaluate(config: EvaluateConfig, world: World, folder: Path | None) -> int:
     from txl.config.schema import Task
     from txl.evaluate.evaluator import Evaluator
     from txl.evaluate.generate import generate_texts
+    from txl.evaluate.score_file import score_file
     from txl.system.distributed import close_process_group
 
     watch = watch_for_hangs(config, world, folder)
     device = set_up_process(config, world)
-    code = generate_texts(config, device) if config.task is Task.generate else Evaluator(config, world, device).run()
+    if config.task is Task.evaluate:
+        code = Evaluator(config, world, device).run()
+    else:
+        code = (generate_texts if config.task is Task.generate else score_file)(config, device)
     close_process_group()
     watch.close()
     return code

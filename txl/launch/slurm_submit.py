@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from txl.config.compose import to_dict
+from txl.config.output_files import check_output_folder
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Task
 from txl.data.corpus import encoded_vocab_size, open_corpus
 from txl.data.token_source import open_source
@@ -107,6 +108,7 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
         if parallel is None:
             print(plan, flush=True)
         run_dir = Path(os.path.abspath(job_folder(config)))
+        check_output_folder("run_dir", run_dir)
         if queued := still_queued(config, run_dir):
             queued_already.append(queued)
         elif has_work(config, run_dir):
@@ -141,13 +143,14 @@ def submit_evaluation(config: EvaluateConfig) -> SubmittedJob:
     if config.config_file is None:
         checkpoint = resolve_checkpoint(config.checkpoint)
     run_dir = Path(os.path.abspath(config.run_dir or evaluation_folder(config, checkpoint)))
+    check_output_folder("run_dir", run_dir)
     queued = SubmittedJob.of(run_dir)
     state = job_state(queued.job) if queued else None
     if queued is not None and state is not None and state not in ENDED:
         raise ConfigError(f"run_dir={run_dir} is in use by job {queued.job} ({state}); scancel {queued.job}, or wait")
     fresh = not run_dir.exists()
     nodes, per_node = processes(config)
-    if config.task is Task.generate:
+    if config.task is not Task.evaluate:
         nodes = per_node = 1
     folders = frozenset({Path.cwd(), checkpoint.absolute(), run_dir.parent})
     config = replace(config, run_dir=str(run_dir), json=config.json or str(run_dir / "result.json"))

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import TypeGuard
 
+from txl.config.output_files import check_output_files
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite, Task
 from txl.launch.local_processes import run_local_ranks
 from txl.launch.prepare import plan_without_data, prepare
@@ -32,6 +33,7 @@ class Launcher:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
         if shows_console(config):
             log_to_console()
+        check_output_files(config)
         code = self._start(config)
         if code == 0 and config.cluster.name != "slurm" and shows_console(config) and is_plain_training(config):
             self.trained.append(config)
@@ -175,7 +177,7 @@ def check_here(config: RunConfig) -> int:
 def evaluate_here(config: EvaluateConfig) -> int:
     """Evaluate or generate here, with one process per device; returns the exit code."""
     size = processes(config)[1]
-    if "RANK" in os.environ or size == 1 or config.task is Task.generate:
+    if "RANK" in os.environ or size == 1 or config.task is not Task.evaluate:
         from txl.launch.rank import rank_main
 
         return rank_main(config)

@@ -4,10 +4,11 @@ from typing import Any
 
 from txl.config.data import Metric
 from txl.config.geometry import Geometry, valid_geometry
+from txl.config.sampling import Sampling
 from txl.config.schema import RunConfig, Then
 from txl.data.corpus import Corpus
 from txl.evaluate.loss import EvaluationResult, evaluate_split
-from txl.evaluate.sampling import Sampling, continue_prompts
+from txl.evaluate.sampling import TokenSampler
 from txl.model.transformer import TransformerXL
 from txl.system.world import World
 from txl.tracking.tracker import Tracker
@@ -63,7 +64,7 @@ class FinalEvaluation:
         """A text that continues the beginning of the validation split."""
         prompt, mem_len = self.corpus.tokens("valid")[:SAMPLE_PROMPT].tolist(), self.config.train.mem_len
         geometry = Geometry(tgt_len=max(1, len(prompt)), mem_len=mem_len, same_length=mem_len > 0)
-        sampling = Sampling(temperature=0.6, top_k=40, seed=self.config.seed)
-        precision = self.config.precision.name
-        text = continue_prompts(self.model, [prompt], max_tokens, geometry, sampling, precision)[0]
+        sampling = Sampling(max_tokens=max_tokens, temperature=0.6, top_k=40, seed=self.config.seed)
+        sampler = TokenSampler(self.model, geometry, self.config.precision.name)
+        text = sampler.continue_prompts([prompt], sampling)[0]
         return self.corpus.vocab.decode(text.tokens)
