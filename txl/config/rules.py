@@ -7,6 +7,7 @@ torch. The range of a single number stands beside its option (bounds.py).
 import importlib.util
 import re
 
+from txl.config.adaptation import check_adaptation
 from txl.config.bounds import check_bounds
 from txl.config.compose import Config
 from txl.config.data_rules import check_data_options
@@ -123,5 +124,11 @@ def _check_evaluate_config(config: EvaluateConfig) -> None:
     refuse_unless(config.prompt is None or config.prompt.strip(), "prompt", "''", "is empty: write how the text begins")
     refuse_unless(config.text is None or config.text.strip(), "text", "''", "is empty: there is nothing to evaluate")
     _check_task(config)
+    split = config.task is Task.evaluate and config.text is None
+    rule = "is for a split of the data set, not for a text or another task; leave it out"
+    key = "neural_cache" if config.neural_cache else "dynamic"
+    refuse_unless(not config.adapts or split, key, getattr(config, key), rule)
+    times = bool(config.latency or config.npz)
+    check_adaptation(config, config.runtime.name, config.precision.name.name, config.repeat, times)
     programs = config.runtime in (Runtime.torchscript, Runtime.export)
     refuse_unless(config.program is None or programs, "program", config.program, "needs runtime=torchscript or export")

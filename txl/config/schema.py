@@ -12,6 +12,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from txl.config.adaptation import Adaptation
 from txl.config.bounds import above_zero, zero_or_more
 from txl.config.data import DataConfig
 from txl.config.machine import ClusterConfig, HardwareConfig
@@ -125,7 +126,7 @@ class RunConfig:
 
 
 @dataclass
-class EvaluateConfig(Sampling):
+class EvaluateConfig(Sampling, Adaptation):
     """Everything that `evaluate.py` needs.
 
     Lengths and batch_size that are null are those of the evaluation that was published with the checkpoint's recipe

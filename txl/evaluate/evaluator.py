@@ -6,13 +6,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from txl.config.adaptation import Dynamic
 from txl.config.compose import to_dict
 from txl.config.data import Metric
 from txl.config.output_files import writing_output
-from txl.config.schema import EvaluateConfig, Split
+from txl.config.schema import EvaluateConfig, Runtime, Split
+from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus, open_corpus
 from txl.errors import ConfigError
+from txl.evaluate.adaptation import evaluate_adaptively, gradient_roots
+from txl.evaluate.exported_program import FixedShapeProgram
 from txl.evaluate.load_model import evaluation_geometry, load_trained_model
 from txl.evaluate.loss import EvaluationResult, SegmentProgress, evaluate_stream, evaluation_stream
 from txl.evaluate.runtimes import RunnableModel, build_runtime, choose_runtime
@@ -30,6 +35,8 @@ from txl.tracking.scores import score_from_loss
 
 RULE = "=" * 100
 
+STATISTICS_COLUMNS = 10  # of the training split, read at once for dynamic=rms
+
 
 class Evaluator:
     """One evaluation on one rank. Rank 0 prints and writes the files. `run()` returns the exit code."""
@@ -42,7 +49,11 @@ class Evaluator:
         self.loaded = load_trained_model(config.checkpoint, device, dtype, config.config_file, config.data_path)
         self.geometry, self.batch_size = evaluation_geometry(config, self.loaded)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
+        if config.dynamic is not Dynamic.none:  # a change of weights would make cached keys and values wrong
+            self.runtime = Runtime.eager
+            self.batch_size = config.batch_size or 1  # in the order of the text
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
+        self.roots: list[Tensor] | None = None  # for dynamic=rms
         self.dllogger = None
         self.data: dict[str, str | None] | None = None  # fingerprints of the data set, now and when it was trained on
         if config.dllogger and world.is_main:
@@ -75,24 +86,40 @@ class Evaluator:
         names = ["valid", "test"] if split is Split.all else [split.name]
         streams = {name: evaluation_stream(corpus, name, self.geometry, self.batch_size, self.world) for name in names}
         results = {}
+        if config.dynamic is Dynamic.rms:
+            self._collect_gradients(corpus)
         for name, stream in streams.items():
             latencies: list[float] | None = None if self.latencies is None else []
             segments = min(stream.n_batches, (config.max_steps or stream.n_batches) + stream.n_warmup) * config.repeat
             with CountBar(segments, enabled=self.world.is_main and config.log_interval is None) as bar:
-                result = evaluate_stream(
-                    model,
-                    stream,
-                    self.geometry,
-                    self.batch_size,
-                    self.precision,
-                    config.max_steps,
-                    config.repeat,
-                    latencies,
-                    self._progress(self.batch_size * self.geometry.tgt_len, bar),
-                )
+                progress = self._progress(self.batch_size * self.geometry.tgt_len, bar)
+                result = self._evaluate(model, stream, latencies, progress)
             self._print_result(name, result, segments, latencies)
-            results[name] = result.to_dict()
+            results[name] = result.to_dict() | ({"adaptation": config.settings()} if config.adapts else {})
         return results
+
+    def _evaluate(
+        self,
+        model: RunnableModel,
+        stream: TokenStream,
+        latencies: list[float] | None,
+        progress: SegmentProgress | None,
+    ) -> EvaluationResult:
+        config, lengths = self.config, (self.geometry, self.batch_size)
+        if not config.adapts:
+            steps = (config.max_steps, config.repeat)
+            return evaluate_stream(model, stream, *lengths, self.precision, *steps, latencies, progress)
+        assert not isinstance(model, FixedShapeProgram), "the rules have checked it"
+        return evaluate_adaptively(
+            model, stream, *lengths, config, self.precision, self.roots, config.max_steps, progress
+        )
+
+    def _collect_gradients(self, corpus: Corpus) -> None:
+        """What dynamic=rms needs to know of the training split."""
+        segments, geometry = self.config.dynamic_statistics, self.geometry
+        self._print(f"Reading {segments} segments of the training split for the sizes of gradients")
+        stream = evaluation_stream(corpus, "train", geometry, STATISTICS_COLUMNS, self.world)
+        self.roots = gradient_roots(self.loaded.model, stream, geometry, segments, self.precision)
 
     def _open_corpus(self) -> Corpus:
         """The data set that the checkpoint was trained on. Raises ConfigError if its vocabulary is another one."""
@@ -168,7 +195,7 @@ class Evaluator:
         self._print(
             f"Evaluating with math {self.precision.name} type {self.runtime.name} bsz {batch_size} "
             f"tgt_len {g.tgt_len} ext_len {g.ext_len} mem_len {g.mem_len} clamp_len {g.clamp_len} "
-            f"same_length {str(g.same_length).lower()}"
+            f"same_length {str(g.same_length).lower()}{' ' * self.config.adapts}{self.config.adaptation_text}"
         )
 
     def _progress(self, tokens: int, bar: CountBar) -> SegmentProgress | None:

@@ -1,0 +1,174 @@
+"""Evaluation that learns from what it has scored: never before, and the checkpoint stays as it is."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.support.entry_points import run
+from tests.support.in_process import evaluate_here, train_here
+from tests.support.made_data import write_corpus
+from tests.support.models import V, build
+from tests.support.tiny_runs import TINY_RUN
+from txl.config.adaptation import Adaptation, Dynamic
+from txl.config.geometry import Geometry
+from txl.config.precision import Arithmetic
+from txl.data.batches import TokenStream
+from txl.errors import ConfigError
+from txl.evaluate.adaptation import NeuralCache, evaluate_adaptively, gradient_roots
+from txl.evaluate.kv_cache import CachedTransformerXL
+from txl.evaluate.loss import evaluate_stream
+
+TOKENS = np.random.default_rng(0).integers(0, 12, 201)
+GEOMETRY = Geometry(8, 16)
+SGD = Adaptation(dynamic=Dynamic.sgd, dynamic_rate=0.3)
+CACHE = Adaptation(neural_cache=30, cache_theta=0.2, cache_lambda=0.3)
+BOTH = replace(SGD, neural_cache=30, cache_theta=0.2, cache_lambda=0.3)
+
+
+def stream(tokens=TOKENS, batch_size=1, warmup=0):
+    return TokenStream(tokens, batch_size, GEOMETRY.tgt_len, warmup_len=warmup)
+
+
+def loss(options, tokens=TOKENS, batch_size=1, model=None, **more):
+    return evaluate_adaptively(model or build(), stream(tokens, batch_size), GEOMETRY, batch_size, options, **more).loss
+
+
+def nats_of_segments(options, tokens):
+    """The nats of every segment, in their order."""
+    sums = [0.0]
+    sums += [n * 8 * loss(options, tokens, max_steps=n) for n in range(1, stream(tokens).n_batches)]
+    return np.diff(sums)
+
+
+@pytest.mark.parametrize("options", [SGD, BOTH, replace(SGD, dynamic_segments=3, dynamic_decay=0.1)])
+def test_a_token_changes_the_losses_of_its_own_segment_and_of_later_ones_alone(options):
+    """Another token at the end of segment 5 changes the loss of that token and of what follows, and nothing before."""
+    tokens, changed = TOKENS[:73], TOKENS[:73].copy()
+    changed[48] = (changed[48] + 1) % 12  # the last target of segment 5 (tokens 41 to 48)
+    before, after = nats_of_segments(options, tokens), nats_of_segments(options, changed)
+    assert (before[:5] == after[:5]).all() and (before[5:] != after[5:]).all()
+
+
+def test_segments_are_scored_with_the_weights_of_the_segments_before():
+    """By hand: score, one step of gradient descent, the next segment."""
+    model, mems, nats = build(), [], 0.0
+    for index in range(stream().n_batches):
+        batch = stream().batch(1, index)
+        hidden, mems = model(batch.input, mems, GEOMETRY)
+        losses = model.loss(hidden, batch.target)
+        nats += losses.sum().item()
+        model.zero_grad()
+        losses.mean().backward()
+        with torch.no_grad():
+            for weight in model.parameters():
+                if weight.grad is not None:
+                    weight -= 0.3 * weight.grad
+    assert loss(SGD) == pytest.approx(nats / 200, rel=1e-10)
+    assert loss(SGD) < evaluate_stream(build(), stream(), GEOMETRY, 1).loss - 0.1  # 12 of the 50 tokens occur
+
+
+@pytest.mark.parametrize("options", [SGD, CACHE, replace(SGD, dynamic=Dynamic.rms)])
+def test_the_model_has_its_trained_weights_afterwards(options):
+    model, same = build(), build().state_dict()
+    roots = gradient_roots(model, stream(), GEOMETRY, 5, Arithmetic.fp32) if options.dynamic is Dynamic.rms else None
+    first = loss(options, model=model, roots=roots)
+    assert all((value == same[name]).all() for name, value in model.state_dict().items())
+    assert loss(options, model=model, roots=roots) == first
+
+
+def test_a_full_decay_forgets_everything_at_every_update():
+    forgetful = replace(SGD, dynamic_rate=1e-12, dynamic_decay=1.0)
+    assert loss(forgetful) == pytest.approx(evaluate_stream(build(), stream(), GEOMETRY, 1).loss, rel=1e-9)
+
+
+def test_gradients_on_the_training_split_are_measured_by_their_root_mean_square():
+    model = build()
+    roots, squares, mems = gradient_roots(model, stream(), GEOMETRY, 4, Arithmetic.fp32), 0.0, []
+    for index in (0, 6, 12, 18):
+        batch = stream().batch(1, index)
+        hidden, mems = model(batch.input, mems, GEOMETRY)
+        model.zero_grad()
+        model.loss(hidden, batch.target).mean().backward()
+        squares += model.layers[0].attention.qkv.weight.grad ** 2
+    index = [name for name, _ in model.named_parameters()].index("layers.0.attention.qkv.weight")
+    torch.testing.assert_close(roots[index], (squares / 4).sqrt())
+
+
+def test_the_mixture_with_the_cache_is_a_distribution():
+    """Over all possible next tokens the probabilities sum to 1, with the adaptive softmax's exact ones."""
+    model, text = build(), torch.from_numpy(TOKENS[:16])[None]
+    with torch.no_grad():
+        hidden, _ = model(text, [], Geometry(16, 16))
+        log_prob = model.log_prob(hidden[0])  # [16, V]
+        total = 0.0
+        for word in range(V):
+            target = torch.cat([text[:, 1:], torch.tensor([[word]])], dim=1)  # `word` is the last token's target
+            nats = -log_prob.gather(1, target.t()).t()
+            total += math.exp(-NeuralCache(9, 0.4, 0.3).read(hidden, target, nats)[0, -1])
+            assert NeuralCache(9, 0.4, 0.3).read(hidden, target, nats)[0, 0] == nats[0, 0]  # nothing is remembered yet
+    assert total == pytest.approx(1, rel=1e-6)
+
+
+def test_the_cache_remembers_the_last_tokens_across_segments_and_runtimes():
+    model = build()
+    eager, cached = loss(CACHE, model=model), loss(CACHE, model=CachedTransformerXL(model))
+    assert cached == pytest.approx(eager, rel=1e-10) and eager < evaluate_stream(build(), stream(), GEOMETRY, 1).loss
+    one_segment = evaluate_adaptively(model, TokenStream(TOKENS, 1, 200), Geometry(200, 0), 1, CACHE).loss
+    in_parts = evaluate_adaptively(model, TokenStream(TOKENS, 1, 8), Geometry(8, 200), 1, CACHE).loss
+    assert in_parts == pytest.approx(one_segment, rel=1e-10)
+    assert math.isfinite(loss(replace(CACHE, neural_cache=1)))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("adaptation")
+    lengths = ["evaluation.tgt_len=6", "evaluation.mem_len=20", "train.max_step=20"]
+    train_here(*TINY_RUN, *write_corpus(folder / "text"), *lengths, f"run_dir={folder}/run")
+    return folder / "run"
+
+
+def test_two_processes_learn_as_one(trained, tmp_path):
+    chosen = ["hardware=cpu", f"checkpoint={trained}", "precision=fp64", "batch_size=3", "max_steps=9"]
+    chosen += ["dynamic=rms", "dynamic_rate=0.1", "dynamic_decay=0.01", "dynamic_statistics=4", "neural_cache=50"]
+    evaluate_here(*chosen, f"json={tmp_path}/one.json")
+    run("evaluate.py", *chosen, "gpus=2", "json=two.json", cwd=tmp_path)
+    one, two = (json.loads((tmp_path / f"{name}.json").read_text())["test"] for name in ("one", "two"))
+    assert two["loss"] == pytest.approx(one["loss"], rel=1e-10) and two["tokens"] == one["tokens"]
+
+
+def test_the_settings_stand_beside_the_result_and_the_checkpoint_is_untouched(trained, tmp_path, capsys):
+    files = {path: path.read_bytes() for path in (trained / "checkpoints").rglob("*") if path.is_file()}
+    chosen = ["hardware=cpu", f"checkpoint={trained}", "dynamic=sgd", "neural_cache=100", f"json={tmp_path}/r.json"]
+    chosen.append("max_steps=20")
+    evaluate_here(*chosen, "dynamic_rate=0.05", "split=all")
+    line = capsys.readouterr().out.splitlines()[0]
+    assert "bsz 1 " in line and line.endswith(
+        "dynamic sgd rate 0.05 decay 0.0 segments 1 neural_cache 100 theta 0.1 lambda 0.1"
+    )
+    result = json.loads((tmp_path / "r.json").read_text())
+    assert result["runtime"] == "eager" and result["valid"]["adaptation"] == result["test"]["adaptation"]
+    assert result["test"]["adaptation"]["rate"] == 0.05 and result["test"]["batch_size"] == 1
+    assert files == {path: path.read_bytes() for path in (trained / "checkpoints").rglob("*") if path.is_file()}
+    evaluate_here(*chosen, "dynamic_rate=0.05")  # the test split does not profit from what valid has taught
+    assert json.loads((tmp_path / "r.json").read_text())["test"]["loss"] == result["test"]["loss"]
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["dynamic=sgd", "runtime=cached"], "runtime=cached has fixed weights"),
+        (["neural_cache=10", "runtime=torchscript"], "runtime=torchscript has fixed weights or shapes"),
+        (["dynamic=sgd", "repeat=2"], "repeat=2 reads a text again that dynamic=sgd has learnt"),
+        (["dynamic=sgd", "latency=true"], "latency=true measures the runtimes"),
+        (["dynamic_rate=0.1"], "dynamic_rate=0.1 has no meaning without dynamic=sgd"),
+        (["cache_lambda=1", "neural_cache=5"], "cache_lambda=1.0 must be 0 or more and below 1"),
+        (["neural_cache=5", "text=a b"], "neural_cache=5 is for a split of the data set"),
+    ],
+)
+def test_a_mistake_is_named(trained, overrides, message):
+    with pytest.raises(ConfigError, match=message):
+        evaluate_here("hardware=cpu", f"checkpoint={trained}", *overrides)

@@ -1,0 +1,97 @@
+"""Evaluation that learns from the text that it has scored: dynamic evaluation and the neural cache."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from txl.config.bounds import above_zero, below_one, zero_or_more
+from txl.errors import refuse_unless
+
+
+class Dynamic(Enum):
+    """How the weights follow the text."""
+
+    none = "none"
+    sgd = "sgd"  # a step of gradient descent
+    rms = "rms"  # the same, divided by the root mean square of the gradients on the training split
+
+
+# Chosen on the validation splits of wikitext-mini and tinyshakespeare (docs/results/dynamic.md): rate, decay.
+DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (1e-4, 0.0)}
+
+
+@dataclass(kw_only=True)
+class Adaptation:
+    """How an evaluation learns. By default it does not, and the model is the same for the whole text.
+
+    Dynamic evaluation is that of Krause et al. (2019, arXiv:1904.08378); the cache that of Grave et al. (2017,
+    arXiv:1612.04426).
+    """
+
+    dynamic: Dynamic = Dynamic.none
+    dynamic_rate: float | None = above_zero(None)  # null: DYNAMIC_DEFAULTS
+    dynamic_decay: float | None = zero_or_more(None, most=1)  # share of the way back to the trained weights per update
+    dynamic_segments: int = above_zero(1)  # segments per update
+    dynamic_statistics: int = above_zero(100)  # rms: segments of the training split that the gradients are taken from
+    neural_cache: int | None = above_zero(None)  # tokens whose hidden states are remembered; null: no cache
+    cache_theta: float = zero_or_more(0.1)  # how much nearer hidden states count more
+    cache_lambda: float = below_one(0.1)  # share of the cache in the mixture
+
+    @property
+    def adapts(self) -> bool:
+        """Whether the evaluation learns at all."""
+        return self.dynamic is not Dynamic.none or self.neural_cache is not None
+
+    @property
+    def rate(self) -> float:
+        """The size of an update."""
+        return DYNAMIC_DEFAULTS[self.dynamic][0] if self.dynamic_rate is None else self.dynamic_rate
+
+    @property
+    def decay(self) -> float:
+        """The share of the way back to the trained weights at every update."""
+        return DYNAMIC_DEFAULTS[self.dynamic][1] if self.dynamic_decay is None else self.dynamic_decay
+
+    def settings(self) -> dict[str, Any]:
+        """What stands beside a result: everything that it depends on."""
+        found: dict[str, Any] = {}
+        if self.dynamic is not Dynamic.none:
+            found |= {"dynamic": self.dynamic.name, "rate": self.rate, "decay": self.decay}
+            found |= {"segments": self.dynamic_segments}
+        if self.dynamic is Dynamic.rms:
+            found["statistics"] = self.dynamic_statistics
+        if self.neural_cache is not None:
+            found |= {"neural_cache": self.neural_cache, "theta": self.cache_theta, "lambda": self.cache_lambda}
+        return found
+
+    @property
+    def adaptation_text(self) -> str:
+        """The settings as they stand behind the lengths of a result; empty if the evaluation does not learn."""
+        return " ".join(f"{key} {value}" for key, value in self.settings().items())
+
+
+def check_adaptation(options: Adaptation, runtime: str, precision: str, repeat: int, times: bool) -> None:
+    """Raises ConfigError for options that an evaluation which learns cannot have.
+
+    Args:
+        options: How it learns.
+        runtime: `runtime=` of the evaluation.
+        precision: `precision=` of the evaluation.
+        repeat: How often the split is read.
+        times: Whether the time of every segment is asked for.
+    """
+    for key, default in (("rate", None), ("decay", None), ("segments", 1)):
+        value = getattr(options, f"dynamic_{key}")
+        rule = "has no meaning without dynamic=sgd or dynamic=rms"
+        refuse_unless(options.dynamic is not Dynamic.none or value == default, f"dynamic_{key}", value, rule)
+    if not options.adapts:
+        return
+    dynamic = options.dynamic is not Dynamic.none
+    allowed = ("auto", "eager") if dynamic else ("auto", "eager", "cached")
+    what = f"dynamic={options.dynamic.name}" if dynamic else "neural_cache"
+    refuse_unless(runtime in allowed, "runtime", runtime, f"has fixed weights or shapes; {what} needs runtime=eager")
+    rule = f"loses small gradients; use precision=fp32 or bf16 with {what}"
+    refuse_unless(precision != "fp16" or not dynamic, "precision", precision, rule)
+    rule = f"reads a text again that {what} has learnt; leave it out"
+    refuse_unless(repeat == 1, "repeat", repeat, rule)
+    refuse_unless(not times, "latency", True, f"measures the runtimes, not {what}; leave latency and npz out")

@@ -1,0 +1,281 @@
+"""Evaluation that learns from the text that it has scored.
+
+Dynamic evaluation (Krause et al. 2018, arXiv:1709.07432; 2019, arXiv:1904.08378): every segment is scored with the
+weights as they are, and the weights then follow its gradient. In the order of the text, so a loss never depends on its
+own target or on a later one. With several columns (batch_size above 1) one set of weights learns from all columns: a
+segment is scored before any column's segment of the same index is learnt. That is faster, and another number: a column
+then profits from what other columns have read, which may stand later in the text. Several processes hold some of the
+columns each and add up their gradients, so that the numbers are those of one process.
+
+The neural cache (Grave et al. 2017, arXiv:1612.04426): the words that followed similar hidden states, among the last
+`neural_cache` tokens of the same column, get a share of the probability.
+
+Shapes: B columns, T segment, D model width, N tokens in the cache.
+"""
+
+import time
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from txl.config.adaptation import Adaptation, Dynamic
+from txl.config.geometry import Geometry
+from txl.config.precision import Arithmetic
+from txl.data.batches import TokenStream
+from txl.evaluate.kv_cache import CachedTransformerXL
+from txl.evaluate.loss import EvaluationResult, LossSum, SegmentProgress
+from txl.evaluate.runtimes import Memory
+from txl.model.adaptive_softmax import at_least_fp32
+from txl.model.transformer import TransformerXL
+from txl.system.distributed import sum_over_ranks
+from txl.system.hang_watch import note_progress
+from txl.system.precision import autocast
+
+# Added to the root mean square of a weight's gradient, in units of the mean of all weights: vectors of rare words
+# have hardly any gradient on the training split, and would otherwise be thrown far at their first word.
+SMALLEST = 0.1
+
+Readable = TransformerXL | CachedTransformerXL
+
+
+class NeuralCache:
+    """The hidden states of the last tokens of every column, each with the token that followed."""
+
+    def __init__(self, size: int, theta: float, share: float):
+        """Start empty.
+
+        Args:
+            size: N, tokens that are remembered.
+            theta: factor on the products of hidden states.
+            share: lambda, the cache's share of the mixture.
+        """
+        self.size, self.theta, self.share = size, theta, share
+        self._states: Tensor | None = None  # [B, N, D]
+        self._words: Tensor | None = None  # [B, N]
+
+    def read(self, hidden: Tensor, target: Tensor, losses: Tensor) -> Tensor:
+        """The losses of a segment under the mixture; then the segment is remembered.
+
+        The token at position t sees the positions before it, whose next tokens are known then, and never its own.
+
+        Args:
+            hidden: [B, T, D], the model's last hidden states.
+            target: [B, T], the tokens after them.
+            losses: [B, T], nats under the model alone.
+
+        Returns:
+            Nats [B, T] under (1 - lambda) p_model + lambda p_cache; where the cache is empty, those of the model.
+        """
+        hidden, T = at_least_fp32(hidden), hidden.shape[1]
+        states = hidden if self._states is None else torch.cat([self._states, hidden], dim=1)
+        words = target if self._words is None else torch.cat([self._words, target], dim=1)
+        K = states.shape[1]
+        distance = torch.arange(K - T, K, device=hidden.device)[:, None] - torch.arange(K, device=hidden.device)
+        unseen = (distance <= 0) | (distance > self.size)  # [T, K]
+        score = (self.theta * hidden @ states.transpose(1, 2)).masked_fill(unseen, -torch.inf)
+        weight = score.softmax(-1).nan_to_num(0.0)  # the first token of all sees nothing
+        found = (weight * (words[:, None, :] == target[:, :, None])).sum(-1).to(losses.dtype)
+        share = torch.where(unseen.all(1), 0.0, self.share).to(losses)
+        self._states, self._words = states[:, -self.size :], words[:, -self.size :]
+        return -((1 - share) * (-losses).exp() + share * found).log()
+
+
+class DynamicWeights:
+    """A model's weights while they follow a text; `restore` gives the trained ones back."""
+
+    def __init__(self, model: TransformerXL, options: Adaptation, roots: list[Tensor] | None):
+        """Remember the trained weights.
+
+        Args:
+            model: whose weights are changed in place.
+            options: rate, decay, and after how many segments an update comes.
+            roots: for `rms`, of every weight: the root mean square of its gradients on the training split.
+        """
+        self.options, self._weights = options, list(model.parameters())
+        self._trained = [weight.detach().clone() for weight in self._weights]
+        self._segments, self._tokens = 0, 0
+        self._divisors: list[Tensor] | None = None
+        self._decays = [torch.tensor(options.decay)] * len(self._weights)
+        if roots is not None:  # weights with large gradients are also pulled back more, as in the paper
+            mean = torch.cat([root.flatten() for root in roots]).mean()
+            self._divisors = [root / mean + SMALLEST for root in roots]
+            self._decays = [(options.decay * root / mean).clamp(max=1) for root in roots]
+
+    def learn(self, total: Tensor | None, tokens: int) -> None:
+        """Take the gradient of a segment's summed loss, and update after every `dynamic_segments`-th. Collective.
+
+        Args:
+            total: summed loss of this process's columns; None: it has none.
+            tokens: of the segment, in all processes together.
+        """
+        if total is not None:
+            total.backward()
+        self._segments, self._tokens = self._segments + 1, self._tokens + tokens
+        if self._segments == self.options.dynamic_segments:
+            self._update()
+            self._segments = self._tokens = 0
+
+    @torch.no_grad()
+    def _update(self) -> None:
+        for i, (weight, trained) in enumerate(zip(self._weights, self._trained, strict=True)):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = None
+            sum_over_ranks(gradient)
+            if self._divisors is not None:
+                gradient = gradient / self._divisors[i]
+            if self.options.decay:
+                weight.add_(self._decays[i].to(weight) * (trained - weight))
+            weight.add_(gradient, alpha=-self.options.rate / self._tokens)
+
+    @torch.no_grad()
+    def restore(self) -> None:
+        """Give the model its trained weights back."""
+        for weight, trained in zip(self._weights, self._trained, strict=True):
+            weight.copy_(trained)
+            weight.grad = None
+
+
+def evaluate_adaptively(
+    model: Readable,
+    stream: TokenStream,
+    geometry: Geometry,
+    batch_size: int,
+    options: Adaptation,
+    precision: Arithmetic = Arithmetic.fp32,
+    roots: list[Tensor] | None = None,
+    max_steps: int | None = None,
+    progress: SegmentProgress | None = None,
+) -> EvaluationResult:
+    """Mean loss over the counted tokens of a stream by a model that learns from what it has scored. Collective.
+
+    The segments that fill the memory are read, and not learnt: they are counted later, or belong to another column.
+
+    Args:
+        model: the weights; they are the trained ones again afterwards. Eager for dynamic evaluation.
+        stream: this rank's columns.
+        geometry: the lengths to read with.
+        batch_size: columns of all ranks together.
+        options: how it learns.
+        precision: of the matrix products.
+        roots: for `rms`, see `gradient_roots`.
+        max_steps: stop after this many counted segments; None reads everything.
+        progress: is told of every segment.
+
+    Returns:
+        The loss, and what it depends on.
+    """
+    device, training = next(model.parameters()).device, model.training
+    model.eval()
+    weights = None
+    if options.dynamic is not Dynamic.none:
+        assert isinstance(model, TransformerXL), "the rules have checked it"
+        weights = DynamicWeights(model, options, roots)
+    cache = None
+    if options.neural_cache is not None:
+        cache = NeuralCache(options.neural_cache, options.cache_theta, options.cache_lambda)
+    losses = LossSum(model, at_least=1)
+    started, counted = time.perf_counter(), 0
+    memory: Memory = []
+    try:
+        for index in range(stream.n_batches):
+            batch = stream.batch(1, index)
+            if batch.counted and counted == max_steps:
+                break
+            counted += batch.counted
+            note_progress(is_step=True)
+            total = None
+            if len(stream.columns):
+                input, target = batch.input.to(device), batch.target.to(device)
+                with torch.set_grad_enabled(weights is not None and batch.counted), autocast(precision, device):
+                    counting = losses if batch.counted else None
+                    total, memory = _read(model, input, target, memory, geometry, cache, counting)
+            if weights is not None and batch.counted:
+                weights.learn(total, batch.target.shape[1] * batch_size)
+            if progress is not None and progress.is_due():
+                progress.report(index + 1, stream.n_batches, losses)
+    finally:
+        if weights is not None:
+            weights.restore()
+        model.train(training)
+    nats, tokens = losses.sum_over_ranks(device)
+    return EvaluationResult(nats / tokens, tokens, time.perf_counter() - started, geometry, batch_size)
+
+
+def _read(
+    model: Readable,
+    input: Tensor,
+    target: Tensor,
+    memory: Memory,
+    geometry: Geometry,
+    cache: NeuralCache | None,
+    losses: LossSum | None,
+) -> tuple[Tensor | None, Memory]:
+    """Score a segment; returns its summed loss to learn from, and the memory.
+
+    Args:
+        model: as of `evaluate_adaptively`.
+        input: token ids [B, T'].
+        target: the tokens to predict [B, T].
+        memory: what the last call returned, or an empty list where a text starts.
+        geometry: the lengths to read with.
+        cache: mixes its words in; None: no cache.
+        losses: the segment's losses are added to it; None if the segment only fills memory and cache.
+    """
+    hidden, memory = model(input, memory, geometry)
+    if cache is None:
+        if losses is None:
+            return None, memory
+        total, nats = model.total_loss(hidden, target)
+        losses.total, losses.tokens = losses.total + nats, losses.tokens + target.numel()
+        return total, memory
+    hidden = hidden[:, -target.shape[1] :]
+    loss = model.loss(hidden, target)
+    with torch.no_grad():
+        mixed = cache.read(hidden.detach(), target, loss.detach())
+    if losses is not None:
+        losses.add_losses(mixed)
+    return loss.sum(), memory
+
+
+def gradient_roots(
+    model: TransformerXL, stream: TokenStream, geometry: Geometry, segments: int, precision: Arithmetic
+) -> list[Tensor]:
+    """The root mean square of every weight's gradient, over segments of the training split. Collective.
+
+    The gradients are those of the mean loss of a segment in all columns, with the trained weights.
+
+    Args:
+        model: the weights; they stay as they are.
+        stream: this rank's columns of the training split.
+        geometry: the lengths to read with.
+        segments: how many, spread over the whole split where it has more.
+        precision: of the matrix products.
+
+    Returns:
+        A tensor of the shape of every parameter, in the order of `model.parameters()`.
+    """
+    device, parameters = next(model.parameters()).device, list(model.parameters())
+    model.eval()
+    squares = [torch.zeros_like(weight) for weight in parameters]
+    read = list(_spread(stream.n_batches, segments))
+    memory: Memory = []
+    for index in read:
+        if len(stream.columns):
+            batch = stream.batch(1, index)
+            input, target = batch.input.to(device), batch.target.to(device)
+            with autocast(precision, device):
+                hidden, memory = model(input, memory, geometry)
+                total, _ = model.total_loss(hidden, target, scale=1 / (target.shape[1] * stream.batch_size))
+            total.backward()
+        for square, weight in zip(squares, parameters, strict=True):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            weight.grad = None
+            square.addcmul_(sum_over_ranks(gradient), gradient)
+    return [(square / len(read)).sqrt() for square in squares]
+
+
+def _spread(count: int, wanted: int) -> Iterator[int]:
+    """`wanted` of `count` indices, evenly spread; all if there are no more."""
+    chosen = min(count, wanted)
+    return (i * count // chosen for i in range(chosen))
