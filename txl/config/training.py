@@ -52,7 +52,7 @@ class TrainConfig:
     log_interval: int = above_zero(most=MOST_STEPS)  # steps between two records
     time_limit_minutes: float | None = above_zero(None)  # of one start: save and stop; resume=auto continues
     non_finite_steps: int = above_zero(1, most=MOST_STEPS)  # in a row: they end the run; those before are skipped
-    on_divergence: OnDivergence = OnDivergence.stop
+    on_divergence: OnDivergence = OnDivergence.stop  # what follows when a loss is not finite
     max_rollbacks: int = above_zero(3, most=MOST_STEPS)  # of one run, with on_divergence=rollback
     rollback_lr: float = above_zero(0.5, most=1)  # a rollback multiplies the learning rate by it
     target_throughput: float | None = above_zero(None)  # tokens/s; exit code 3 if it is missed
