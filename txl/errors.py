@@ -1,14 +1,41 @@
-"""Mistakes in a configuration, and how a message shows their values: one line with key, value, rule and remedy."""
+"""Mistakes in a configuration, and how a message shows their values: one line with key, value, rule and remedy.
 
+And faults of a disk, which a user must hear of in the same way.
+"""
+
+import errno
 import json
+import os
+import re
+import shutil
 from enum import Enum
 from typing import Any
 
 MOST_SHOWN = 60  # characters of a value in a message
 
+# What the system says when a disk is full, read-only or broken, or when a path cannot be used. Other errors of files
+# are mistakes of this program.
+DISK_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.EPERM, errno.ESTALE, errno.EFBIG}
+DISK_FAULTS |= {errno.ENAMETOOLONG, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.EMFILE, errno.ENFILE}
+
 
 class ConfigError(ValueError):
     """A mistake that the user can correct. The message names the key, the value, the rule and the remedy."""
+
+
+def disk_fault(error: BaseException) -> str | None:
+    """Returns `FILE: No space left on device` if an error, or one that it followed, is a fault of a disk; else None."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if isinstance(seen, shutil.Error):  # several files of a folder, as (source, target, reason)
+            source, target, reason = seen.args[0][0]
+            numbers = re.findall(r"Errno (\d+)", str(reason))
+            if numbers and int(numbers[0]) in DISK_FAULTS:
+                return f"{target}: {os.strerror(int(numbers[0]))}"
+        if isinstance(seen, OSError) and seen.errno in DISK_FAULTS:
+            return ": ".join(str(part) for part in (seen.filename, seen.strerror) if part)
+        seen = seen.__cause__ or seen.__context__
+    return None
 
 
 def refuse_unless(ok: object, key: str, value: Any, rule: str) -> None:

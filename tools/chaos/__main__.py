@@ -25,7 +25,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--campaign", choices=CAMPAIGNS, action="append", help="only this one (may be repeated)")
     parser.add_argument("--cases", default="", help="only these kinds of runs, separated by commas")
     parser.add_argument("--trials", type=int, default=600, help="kills at random instants")
-    parser.add_argument("--operations", default="", help="only these file operations: 3,17,400")
+    parser.add_argument("--sample", type=int, help="disturb so many file operations of each case; default: all")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", type=Path, help="where runs are made; default: a temporary folder, a fast one")
     return parser.parse_args()
@@ -44,14 +44,13 @@ def main() -> int:
     results = Results(options.results)
     folder = options.folder or Path(tempfile.mkdtemp(prefix="chaos-"))
     cases = options.cases.split(",") if options.cases else list(CASES)
-    numbers = [int(number) for number in options.operations.split(",")] if options.operations else None
     runs = ForkedRuns(Shim(), folder / "output.txt")
-    workshop = campaigns.Workshop(runs, folder, results, options.seed)
+    workshop = campaigns.Workshop(runs, folder, results, options.seed, options.sample)
     chosen: dict[str, Iterator[Trial]] = {
         "kills": campaigns.kills(workshop, options.trials, cases),
-        "kills_at_operations": campaigns.kills_at_operations(workshop, cases, numbers),
-        "power_cuts": campaigns.power_cuts(workshop, cases, numbers),
-        "faults": campaigns.faults(workshop, cases, numbers),
+        "kills_at_operations": campaigns.kills_at_operations(workshop, cases),
+        "power_cuts": campaigns.power_cuts(workshop, cases),
+        "faults": campaigns.faults(workshop, cases),
     }
     began = time.monotonic()
     trials = itertools.chain.from_iterable(chosen[name] for name in options.campaign or chosen)

@@ -65,6 +65,7 @@ class Workshop:
     folder: Path
     results: Results
     seed: int = 0
+    sample: int | None = None  # how many file operations are disturbed in each case; None: all
     data: dict[str, list[str]] = field(default_factory=dict)
     references: dict[str, Reference] = field(default_factory=dict)
     _configs: dict[tuple[str, ...], RunConfig] = field(default_factory=dict)
@@ -198,10 +199,10 @@ def judge_kill(outcome: Outcome, kill: Kill) -> str | None:
 # --------------------------------------------------------------------------- one file operation
 
 
-def kills_at_operations(workshop: Workshop, cases: list[str], numbers: list[int] | None = None) -> Iterator[Trial]:
-    """Kill a run before its n-th file operation, for every n (or for `numbers`), and continue it."""
+def kills_at_operations(workshop: Workshop, cases: list[str]) -> Iterator[Trial]:
+    """Kill a run before its n-th file operation, for every n of the sample, and continue it."""
     for case in cases:
-        for number in _operations(workshop, case, numbers):
+        for number in _operations(workshop, case):
             if workshop.results.has("kills_at_operations", case, str(number)):
                 continue
             shutil.rmtree(workshop.run_dir, ignore_errors=True)
@@ -213,10 +214,10 @@ def kills_at_operations(workshop: Workshop, cases: list[str], numbers: list[int]
             yield Trial("kills_at_operations", case, str(number), fault, problem or after, lost, 0.0, disturbed)
 
 
-def faults(workshop: Workshop, cases: list[str], numbers: list[int] | None = None) -> Iterator[Trial]:
-    """Let the n-th file operation fail in every way, for every n (or for `numbers`), and continue the run."""
+def faults(workshop: Workshop, cases: list[str]) -> Iterator[Trial]:
+    """Let the n-th file operation fail in every way, for every n of the sample, and continue the run."""
     for case in cases:
-        for number in _operations(workshop, case, numbers):
+        for number in _operations(workshop, case):
             for fault, how in FAULTS.items():
                 name = f"{number} {fault}"
                 if workshop.results.has("faults", case, name):
@@ -244,18 +245,21 @@ def judge_fault(outcome: Outcome, fault: str) -> str | None:
     return next((f"a long message: {line}" for line in errors if len(line) > MOST_MESSAGE), None)
 
 
-def _operations(workshop: Workshop, case: str, numbers: list[int] | None) -> list[int]:
-    return [number for number in workshop.reference(case).numbers if numbers is None or number in numbers]
+def _operations(workshop: Workshop, case: str) -> list[int]:
+    numbers = workshop.reference(case).numbers
+    if workshop.sample is None:
+        return numbers
+    return sorted(random.Random(workshop.seed).sample(numbers, min(workshop.sample, len(numbers))))
 
 
-def power_cuts(workshop: Workshop, cases: list[str], numbers: list[int] | None = None) -> Iterator[Trial]:
-    """Cut the power before the n-th file operation, for every n (or for `numbers`), and continue the run.
+def power_cuts(workshop: Workshop, cases: list[str]) -> Iterator[Trial]:
+    """Cut the power before the n-th file operation, for every n of the sample, and continue the run.
 
     The disk's content after the cut is computed from the record of an undisturbed run.
     """
     for case in cases:
         operations = workshop.reference(case).operations
-        for number in _operations(workshop, case, numbers):
+        for number in _operations(workshop, case):
             for variant in VARIANTS:
                 name = f"{number} {variant}"
                 if workshop.results.has("power_cuts", case, name):

@@ -12,19 +12,20 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tools.chaos.shim import Fault, Shim
-from txl.cli.hydra_main import print_error
+from txl.cli.hydra_main import exit_code_of
 from txl.cli.train import main
 from txl.config.schema import RunConfig
-from txl.errors import ConfigError
 from txl.launch.start import Launcher
 
-ENDS_WITHIN = 20.0  # seconds: all processes of a run whose launcher was killed, and a run that must end by itself: x 6
+ENDS_WITHIN = 60.0  # seconds: all processes of a run whose launcher was killed
+LONGEST_RUN = 1800.0  # seconds: on a busy machine
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -69,7 +70,7 @@ class ForkedRuns:
         fault: Fault | None = None,
         kill: Kill | None = None,
         log: Path | None = None,
-        limit: float = 6 * ENDS_WITHIN,
+        limit: float = LONGEST_RUN,
     ) -> Outcome:
         """Start a run and wait until all its processes have ended.
 
@@ -117,10 +118,7 @@ class ForkedRuns:
 def _train(arguments: list[str] | RunConfig) -> int:
     if isinstance(arguments, list):
         return main(arguments)
-    try:
-        return Launcher().start(arguments)
-    except ConfigError as error:
-        return print_error(str(error))
+    return exit_code_of(lambda: Launcher().start(arguments))
 
 
 def warm_up() -> None:
@@ -163,8 +161,6 @@ class _ForkedRank:
 
             code = rank(Path(command[-1]))
         except BaseException:
-            import traceback
-
             traceback.print_exc()
             code = 1
         finally:

@@ -12,6 +12,7 @@ Shapes: L layers, B columns of the batch, M memory length, D model dim.
 """
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -27,7 +28,7 @@ from txl.checkpoint.pickle_functions import shown_text
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.checkpoint.torch_file import load_torch_file
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
-from txl.errors import ConfigError
+from txl.errors import ConfigError, disk_fault
 from txl.files import sha256_of_file, sync_file, sync_folder, write_json
 
 READ_ATTEMPTS = 5  # a run that is training may delete a checkpoint while it is read
@@ -47,7 +48,10 @@ def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
         write_json(path, value, indent=1, keep_non_finite=True)  # before the first validation the best loss is infinite
     else:
         with open(path, "wb") as file:
-            torch.save(value, file)
+            try:
+                torch.save(value, file)
+            except RuntimeError as error:  # torch's own, which hides that of the disk
+                raise OSError(errno.EIO, disk_fault(error) or str(error).partition("\n")[0]) from error
             sync_file(file)
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 

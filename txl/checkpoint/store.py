@@ -84,6 +84,9 @@ class Checkpoints:
                     manifest = {"step": step, "world_size": self.world.world_size, "files": merged}
                     write_checkpoint_file(partial / MANIFEST, manifest)
                     self._publish(partial, final)
+                    if self._written is None:  # the run folder and checkpoints/ may be new themselves
+                        for folder in (self.folder.parent, *self.folder.parent.absolute().parents[:2]):
+                            sync_folder(folder)
                 self._written = step
             if is_main:
                 self._point("last", final)

@@ -16,7 +16,7 @@ from txl.config.compose import TYPED_TEXT, Config, register_types, to_typed
 from txl.config.error_messages import composition_error
 from txl.config.rules import validate
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
-from txl.errors import ConfigError, shortened
+from txl.errors import ConfigError, disk_fault, shortened
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave
@@ -69,7 +69,7 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     try:
         try:
             hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
-        except Exception as error:  # `_guarded` handles those of the points
+        except Exception as error:  # `exit_code_of` handles those of the points
             return print_error(composition_error(error, kind, overrides))
         points.wait()
     except KeyboardInterrupt:
@@ -97,7 +97,7 @@ class _Points:
         register_types()  # jobs of hydra/launcher=submitit_slurm start here
         label = point_label(HydraConfig.get().overrides.task, self.swept) if self.swept else ""
         launcher = self.launcher = self.launcher or Launcher()
-        self.codes.append(_guarded(lambda: launcher.start(checked_config(cfg, self.kind, label))))
+        self.codes.append(exit_code_of(lambda: launcher.start(checked_config(cfg, self.kind, label))))
         if self.codes[-1] in STOPPED:
             raise KeyboardInterrupt
 
@@ -156,7 +156,7 @@ def checked_config(cfg: DictConfig, kind: type[Config], label: str = "") -> Conf
     return with_own_folder(with_global_batch(config), label) if isinstance(config, RunConfig) else config
 
 
-def _guarded(task: Callable[[], int]) -> int:
+def exit_code_of(task: Callable[[], int]) -> int:
     """The exit code of a run. Hydra would end a sweep at the first SystemExit, even if its code is 0."""
     try:
         return task()
@@ -164,7 +164,10 @@ def _guarded(task: Callable[[], int]) -> int:
         return print_error(str(error))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
-    except Exception:
+    except Exception as error:
+        fault = disk_fault(error)
+        if fault is not None:
+            return print_error(f"{fault}; free some room or mend the disk, then start again (a training: resume=auto)")
         traceback.print_exc()
         return 1
 

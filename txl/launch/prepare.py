@@ -28,7 +28,8 @@ from txl.system.run_lock import LOCK, held_lock
 
 log = logging.getLogger(__name__)
 
-RUN_FILES = {"config.yaml", "plan.json", "logs", "slurm", LOCK}  # at least one of them is in every run folder
+# At least one of them is in every run folder, also after a crash of the machine.
+RUN_FILES = {"config.yaml", "plan.json", "logs", "slurm", "checkpoints", "metrics.jsonl", LOCK}
 START = "start.json"  # in the run folder: the checkpoint that its ranks continue from
 
 

@@ -9,7 +9,6 @@ prepares, and the others get the result from it.
 
 import contextlib
 import ctypes
-import errno
 import functools
 import os
 import signal
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
-from txl.errors import ConfigError
+from txl.errors import ConfigError, disk_fault, shortened
 from txl.evaluate.targets import missed_training_targets
 from txl.files import read_json, short_path
 from txl.launch.choose_checkpoint import finished_message
@@ -125,7 +124,8 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
     try:
         return work()
     except BaseException as error:
-        text = f"error: {error}\n" if isinstance(error, ConfigError) else traceback.format_exc()
+        fault = None if isinstance(error, ConfigError) else disk_fault(error)
+        text = f"error: {fault or error}\n" if fault or isinstance(error, ConfigError) else traceback.format_exc()
         with contextlib.suppress(OSError):  # no room on the disk: it is printed in any case
             if error_file:
                 error_file.write_text(text)
@@ -149,16 +149,16 @@ def _train(
     watch = watch_for_hangs(config, world, folder)
     device = set_up_process(config, world)
     corpus = prepared.corpus or open_corpus(config.data)
-    tracker = open_tracker(TrackedRun.of(config), None if config.debug else Path(prepared.plan.run_dir), world.rank)
-    trainer = Trainer(config, prepared.plan, corpus, world, device, tracker)
-    trainer.before_save = before_save
-    if prepared.checkpoint:
-        trainer.restore(Path(prepared.checkpoint))
-    elif config.init_from is not None:
-        report = initialize_from_checkpoint(trainer.model, corpus.vocab, config)
-        if world.is_main:
-            print(report, flush=True)
     with mistakes_of_the_machine(prepared.plan):
+        tracker = open_tracker(TrackedRun.of(config), None if config.debug else Path(prepared.plan.run_dir), world.rank)
+        trainer = Trainer(config, prepared.plan, corpus, world, device, tracker)
+        trainer.before_save = before_save
+        if prepared.checkpoint:
+            trainer.restore(Path(prepared.checkpoint))
+        elif config.init_from is not None:
+            report = initialize_from_checkpoint(trainer.model, corpus.vocab, config)
+            if world.is_main:
+                print(report, flush=True)
         code = trainer.train()
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw_loss_curve(Path(prepared.plan.run_dir))
@@ -198,11 +198,12 @@ def mistakes_of_the_machine(plan: Plan) -> Iterator[None]:
             "(the global batch stays the same), and resume=auto if the run has saved already"
         ) from None
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EROFS):
+        reason = disk_fault(error)
+        if reason is None:
             raise
         raise ConfigError(
-            f"run_dir={plan.run_dir} cannot be written: {error.strerror}; the checkpoints there are whole. Free some "
-            "room, then resume=auto continues (checkpoint.keep=1 needs less)"
+            f"run_dir={shortened(plan.run_dir)} cannot be written: {reason.rpartition(': ')[2]}; the checkpoints there "
+            "are whole. Free some room or mend the disk, then resume=auto continues (checkpoint.keep=1 needs less)"
         ) from None
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.config.geometry import Geometry
+from txl.errors import disk_fault
 from txl.files import short_path
 from txl.system.console import ProgressBar, is_terminal, log_to_console, printable
 from txl.tracking.sinks import TrackedRun
@@ -139,5 +140,21 @@ def _open_log_files(folder: Path, rank: int) -> list[logging.Handler]:
     return handlers
 
 
+class _LogFile(logging.FileHandler):
+    """A log file. One that cannot be written does not disturb the run, and is told of once."""
+
+    def __init__(self, path: Path):
+        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+        self._told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        reason = disk_fault(sys.exception() or OSError())
+        if reason is None:
+            super().handleError(record)
+        elif not self._told:
+            self._told = True
+            print(f"warning: {self.baseFilename}: {reason}; the run goes on without its lines", file=sys.stderr)
+
+
 def _open_log_file(path: Path) -> logging.Handler:
-    return logging.FileHandler(path, encoding="utf-8", errors="backslashreplace")
+    return _LogFile(path)

@@ -1,0 +1,64 @@
+"""A short form of `make chaos`: tiny runs are disturbed in every way; continued, they are equal bit by bit."""
+
+import json
+import random
+import subprocess
+import sys
+
+import pytest
+
+from tests.support.entry_points import PROJECT, environment
+from tools.chaos.operations import Operation
+from tools.chaos.power_cut import disk_after
+from tools.chaos.results import Results, Trial
+from tools.chaos.shim import compiler
+
+CAMPAIGNS = {"kills", "kills_at_operations", "power_cuts", "faults"}
+WAYS = {"kills_at_operations": 1, "power_cuts": 4, "faults": 5}  # in which one file operation is disturbed
+
+
+def campaign(folder, *arguments: str) -> list[dict]:
+    """The results of `python -m tools.chaos`, of which none may have a problem."""
+    results = folder / "trials.jsonl"
+    command = [sys.executable, "-m", "tools.chaos", "--results", str(results), "--folder", str(folder / "runs")]
+    done = subprocess.run(
+        [*command, *arguments], cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=1800
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return [json.loads(line) for line in results.read_text().splitlines()]
+
+
+@pytest.mark.skipif(compiler() is None, reason="a C compiler builds the library that counts file operations")
+def test_runs_survive_kills_power_cuts_and_faults(tmp_path):
+    trials = campaign(tmp_path, "--trials", "6", "--sample", "1", "--cases", "accumulation_two_processes,varlen")
+    assert {trial["campaign"] for trial in trials} == CAMPAIGNS
+    assert len(trials) == 6 + 2 * sum(WAYS.values()) and any(trial["lost"] for trial in trials)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(compiler() is None, reason="a C compiler builds the library that counts file operations")
+def test_every_kind_of_run_survives_kills_power_cuts_and_faults(tmp_path):
+    trials = campaign(tmp_path, "--trials", "36", "--sample", "2", "--seed", "1")
+    assert {trial["case"] for trial in trials} >= {"muon_two_processes", "sentences", "ids", "keep_1"}
+
+
+def test_results_are_read_again_without_a_line_that_was_cut(tmp_path):
+    results = Results(tmp_path / "trials.jsonl")
+    results.add(Trial("kills", "plain", "0", "SIGKILL"))
+    results.add(Trial("kills", "plain", "1", "SIGKILL"))
+    content = results.file.read_text()
+    results.file.write_text(content[:-20])
+    again = Results(results.file)
+    assert again.has("kills", "plain", "0") and not again.has("kills", "plain", "1")
+
+
+def test_after_a_power_cut_only_what_was_flushed_is_there(tmp_path):
+    root = tmp_path / "run"
+    names = [("mkdir", 0, "", b""), ("create", 1, "a", b""), ("write", 1, "a", b"kept"), ("fsync", 1, "a", b"")]
+    names += [("fsync", 0, "", b""), ("write", 1, "a", b"lost"), ("create", 2, "b", b""), ("fsync", 2, "b", b"")]
+    operations = [
+        Operation(number, name, inode, 4 if data == b"lost" else 0, str(root / file), "", data)
+        for number, (name, inode, file, data) in enumerate(names)
+    ]
+    disk_after(operations, root, before=len(operations)).write_after_cut("nothing", random.Random(0))
+    assert (root / "a").read_bytes() == b"kept" and not (root / "b").exists()  # its name was not flushed
