@@ -65,6 +65,13 @@ gpu-wheels: $(BIN)/python ## what a machine with torch but without a network nee
 		hydra-core omegaconf hydra-submitit-launcher submitit sacremoses
 	$(BIN)/python -m pip wheel -q --no-deps -c constraints.txt -w .whl antlr4-python3-runtime
 
+.PHONY: chaos fuzz
+chaos: $(VENV)/.installed-test ## kill tiny runs at every instant and file operation, cut the power, break disks: hours; goes on where it stopped
+	$(BIN)/python -m tools.chaos $(CHAOS_ARGS)
+
+fuzz: $(VENV)/.installed-test ## 20,000 command lines and 3,000 damaged files, each answered in one short line; goes on where it stopped
+	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
+
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) $(FLOORS) .whl build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -3,6 +3,7 @@
 import copy
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -16,7 +17,7 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 GROUPS = {folder.name for folder in CONF.iterdir() if folder.is_dir()} | {"hydra.searchpath"}
 
 
-def composed(*overrides: str, name: str = "train", kind: type = RunConfig):
+def composed(*overrides: str, name: str = "train", kind: type = RunConfig) -> Any:
     """The checked configuration of `python <name>.py <overrides>`.
 
     Hydra takes a quarter of a second for a composition: one serves all tests that make the same choices, and single

@@ -206,7 +206,7 @@ def _fork_ranks() -> None:
 
         Popen = staticmethod(start)
 
-    local_processes.subprocess = Forking  # type: ignore[assignment]
+    setattr(local_processes, "subprocess", Forking)  # noqa: B010
 
 
 # --------------------------------------------------------------------------- processes and signals
