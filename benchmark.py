@@ -1,8 +1,6 @@
 """`python benchmark.py ...` in a checkout: the same as `txl benchmark ...`."""
 
-import sys
-
-from txl.cli.benchmark import main
+from txl.system.process_exit import run_as_process
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_as_process("txl.cli.benchmark")

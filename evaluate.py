@@ -1,8 +1,6 @@
 """`python evaluate.py ...` in a checkout: the same as `txl evaluate ...`."""
 
-import sys
-
-from txl.cli.evaluate import main
+from txl.system.process_exit import run_as_process
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    run_as_process("txl.cli.evaluate")

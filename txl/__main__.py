@@ -1,8 +1,6 @@
 """`python -m txl COMMAND`: the same as `txl COMMAND`."""
 
-import sys
-
-from txl.cli.main import main
+from txl.system.process_exit import run_as_process
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run_as_process("txl.cli.main")

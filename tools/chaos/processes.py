@@ -22,7 +22,9 @@ from tools.chaos.shim import Fault, Shim
 from txl.cli.hydra_main import exit_code_of
 from txl.cli.train import main
 from txl.config.schema import RunConfig
+from txl.launch.local_rank import end_with_the_launcher
 from txl.launch.start import Launcher
+from txl.system.process_exit import end_on_stop_signals
 
 ENDS_WITHIN = 60.0  # seconds: all processes of a run whose launcher was killed
 LONGEST_RUN = 1800.0  # seconds: on a busy machine
@@ -103,6 +105,7 @@ class ForkedRuns:
             os.dup2(out, 1)
             os.dup2(out, 2)
             descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_TRUNC) if log else -1
+            end_on_stop_signals()
             self.shim.arm(folder, fault or Fault(), descriptor)
             _fork_ranks()
             code = _train(arguments)
@@ -151,12 +154,13 @@ class _ForkedRank:
             os.setsid()
             os.environ.clear()
             os.environ.update(env)
-            for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2):
-                signal.signal(number, signal.SIG_DFL)
+            signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+            end_on_stop_signals(quiet=True)
             if stdout is not None:
                 os.dup2(stdout.fileno(), 1)
                 os.dup2(stdout.fileno(), 2)
             random.seed()
+            end_with_the_launcher()
             from txl.launch.rank import main as rank
 
             code = rank(Path(command[-1]))
@@ -195,7 +199,7 @@ def _fork_ranks() -> None:
     original: Callable[..., Any] = subprocess.Popen
 
     def start(command: Any, *args: Any, **options: Any) -> Any:
-        if isinstance(command, list) and "txl.launch.rank" in command:
+        if isinstance(command, list) and "txl.launch.local_rank" in command:
             return _ForkedRank(command, **options)
         return original(command, *args, **options)
 

@@ -12,6 +12,7 @@ from txl.checkpoint.find import (
     step_folders,
 )
 from txl.config.differences import name_points, read_flat_config
+from txl.errors import ConfigError
 
 RUNS = Path("runs")  # where `latest` looks
 DEPTH = 3  # levels of folders below which runs are looked for
@@ -76,7 +77,7 @@ def _saved(run: Path) -> float:
 
 def _described(runs: list[Path]) -> str:
     names = [""] * len(runs)
-    with contextlib.suppress(OSError, ValueError, KeyError):  # without config.yaml: by folder alone
+    with contextlib.suppress(ConfigError):  # without config.yaml: by folder alone
         names = [f" ({name})" for name in name_points([read_flat_config(run) for run in runs])]
     listed = [f"{run.name}{name}" for run, name in zip(runs, names, strict=True)]
     return ", ".join(listed[:LISTED]) + (", ..." if len(listed) > LISTED else "")

@@ -19,7 +19,7 @@ from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError, disk_fault, shortened
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
-from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave
+from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave, raise_on_stop_signals
 
 if TYPE_CHECKING:
     from txl.launch.start import Launcher
@@ -95,6 +95,7 @@ class _Points:
         from txl.launch.start import Launcher
 
         register_types()  # jobs of hydra/launcher=submitit_slurm start here
+        raise_on_stop_signals()
         label = point_label(HydraConfig.get().overrides.task, self.swept) if self.swept else ""
         launcher = self.launcher = self.launcher or Launcher()
         self.codes.append(exit_code_of(lambda: launcher.start(checked_config(cfg, self.kind, label))))

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from txl.config.did_you_mean import did_you_mean
 from txl.system.console import escape_what_cannot_be_printed
-from txl.system.process_exit import BAD_CONFIGURATION
+from txl.system.process_exit import BAD_CONFIGURATION, raise_on_stop_signals, run_as_process
 from txl.version import __version__
 
 
@@ -47,7 +47,9 @@ Commands (txl COMMAND --help explains one):
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit code, 2 for a command that does not exist."""
     escape_what_cannot_be_printed()
-    name, *rest = (sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    if arguments is None:  # the installed command `txl`
+        run_as_process(__name__)
+    name, *rest = arguments or ["--help"]
     if name in ("-h", "--help", "help"):
         print(HELP.format(commands="\n".join(f"  {name:<12}{one.about}" for name, one in COMMANDS.items())), end="")
         return 0
@@ -59,5 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {name} is not a command of txl{hint}", file=sys.stderr)
         return BAD_CONFIGURATION
     command = COMMANDS[name]
-    code: int = importlib.import_module(command.module).main([*command.first, *rest])
+    module = importlib.import_module(command.module)
+    if not command.module.startswith("txl.cli"):  # those begin their work later
+        raise_on_stop_signals()
+    code: int = module.main([*command.first, *rest])
     return code

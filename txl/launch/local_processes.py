@@ -11,17 +11,17 @@ from types import FrameType
 from typing import IO
 
 from txl.files import PROJECT
+from txl.launch.local_rank import LAUNCHER_PID
 from txl.launch.run_folder import first_failed_rank
-from txl.system.process_exit import DIVERGED, INTERRUPTED, MISSED_TARGET, PREEMPTED, TERMINATED
+from txl.system.process_exit import DIVERGED, INTERRUPTED, MISSED_TARGET, PREEMPTED, TERMINATED, stop_signals_held
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # Exit codes with which all ranks end together: 0, a missed target, a training that diverged, a signal after saving.
 STOPPED = (0, MISSED_TARGET, DIVERGED, INTERRUPTED, PREEMPTED, TERMINATED)
-LAUNCHER_PID = "TXL_LAUNCHER_PID"  # tells ranks which process started them
 
 
 def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int:
-    """Start `python -m txl.launch.rank FOLDER` once per rank, pass signals on, and end all ranks when one fails.
+    """Start `python -m txl.launch.local_rank FOLDER` once per rank, pass signals on, and end all ranks when one fails.
 
     Args:
         folder: What the ranks read: config.yaml, and what was prepared. Their logs go there, too.
@@ -38,22 +38,7 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
     shared[LAUNCHER_PID] = str(os.getpid())
     shared["PYTHONPATH"] = os.pathsep.join(filter(None, [str(PROJECT), os.environ.get("PYTHONPATH")]))
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    ranks = []
-    for rank in range(size):
-        (folder / "logs" / f"rank_{rank}.error").unlink(missing_ok=True)
-        # Rank 0 has the console; what the others print goes to their logs.
-        output = None if rank == 0 else open(folder / "logs" / f"rank_{rank}.log", "a")  # noqa: SIM115
-        ranks.append(
-            subprocess.Popen(
-                [sys.executable, "-m", "txl.launch.rank", str(folder)],
-                env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                stdout=output,
-                stderr=output,
-                pass_fds=[lock.fileno()] if lock else [],
-                start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
-            )
-        )
-
+    ranks: list[subprocess.Popen[bytes]] = []
     asked: list[int] = []
 
     def forward(number: int, frame: FrameType | None) -> None:
@@ -63,12 +48,36 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
             if process.poll() is None:
                 process.send_signal(signal.SIGKILL if again else number)
 
-    before = {number: signal.signal(number, forward) for number in FORWARDED}
+    with stop_signals_held():
+        ranks += [start_rank(rank, folder, shared, lock) for rank in range(size)]
+        before = {number: signal.signal(number, forward) for number in FORWARDED}
     try:
         return wait_for_ranks(ranks, folder, asked)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def start_rank(rank: int, folder: Path, shared: dict[str, str], lock: IO[str] | None) -> subprocess.Popen[bytes]:
+    """Start one rank.
+
+    Args:
+        rank: Its number.
+        folder: What it reads, and where its log goes.
+        shared: Environment variables that all ranks get.
+        lock: An open file that it inherits.
+    """
+    (folder / "logs" / f"rank_{rank}.error").unlink(missing_ok=True)
+    # Rank 0 has the console; what the others print goes to their logs.
+    output = None if rank == 0 else open(folder / "logs" / f"rank_{rank}.log", "a")  # noqa: SIM115
+    return subprocess.Popen(
+        [sys.executable, "-m", "txl.launch.local_rank", str(folder)],
+        env=os.environ | shared | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+        stdout=output,
+        stderr=output,
+        pass_fds=[lock.fileno()] if lock else [],
+        start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on once
+    )
 
 
 def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], folder: Path, asked: list[int]) -> int:
@@ -103,7 +112,8 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], folder: Path, asked: li
             print(f"rank {rank} failed, the others were stopped; {log}\n{detail}", file=sys.stderr)
             return 1
         if None not in codes:
-            return max(code or 0 for code in codes)
+            code = max(code or 0 for code in codes)
+            return 128 + asked[0] if asked and code in (INTERRUPTED, TERMINATED) else code
         time.sleep(0.1)
 
 

@@ -1,17 +1,13 @@
 """What one rank does, whoever started it: our own launcher, torchrun, srun or submitit.
 
-    python -m txl.launch.rank FOLDER        a rank that our launcher started; it reads FOLDER
-
 `rank_main` is the one entry for training, evaluation, benchmark and preflight. What was decided before ranks start is
 read from the folder that our launcher prepared. Under torchrun and SLURM no process ran before the ranks: there rank 0
 prepares, and the others get the result from it.
 """
 
 import contextlib
-import ctypes
 import functools
 import os
-import signal
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -23,7 +19,6 @@ from txl.errors import ConfigError, disk_fault, shortened
 from txl.evaluate.targets import missed_training_targets
 from txl.files import read_json, short_path
 from txl.launch.choose_checkpoint import finished_message
-from txl.launch.local_processes import LAUNCHER_PID
 from txl.launch.prepare import Prepared, prepare
 from txl.launch.run_folder import job_folder, read_config
 from txl.plan.batch_split import divisors
@@ -31,7 +26,7 @@ from txl.plan.run_plan import Plan
 from txl.report.loss_curve import LOSS_CURVE
 from txl.system.console import escape_what_cannot_be_printed
 from txl.system.hang_watch import HangWatch
-from txl.system.process_exit import BAD_CONFIGURATION, MISSED_TARGET, leave
+from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, MISSED_TARGET, leave
 from txl.system.world import World
 
 if TYPE_CHECKING:
@@ -123,6 +118,10 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
         error_file.unlink(missing_ok=True)
     try:
         return work()
+    except KeyboardInterrupt:  # the second Ctrl-C
+        leave(INTERRUPTED)
+    except SystemExit as stop:  # the second SIGTERM
+        leave(stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
         fault = None if isinstance(error, ConfigError) else disk_fault(error)
         text = f"error: {fault or error}\n" if fault or isinstance(error, ConfigError) else traceback.format_exc()
@@ -275,24 +274,8 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
     return prepared or decided
 
 
-def end_with_the_launcher() -> None:
-    """End this rank when the launcher that started it is gone, also if that happened before this call."""
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    launcher = os.environ.get(LAUNCHER_PID)
-    if launcher is not None and os.getppid() != int(launcher):
-        os._exit(1)
-
-
 def main(folder: Path) -> int:
     """A rank that our launcher started on this machine; returns its exit code."""
-    for number in (signal.SIGINT, signal.SIGTERM):  # until the trainer handles them there is nothing to save
-        signal.signal(number, lambda number, frame: leave(128 + number))
-    end_with_the_launcher()
     escape_what_cannot_be_printed()
     config = read_config(folder)
     return rank_main(config, folder, Prepared.read(folder) if is_training(config) else None)
-
-
-if __name__ == "__main__":
-    leave(main(Path(sys.argv[1])))

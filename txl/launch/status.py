@@ -5,10 +5,12 @@ Nothing is written: the folders may be read-only. Torch is not needed.
 
 import argparse
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
+from txl.errors import ConfigError, shortened
 from txl.report.run_state import seconds_left_of_run, state_of_folder
 from txl.report.runs import DEPTH, runs_below
 from txl.system.slurm_jobs import SubmittedJob, describe_job
@@ -44,10 +46,7 @@ def status_table(runs: list[Path]) -> str:
 
     Columns that are empty in all rows are left out, except in front. Long names are shortened to keep the width.
     """
-    configurations = [read_flat_config(run) for run in runs]
-    names = name_points(configurations)
-    rows: list[tuple[str, ...]] = [HEADER]
-    rows += [(name, *status_row(run, config)) for name, run, config in zip(names, runs, configurations, strict=True)]
+    rows: list[tuple[str, ...]] = [HEADER, *_rows(runs)]
     rows = [tuple(cell for cell, keep in zip(row, _columns_to_show(rows), strict=True) if keep) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
     too_wide = sum(widths) + 2 * (len(widths) - 1) - WIDTH
@@ -56,6 +55,26 @@ def status_table(runs: list[Path]) -> str:
         "  ".join(_shortened(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
     )
+
+
+def _rows(runs: list[Path]) -> Iterator[tuple[str, ...]]:
+    """A row for every run; a run with a damaged file has one as well, which says so."""
+    configurations, problems = {}, {}
+    for run in runs:
+        try:
+            configurations[run] = read_flat_config(run)
+        except ConfigError as error:
+            problems[run] = str(error)
+    names = name_points(list(configurations.values())) if configurations else []
+    named = dict(zip(configurations, names, strict=True))
+    for run in runs:
+        if run in configurations:
+            try:
+                yield named[run], *status_row(run, configurations[run])
+                continue
+            except (LookupError, TypeError, ValueError, AttributeError) as error:
+                problems[run] = f"a damaged record: {type(error).__name__} {error}"
+        yield run.name, "-", "UNREADABLE", *("-" for _ in HEADER[3:-1]), shortened(problems[run])
 
 
 def _columns_to_show(rows: list[tuple[str, ...]]) -> list[bool]:

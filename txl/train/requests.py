@@ -31,7 +31,7 @@ class Requests:
         """
         self.time_limit_minutes = time_limit_minutes
         self.save_minutes = save_minutes if is_main else None
-        self.signal = 0  # the latest stop signal that reached this rank
+        self.signal = 0  # the first stop signal that reached this rank
         self.save = False  # whether all ranks save now
         self.stop = 0  # why all ranks stop now: a signal's number or TIME_LIMIT; 0: they go on
         self._maximum = AsyncMaximum()
@@ -83,4 +83,4 @@ class Requests:
         if self.signal == number == signal.SIGTERM:
             raise SystemExit(TERMINATED)
         note_stop_signal()
-        self.signal = number
+        self.signal = self.signal or number

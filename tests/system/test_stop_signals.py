@@ -1,0 +1,111 @@
+"""Ctrl-C and SIGTERM at any instant of a start, and launchers that are killed: exit codes, one line, no orphans."""
+
+import os
+import random
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+
+from tests.support.entry_points import command, environment
+from tests.support.made_data import write_corpus
+from tests.support.tiny_runs import TINY_RUN
+
+SIGNALS = [signal.SIGINT, signal.SIGTERM]
+
+
+def start(folder: Path, script: str, *overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        command(script, *overrides),
+        cwd=folder,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def endless_run(folder: Path) -> list[str]:
+    return [*write_corpus(folder / "text"), *TINY_RUN, "train.max_step=1000000", f"run_dir={folder}/run"]
+
+
+def handles_signals(pid: int) -> bool:
+    """Whether a process has a handler for SIGTERM: Python itself has started."""
+    caught = next(line for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("SigCgt"))
+    return bool(int(caught.split()[1], 16) >> (signal.SIGTERM - 1) & 1)
+
+
+def wait_until(condition, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.002)
+
+
+def stopped_at_random(folder: Path, seed: int, longest: float) -> None:
+    """Send one or two signals to a starting run; its exit code is that of the first, and it prints no traceback."""
+    rng = random.Random(seed)
+    process = start(folder, "train.py", *endless_run(folder), *rng.choice([[], ["gpus=2"]]))
+    wait_until(lambda: handles_signals(process.pid))
+    first, second = rng.choice(SIGNALS), rng.choice([None, *SIGNALS])
+    time.sleep(rng.uniform(0, longest))
+    process.send_signal(first)
+    if second:
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(second)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + first, (first, second, output)
+    assert "Traceback" not in output and "Exception ignored" not in output, output
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_signal_at_any_instant_of_a_start_ends_it_with_its_exit_code(seed, tmp_path):
+    stopped_at_random(tmp_path, seed, longest=1.0)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(100, 140))
+def test_a_signal_at_any_instant_of_a_run_ends_it_with_its_exit_code(seed, tmp_path):
+    stopped_at_random(tmp_path, seed, longest=8.0)
+
+
+def children_of(pid: int) -> list[int]:
+    try:
+        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
+    except FileNotFoundError:
+        return []
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+ORPHANS = {
+    "training": ("train.py", []),
+    "preflight": ("train.py", ["preflight=true"]),
+    "benchmark": ("benchmark.py", ["suite=train", "model=small", "hardware=cpu", "benchmark.processes=[2]"]),
+}
+
+
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("preflight", "benchmark")]
+
+
+@pytest.mark.parametrize("delay", [0.0, 0.2])
+@pytest.mark.parametrize("kind", ["training", *SLOW_KINDS])
+def test_ranks_end_with_a_launcher_that_is_killed_at_their_start(kind, delay, tmp_path):
+    script, options = ORPHANS[kind]
+    run = [*endless_run(tmp_path), "gpus=2"] if script == "train.py" else []
+    process = start(tmp_path, script, *run, *options)
+    try:
+        wait_until(lambda: len(children_of(process.pid)) == 2)
+        ranks = children_of(process.pid)
+        time.sleep(delay)
+    finally:
+        os.kill(process.pid, signal.SIGKILL)
+    process.communicate(timeout=60)  # returns when no rank has the console any more
+    wait_until(lambda: not any(map(is_running, ranks)), 30)
