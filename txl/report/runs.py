@@ -129,13 +129,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: It cannot be read.
     """
-    import yaml
-
-    try:
-        return read_flat_config(folder) if (folder / "config.yaml").exists() else {}
-    except (OSError, ValueError, AttributeError, yaml.YAMLError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
-        raise ConfigError(f"{folder}/config.yaml cannot be read: {reason}; leave the run out, or mend it") from None
+    return read_flat_config(folder) if (folder / "config.yaml").exists() else {}
 
 
 def is_run(folder: Path) -> bool:
