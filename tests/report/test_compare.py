@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.made_runs import line, usual_lines, write_run, write_sweep
+from txl.config.config_hash import added_defaults
 from txl.report.__main__ import main
 from txl.report.compare import compare_runs
 from txl.report.grouping import Selection
@@ -206,3 +207,18 @@ def test_reporting_needs_no_torch_and_writes_nothing(tmp_path):
     )
     assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT, timeout=60).returncode == 0
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
+
+
+def test_an_option_that_is_newer_than_a_run_makes_no_difference(tmp_path):
+    option, value = next(iter(added_defaults().items()))
+    write_run(tmp_path / "old-s1", seed=1)
+    write_run(tmp_path / "new-s2", seed=2, **{option.replace(".", "__"): value})
+    (row,) = table_of(*tmp_path.iterdir()).rows
+    assert row["seed"] == "2 seeds"
+
+
+def test_a_reader_that_leaves_early_is_no_error(tmp_path):
+    write_sweep(tmp_path)
+    command = f"{sys.executable} -m txl.report {tmp_path} --each --json | head -1; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout == "{\n"

@@ -25,7 +25,7 @@ COMMANDS = {
     "generate": Command("text that follows a prompt", "txl.cli.generate"),
     "score": Command("scores of many texts, one per line of a file", "txl.cli.score"),
     "benchmark": Command("speed of training, inference and encoding on this machine", "txl.cli.benchmark"),
-    "report": Command("loss curves and a table of runs", "txl.report.__main__"),
+    "report": Command("compare runs: what differs, which is best, curves, published tables", "txl.report.__main__"),
     "replay": Command("repeat the steps at which a training diverged", "txl.launch.replay"),
     "status": Command("what became of runs, on this machine and under SLURM", "txl.launch.status"),
     "cancel": Command("stop runs; a training saves first", "txl.launch.cancel"),

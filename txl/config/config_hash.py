@@ -37,7 +37,7 @@ def run_defining_options(values: dict[str, Any]) -> dict[str, Any]:
     continues where the shorter one stopped. The validation interval is one of them only if the schedule counts
     validations.
     """
-    known = {"init_from": None} | _added_defaults()  # older checkpoints do not have these
+    known = {"init_from": None} | added_defaults()  # older checkpoints do not have these
     keys = {key: value for key, value in (known | flatten(values)).items() if not changes_no_hash(key)}
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
@@ -54,12 +54,12 @@ def config_hash(config: RunConfig) -> str:
     keys = run_defining_options(to_dict(config))
     folder = config.data.path or ""
     keys |= {key: os.path.join(folder, keys[key]) for key in FILES if keys[key]}
-    unchanged = _added_defaults()
+    unchanged = added_defaults()
     keys = {key: value for key, value in keys.items() if key not in unchanged or value != unchanged[key]}
     return sha256_of_json(keys)[:8]
 
 
-def _added_defaults() -> dict[str, Any]:
+def added_defaults() -> dict[str, Any]:
     """The options that came after runs existed, with the values that change nothing, as from `to_dict`."""
     return {key: to_dict(default) for key, default in added_options(RunConfig).items()}
 

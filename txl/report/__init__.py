@@ -1,1 +1,1 @@
-"""Finished runs: tables and curves, from their run folders."""
+"""Comparing runs: tables of what differs and which is best, the page with curves, watching a sweep."""

@@ -8,14 +8,14 @@ from pathlib import Path
 
 from txl.errors import ConfigError, shortened
 from txl.report.choose_tables import TABLES, ReportInput, choose_tables
-from txl.report.formats import tables_to_json, to_csv, to_latex, to_markdown, to_terminal
+from txl.report.formats import print_text, tables_to_json, to_csv, to_latex, to_markdown, to_terminal
 from txl.report.grouping import Selection
 from txl.report.page import check_page_target, write_page
 from txl.report.result_files import ResultFile, read_result_file
 from txl.report.runs import DEPTH, read_run, runs_below
 from txl.report.tables import Table
 from txl.report.watch import watch_runs
-from txl.system.console import is_terminal
+from txl.system.console import discard_stdout, is_terminal
 
 MOST_MESSAGE = 300  # characters of an error message
 FORMATS = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex, "json": tables_to_json}
@@ -32,6 +32,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:  # of --watch
         return 0
+    except BrokenPipeError:  # `| head` has read enough
+        discard_stdout()
     return 0
 
 
@@ -104,16 +106,6 @@ def find_inputs(paths: list[Path]) -> tuple[list[Path], list[ResultFile]]:
             raise ConfigError(f"{path} {what}; give run folders, or folders of runs, such as runs/<name>")
         folders |= {folder.resolve(): None for folder in found}
     return list(folders), list(files.values())
-
-
-def print_text(text: str) -> None:
-    """Print on standard output, also where its encoding lacks a character."""
-    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
-    try:
-        text.encode(encoding)
-    except UnicodeEncodeError:
-        text = text.replace("±", "+-").replace("─", "-").encode(encoding, "replace").decode(encoding)
-    print(text)
 
 
 if __name__ == "__main__":

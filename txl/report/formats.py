@@ -3,6 +3,7 @@
 import csv
 import io
 import re
+import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -178,3 +179,13 @@ def tables_to_json(tables: Sequence[Table]) -> str:
         for table in tables
     }
     return to_json(values, indent=1)
+
+
+def print_text(text: str) -> None:
+    """Print on standard output, also where its encoding lacks a character."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except UnicodeEncodeError:
+        text = text.replace("±", "+-").replace("─", "-").encode(encoding, "replace").decode(encoding)
+    print(text, flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from txl.config.config_hash import added_defaults
 from txl.config.did_you_mean import did_you_mean
 from txl.config.differences import IGNORED_KEYS
 from txl.errors import ConfigError, shortened
@@ -78,13 +79,18 @@ def resolve_key(key: str, settings: list[dict[str, Any]], option: str = "--by") 
     raise ConfigError(f"{option} {shortened(key)}: no run has this key{shortened(hint, 150)}")
 
 
+def all_settings(run: RunRecord) -> dict[str, Any]:
+    """The configuration of a run; options that came after it was written have the values that change nothing."""
+    return added_defaults() | run.config if run.config else {"name": run.name}
+
+
 def distinct_settings(runs: list[RunRecord]) -> tuple[list[dict[str, Any]], list[str]]:
     """The configurations of the runs, and notes about them.
 
     Two folders with one configuration and one seed hold the same run twice: as seeds of one group they would make
     its spread too small. Their folders become a key that differs.
     """
-    settings = [run.config or {"name": run.name} for run in runs]
+    settings = [all_settings(run) for run in runs]
     same = defaultdict(list)
     for run, values in zip(runs, settings, strict=True):
         kept = {key: value for key, value in values.items() if key not in IGNORED_KEYS}

@@ -8,6 +8,7 @@ from typing import Any
 
 from txl.config.differences import IGNORED_KEYS
 from txl.plan.published import PublishedTable, published_rows
+from txl.report.grouping import all_settings
 from txl.report.runs import RunRecord, describe_geometry, score_of
 from txl.report.tables import Column, Spread, Table, Value, show_count, show_fixed
 from txl.tracking.metrics_file import MetricsLine
@@ -20,7 +21,7 @@ def seed_groups(runs: list[RunRecord]) -> list[list[RunRecord]]:
     """The runs that differ in nothing but the seed, in groups of at least two seeds."""
     groups: dict[str, dict[Any, RunRecord]] = defaultdict(dict)
     for run in runs:
-        kept = {key: value for key, value in run.config.items() if key not in (*IGNORED_KEYS, "seed")}
+        kept = {key: value for key, value in all_settings(run).items() if key not in (*IGNORED_KEYS, "seed")}
         point = json.dumps(kept, sort_keys=True, default=str) if run.config else str(run.folder)
         groups[point].setdefault(run.seed, run)
     return [list(members.values()) for members in groups.values() if len(members) > 1]

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from txl.report.formats import to_terminal
+from txl.report.formats import print_text, to_terminal
 from txl.report.labels import label_runs
 from txl.report.run_state import RunState, find_run_state, seconds_left_of_run
 from txl.report.runs import METRICS, RunRecord, read_settings
@@ -164,7 +164,7 @@ class _Printer:
         """Show the table."""
         text = f"{table.title}\n{to_terminal([table], width)}"
         if text != self._last:
-            print(text + "\n", flush=True)
+            print_text(text + "\n")
         self._last = text
 
 
