@@ -209,6 +209,14 @@ def test_reporting_needs_no_torch_and_writes_nothing(tmp_path):
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_spikes_and_rollbacks_are_told(tmp_path, capsys):
+    lines = [line("train", step, 3.0, rollbacks=2, spike=step > 28) for step in range(1, 31)]
+    write_run(tmp_path / "a-s1", lines)
+    said = report(capsys, tmp_path)
+    assert "a-s1: loss spike at step 29, and in 1 later records" in said
+    assert "a-s1: went back to a checkpoint 2 times after it had diverged" in said
+
+
 def test_an_option_that_is_newer_than_a_run_makes_no_difference(tmp_path):
     option, value = next(iter(added_defaults().items()))
     write_run(tmp_path / "old-s1", seed=1)

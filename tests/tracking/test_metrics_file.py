@@ -56,6 +56,11 @@ def test_steps_without_lines_are_found_within_a_point_and_between_points(tmp_pat
         assert read_metrics(write(tmp_path / "m", records), points).gaps == [(499, 502), (999, 1000)]
 
 
+def test_loss_spikes_are_known_by_their_step(tmp_path):
+    records = [line("train", step, 3.0, **({"spike": True} if step in (7, 8) else {})) for step in range(1, 21)]
+    assert read_metrics(write(tmp_path / "m", records), points=4).train.spikes == [7, 8]
+
+
 def test_lines_of_another_writer_are_read_as_well(tmp_path):
     (tmp_path / "m").write_text('{"step":1,"loss":3.5,"kind":"train"}\n{"kind":"replay","text":"x"}\n')
     metrics = read_metrics(tmp_path / "m")

@@ -214,11 +214,14 @@ def _place_of_end(group: RunGroup, row: dict[str, Value]) -> str:
 
 
 def _notes_on_metrics(run: RunRecord) -> list[str]:
-    steps = run.metrics.train.not_finite
-    if not steps:
-        return run.notes
-    later = f" and {len(steps) - 1} later ones" if len(steps) > 1 else ""
-    return [f"{run.folder.name}: loss not finite at step {steps[0]}{later}", *run.notes]
+    notes, last = [], run.metrics.train.last or {}
+    for what, steps in (("loss not finite", run.metrics.train.not_finite), ("loss spike", run.metrics.train.spikes)):
+        if steps:
+            later = f", and in {len(steps) - 1} later records" if len(steps) > 1 else ""
+            notes.append(f"{run.folder.name}: {what} at step {steps[0]}{later}")
+    if last.get("rollbacks"):
+        notes.append(f"{run.folder.name}: went back to a checkpoint {last['rollbacks']} times after it had diverged")
+    return notes + run.notes
 
 
 def _named(keys: list[str]) -> str:

@@ -8,7 +8,7 @@ from txl.report.runs import RunRecord, describe_geometry
 from txl.tracking.metrics_file import MetricsLine
 
 PAUSE_SECONDS = 600  # a longer time without a record, between two attempts of a job, is no training
-MOST_LOST = 50  # points whose loss is not finite that are drawn
+MOST_EVENTS = 50  # losses that are not finite, or spikes, that are drawn of a run
 
 
 def curves_of_runs(runs: list[RunRecord]) -> list[dict[str, Any]]:
@@ -28,7 +28,8 @@ def curves_of_runs(runs: list[RunRecord]) -> list[dict[str, Any]]:
                 "complete": run.is_complete,
                 "train": _columns(train),
                 "valid": _columns([_point(v["step"], v["loss"], tokens, hours, v.get("time")) for v in valid]),
-                "lost": _columns(_lost_points(curve.not_finite, train)),
+                "lost": _columns(_points_at(curve.not_finite, train)),
+                "spikes": _columns(_points_at(curve.spikes, train)),
                 "geometry": describe_geometry(valid[-1]) if valid else "",
                 "folder": str(run.folder),
             }
@@ -50,10 +51,10 @@ def _columns(points: list[Point]) -> dict[str, list[Any]]:
     return {name: [point[i] for point in points] for i, name in enumerate(("step", "loss", "tokens", "hours"))}
 
 
-def _lost_points(steps: list[int], train: list[Point]) -> list[Point]:
-    """Where losses were not finite, at the height of the last finite loss before."""
+def _points_at(steps: list[int], train: list[Point]) -> list[Point]:
+    """Steps at which something happened, at the height of the last finite loss of a point up to there."""
     found, i, height = [], 0, None
-    for step in steps[:MOST_LOST]:
+    for step in steps[:MOST_EVENTS]:
         while i < len(train) and train[i][0] <= step:
             height = train[i][1] if train[i][1] is not None else height
             i += 1

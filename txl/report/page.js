@@ -54,6 +54,9 @@ function runTraces(x, what, unit) {
       add(run.lost, { mode: "markers", marker: { symbol: "x", size: 10, color: "#d92d20" },
         showlegend: what === "valid",
         hovertemplate: `${plain(run.label)}<br>${X_TITLES[x]} %{x}<br>loss not finite<extra></extra>` });
+    if (what !== "valid")
+      add(run.spikes, { mode: "markers", marker: { symbol: "triangle-up", size: 10, color: "#f5a623" }, showlegend: false,
+        hovertemplate: `${plain(run.label)}<br>${X_TITLES[x]} %{x}<br>loss spike<extra></extra>` });
   }
   return traces;
 }

@@ -17,6 +17,7 @@ READ_BYTES = 1 << 22  # read at a time from its beginning
 CURVE_POINTS = 1000  # of a training curve; a longer one is averaged down to about this number
 TRAIN_LINE = b'{"kind": "train", '  # how JsonlSink begins a training line
 LOSS = b'"loss": '
+SPIKE = b'"spike": true'
 
 
 def last_records(run: Path, *kinds: str) -> list[dict[str, Any]]:
@@ -73,6 +74,7 @@ class TrainCurve:
     time: list[float | None] = field(default_factory=list)  # seconds since 1970
     speed: list[float | None] = field(default_factory=list)  # tokens per second
     not_finite: list[int] = field(default_factory=list)  # steps of lines whose loss was not finite
+    spikes: list[int] = field(default_factory=list)  # steps of lines whose loss had suddenly risen
     last: MetricsLine | None = None  # the last line, in full
 
 
@@ -156,6 +158,8 @@ def _add_point(metrics: Metrics, lines: list[bytes]) -> None:
             metrics.damaged += 1
             continue
         whole.append(line)
+        if SPIKE in line:
+            curve.spikes += [one["step"] for one in [_parse(line)] if one]
         if record is not None:
             loss = record["loss"]
         if loss is not None:
