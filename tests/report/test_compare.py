@@ -209,6 +209,20 @@ def test_reporting_needs_no_torch_and_writes_nothing(tmp_path):
     assert sorted((path, path.stat().st_mtime_ns) for path in tmp_path.rglob("*")) == before
 
 
+def test_a_better_run_that_has_not_finished_is_named(tmp_path, capsys):
+    write_sweep(tmp_path)
+    write_run(tmp_path / "sweep" / "late-s1", usual_lines(-0.5, 200, False), finished=False, optimizer__lr=0.02)
+    said = " ".join(report(capsys, tmp_path).split())
+    assert "best: optimizer.lr=0.01" in said and "not finished, but lower already: optimizer.lr=0.02, " in said
+
+
+def test_seeds_that_spread_more_than_the_settings_differ_are_called_noise(tmp_path, capsys):
+    for rate, offset in ((0.1, 0.0), (0.2, 0.02)):
+        for seed in (1, 2, 3):
+            write_run(tmp_path / f"{rate}-s{seed}", usual_lines(offset + 0.1 * seed), seed, optimizer__lr=rate)
+    assert "within the noise of the seeds (0.2 standard errors" in " ".join(report(capsys, tmp_path).split())
+
+
 def test_spikes_and_rollbacks_are_told(tmp_path, capsys):
     lines = [line("train", step, 3.0, rollbacks=2, spike=step > 28) for step in range(1, 31)]
     write_run(tmp_path / "a-s1", lines)

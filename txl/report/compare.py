@@ -191,7 +191,7 @@ def best_row(table: Table, groups: list[RunGroup]) -> int | None:
 def _notes(table: Table, groups: list[RunGroup], keys: list[str], hidden: dict[str, list[str]]) -> list[str]:
     notes = [f"change together with {key}: {_named(others)}" for key, others in hidden.items() if others]
     if table.best is not None and len({json.dumps(group.values) for group in groups}) > 1:
-        notes.append(_verdict(table, keys))
+        notes += _verdict(table, keys)
     if any(len({run.seed for run in group.runs}) < len(group.runs) for group in groups):
         notes.append("some rows average runs that differ in more than the seed (--each shows every run)")
     reasons: dict[tuple[str, str], list[str]] = {}
@@ -229,24 +229,33 @@ def _named(keys: list[str]) -> str:
     return ", ".join(keys[:MOST_NAMED]) + (f" and {more} more" if more > 0 else "")
 
 
-def _verdict(table: Table, keys: list[str]) -> str:
-    """Which row is best, which is next, and whether the seeds spread less than the two differ."""
+def _verdict(table: Table, keys: list[str]) -> list[str]:
+    """Which row is best and which is next, and whether a run that has not finished is better so far."""
     assert table.best is not None
     column = next(column for column in table.columns if column.key == "valid")
-    rivals = [row for i, row in enumerate(table.rows) if i != table.best and mean_of(row.get("valid")) is not None]
-    rivals = [row for row in rivals if row["state"] == "finished"]
-    best, second = table.rows[table.best], min(rivals, key=lambda row: mean_of(row["valid"]) or math.inf)
+    best, others = table.rows[table.best], [row for i, row in enumerate(table.rows) if i != table.best]
+    others = sorted((row for row in others if mean_of(row.get("valid"))), key=lambda row: mean_of(row["valid"]) or 0.0)
+    second = next(row for row in others if row["state"] == "finished")
 
     def named(row: dict[str, Value]) -> str:
         return " ".join(f"{key}={Column(key, key, show=lambda v: f'{v:g}').text(row[key])}" for key in keys[:3])
 
     text = f"best: {named(best)}, {column.title} {column.text(best['valid'])}"
     text += f"; next: {named(second)}, {column.text(second['valid'])}"
-    spreads = [value for value in (best["valid"], second["valid"]) if isinstance(value, Spread)]
-    if len(spreads) < 2:
-        return text + "; one seed each says little" if not spreads else text
-    apart = spreads[1].mean - spreads[0].mean
-    noise = math.hypot(*(spread.sd / math.sqrt(spread.n) for spread in spreads))
-    if apart > 2 * noise:
-        return text + f"; {apart / noise:.1f} standard errors apart" if noise else text
-    return text + f"; within the noise of the seeds ({apart / noise:.1f} standard errors apart)"
+    notes = [text + _distance(best["valid"], second["valid"])]
+    lowest, bound = others[0], mean_of(best["valid"]) or 0.0
+    if lowest["state"] != "finished" and (mean_of(lowest["valid"]) or math.inf) < bound:
+        notes.append(f"not finished, but lower already: {named(lowest)}, {column.text(lowest['valid'])}")
+    return notes
+
+
+def _distance(best: Value, second: Value) -> str:
+    """Whether the seeds spread less than the means of two rows differ."""
+    if not (isinstance(best, Spread) and isinstance(second, Spread)):
+        return "" if isinstance(best, Spread) or isinstance(second, Spread) else "; one seed each says little"
+    apart = second.mean - best.mean
+    noise = math.hypot(*(spread.sd / math.sqrt(spread.n) for spread in (best, second)))
+    if not noise:
+        return ""
+    far = f"{apart / noise:.1f} standard errors apart"
+    return f"; {far}" if apart > 2 * noise else f"; within the noise of the seeds ({far})"
