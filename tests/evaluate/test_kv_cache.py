@@ -1,8 +1,10 @@
 """The cached runtime reads every token once and computes the same."""
 
+import contextlib
 import itertools
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from txl.config.model import AttentionBackend, Positions
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
+from txl.evaluate.half_weights import with_half_weights
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, count_graphs
 from txl.evaluate.loss import LossSum, run_segment
 from txl.model.transformer import TransformerXL
@@ -75,6 +78,37 @@ def test_in_half_precision_the_losses_agree_within_its_rounding(dtype, rounding,
     with torch.no_grad():
         exact = losses(model, tokens, geometry)
     assert (ours.mean() - exact.mean()).abs() < 1e-2
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("changes", [dict(), dict(div_val=2, tie_projs=[False, True, False]),
+                                     dict(tie_weight=False, positions=Positions.rotary)], ids=str)  # fmt: skip
+def test_weights_that_are_cast_once_give_the_same_bits_and_are_not_cast_again(dtype, changes):
+    model, tokens, geometry = build(**changes).float(), stream(2, 60), Geometry(4, 20)
+    cast: list[int] = []
+
+    class Watch(torch.utils._python_dispatch.TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if func is torch.ops.aten._to_copy.default and args[0].untyped_storage().data_ptr() in weights:
+                cast.append(args[0].numel())
+            return func(*args, **(kwargs or {}))
+
+    layers = [module.weight for module in model.modules() if isinstance(module, torch.nn.Linear)]
+    tables = [*model.embedding.tables, *model.softmax.weights]
+    weights = {tensor.untyped_storage().data_ptr() for tensor in [*layers, *tables]}
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    found, casts = [], []
+    with torch.autocast("cpu", dtype):
+        for half in (True, False):
+            runtime = CachedTransformerXL(with_half_weights(model, "cpu") if half else model)
+            cast.clear()
+            with Watch(), torch.autocast("cpu", dtype):  # a context for each text, as an evaluation has it
+                found.append(losses(runtime, tokens, geometry))
+            casts.append(len(cast))
+    assert torch.equal(*found)
+    assert casts[0] == 0 < casts[1]
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    assert with_half_weights(model, "cpu") is model  # without autocast
 
 
 def test_the_state_of_a_program_is_in_half_precision_under_autocast_and_changes_no_loss():
@@ -263,7 +297,17 @@ class Recorded(TorchDispatchMode):
 def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, monkeypatch):
     """With a stand-in for CUDA's graphs; what this shows of CUDA itself is that addresses and order are right."""
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
-    monkeypatch.setattr(torch.cuda, "graph", lambda graph, pool: graph)
+    order = []
+
+    def capture(graph, pool):
+        order.append("capture")
+        assert not torch.is_autocast_cache_enabled()  # what it keeps would lie in the graph's memory
+        return graph
+
+    monkeypatch.setattr(torch.cuda, "graph", capture)
+    for name in ("Stream", "current_stream"):
+        monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(order.append("warm")))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
     clamp_len = 9 if positions is Positions.relative else -1
     model, geometry, tokens = build(positions=positions), Geometry(4, 10, 0, clamp_len, True), stream(2, 70)
@@ -275,3 +319,4 @@ def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, monkeyp
             hidden, cache = graphed(segment, cache, geometry)
             torch.testing.assert_close(hidden, expected, rtol=1e-10, atol=1e-12)
     assert len(cache.graphs) == count_graphs(geometry) == 7
+    assert order == ["warm", "capture"] * 7 and torch.is_autocast_cache_enabled()

@@ -109,16 +109,18 @@ def measure_inference(
     warm += count_graphs(geometry) if runtime is Runtime.graphs else 0  # each graph is captured at its first use
     length = (warm + segments) * T + 1
     ids = zipf_tokens(np.random.default_rng(0), batch_size * length, model.vocab_size)
-    tokens = torch.from_numpy(ids).reshape(batch_size, length).to(device)
+    host_tokens = torch.from_numpy(ids).reshape(batch_size, length)
+    tokens = host_tokens.to(device)
     with autocast(precision, device):
         fast = build_runtime(model, runtime, geometry, batch_size)
         losses, seconds = LossSum(fast, at_least=1), []
         memory: Memory = []
         for begin in range(0, (warm + segments) * T, T):
-            input, target = tokens[:, begin : begin + T], tokens[:, begin + 1 : begin + T + 1]
+            input = tokens[:, begin : begin + T]
+            target, host_target = (ids[:, begin + 1 : begin + T + 1] for ids in (tokens, host_tokens))
             synchronize()
             began = time.perf_counter()
-            memory = run_segment(fast, input, target, memory, geometry, losses)
+            memory = run_segment(fast, input, target, memory, geometry, losses, host_target)
             synchronize()
             seconds.append(time.perf_counter() - began)
     found = percentiles(seconds[warm:])

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from txl.config.geometry import Geometry
 from txl.config.model import Positions
 from txl.errors import ConfigError, any_of
+from txl.model.adaptive_softmax import AdaptiveSoftmax
+from txl.model.clusters import TokensByCluster
 from txl.model.positions.scheme import PositionKeys, attention_window
 from txl.model.transformer import TransformerXL
 
@@ -119,9 +121,16 @@ class CachedTransformerXL(nn.Module):
         """As `TransformerXL.loss`."""
         return self.model.loss(hidden, target)
 
-    def total_loss(self, hidden: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+    def total_loss(
+        self, hidden: Tensor, target: Tensor, *, tokens: TokensByCluster | None = None
+    ) -> tuple[Tensor, Tensor]:
         """As `TransformerXL.total_loss`."""
-        return self.model.total_loss(hidden, target)
+        return self.model.total_loss(hidden, target, tokens=tokens)
+
+    @property
+    def softmax(self) -> AdaptiveSoftmax:
+        """The model's."""
+        return self.model.softmax
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """As `TransformerXL.log_prob`."""
@@ -211,8 +220,23 @@ class GraphedTransformerXL(CachedTransformerXL):
     def capture(self, input: Tensor, cache: KeyValueCache, geometry: Geometry) -> CapturedSegment:
         """Capture the segment [B, T] that begins at the cache's next slot. The cache does not advance."""
         graph, input, end = torch.cuda.CUDAGraph(), input.clone(), cache.end
-        with torch.cuda.graph(graph, pool=self.pool):
-            hidden, _ = super().forward(input, cache, geometry)
+        # What is loaded or set up at a first use must not be captured. So the segment runs once before, on a stream of
+        # its own, as torch asks for. It writes what the graph will write.
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            super().forward(input, cache, geometry)
+        torch.cuda.current_stream().wait_stream(stream)
+        cache.end = end
+        # A cast that autocast keeps would lie in the graph's memory, and be used outside of it.
+        keeps_casts = torch.is_autocast_cache_enabled()
+        torch.clear_autocast_cache()
+        torch.set_autocast_cache_enabled(False)
+        try:
+            with torch.cuda.graph(graph, pool=self.pool):
+                hidden, _ = super().forward(input, cache, geometry)
+        finally:
+            torch.set_autocast_cache_enabled(keeps_casts)
         cache.end = end
         return CapturedSegment(graph, input, hidden)
 
@@ -225,7 +249,8 @@ def count_graphs(geometry: Geometry) -> int:
 
 def all_position_keys(model: TransformerXL, K: int, geometry: Geometry) -> list[PositionKeys]:
     """The position keys of every layer, for K keys."""
-    encoding = model.positions.encode(K, geometry, model.layers[0].attention.qkv.weight)
+    # LayerNorm's weights are never cast to half precision.
+    encoding = model.positions.encode(K, geometry, model.layers[0].attention.norm.weight)
     return [model.positions.keys(i, encoding, layer.attention.position) for i, layer in enumerate(model.layers)]
 
 

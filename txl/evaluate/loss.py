@@ -58,13 +58,16 @@ class LossSum:
         self.model, self.at_least = model, at_least
         self.total: Tensor | float = 0.0  # nats, on the device, so that the host does not wait for it
         self.tokens = 0
-        self._waiting: list[tuple[Tensor, Tensor]] = []
+        self._waiting: list[tuple[Tensor, Tensor, Tensor]] = []
 
-    def add(self, hidden: Tensor, target: Tensor) -> None:
-        """Add hidden states [B, T', D] of a segment and its targets [B, T]; the last T positions count."""
+    def add(self, hidden: Tensor, target: Tensor, host_target: Tensor | None = None) -> None:
+        """Add hidden states [B, T', D] of a segment and its targets [B, T]; the last T positions count.
+
+        `host_target`: the targets on the host. With those of a GPU alone the host waits until it has counted them.
+        """
         hidden = hidden[:, -target.shape[1] :].flatten(0, 1)
-        self._waiting.append((hidden, target.flatten()))
-        if sum(len(target) for _, target in self._waiting) >= self.at_least:
+        self._waiting.append((hidden, target.flatten(), (target if host_target is None else host_target).flatten()))
+        if sum(len(target) for _, target, _ in self._waiting) >= self.at_least:
             self.flush()
 
     def add_losses(self, loss: Tensor) -> None:
@@ -77,9 +80,10 @@ class LossSum:
         if not self._waiting:
             return
         assert not isinstance(self.model, FixedShapeProgram), "a program computes its losses itself"
-        hidden, target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
+        hidden, target, host_target = (torch.cat(parts) for parts in zip(*self._waiting, strict=True))
         self._waiting.clear()
-        _, nats = self.model.total_loss(hidden[None], target[None])
+        tokens = self.model.softmax.clusters.sort_tokens(host_target).to(target.device)
+        _, nats = self.model.total_loss(hidden[None], target[None], tokens=tokens)
         self.total = self.total + nats
         self.tokens += target.numel()
 
@@ -131,7 +135,13 @@ class SegmentProgress:
 
 
 def run_segment(
-    model: RunnableModel, input: Tensor, target: Tensor, memory: Memory, geometry: Geometry, losses: LossSum | None
+    model: RunnableModel,
+    input: Tensor,
+    target: Tensor,
+    memory: Memory,
+    geometry: Geometry,
+    losses: LossSum | None,
+    host_target: Tensor | None = None,
 ) -> Memory:
     """Read one segment in any runtime.
 
@@ -142,6 +152,7 @@ def run_segment(
         memory: what the last call returned, or an empty list where a text starts.
         geometry: the lengths to read with.
         losses: the segment's losses are added to it; None if the segment only fills the memory.
+        host_target: the targets on the host, if `target` is on a GPU.
 
     Returns:
         The memory for the next segment.
@@ -153,7 +164,7 @@ def run_segment(
     else:
         hidden, memory = model(input, memory, geometry)
         if losses is not None:
-            losses.add(hidden, target)
+            losses.add(hidden, target, host_target)
     return memory
 
 
@@ -204,7 +215,8 @@ def evaluate_stream(
             began = time.perf_counter()
             input, target = batch.input.to(device), batch.target.to(device)
             with autocast(precision, device):
-                memory = run_segment(model, input, target, memory, geometry, losses if batch.counted else None)
+                counts = losses if batch.counted else None
+                memory = run_segment(model, input, target, memory, geometry, counts, batch.target)
             if latencies is not None and batch.counted:
                 synchronize()
                 latencies.append(time.perf_counter() - began)

@@ -6,6 +6,7 @@ from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
+from txl.evaluate.half_weights import with_half_weights
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, KeyValueCache
 from txl.model.transformer import TransformerXL
 
@@ -46,12 +47,13 @@ def build_runtime(
     """
     if runtime is Runtime.eager:
         return model
+    device_type = next(model.parameters()).device.type
     if runtime is Runtime.cached:
-        return CachedTransformerXL(model, geometry)
+        return CachedTransformerXL(with_half_weights(model, device_type), geometry)
     if runtime is Runtime.graphs:
-        if next(model.parameters()).device.type != "cuda":
+        if device_type != "cuda":
             raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
-        return GraphedTransformerXL(model, geometry)
+        return GraphedTransformerXL(with_half_weights(model, device_type), geometry)
     step = CachedStep(model, geometry, runtime.name)
     return FixedShapeProgram(step, make_program(step, runtime, batch_size, program, trust_program))
 

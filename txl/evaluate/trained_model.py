@@ -19,6 +19,7 @@ from txl.config.sampling import Sampling, SamplingKeywords
 from txl.config.schema import EvaluateConfig, Runtime
 from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
+from txl.evaluate.half_weights import with_half_weights
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.load_model import LoadedModel, check_finite_weights, evaluation_geometry, load_trained_model
 from txl.evaluate.runtimes import choose_runtime
@@ -26,7 +27,7 @@ from txl.evaluate.sampling import Continuation, TokenModel, TokenSampler
 from txl.evaluate.score import Score, TokenScorer
 from txl.evaluate.text_stream import GrowingText
 from txl.evaluate.typed_text import count_unknown, token_ids
-from txl.system.precision import parameter_dtype, set_matmul_precision
+from txl.system.precision import autocast, parameter_dtype, set_matmul_precision
 
 
 class GenerateKeywords(SamplingKeywords, total=False):
@@ -88,7 +89,8 @@ class Model:
             raise ConfigError(f"runtime={runtime.name} reads whole segments; use runtime=auto, eager or cached")
         self._model: TokenModel = loaded.model
         if self.runtime is Runtime.cached:
-            self._model = CachedTransformerXL(loaded.model, geometry)
+            with autocast(precision, self.device):
+                self._model = CachedTransformerXL(with_half_weights(loaded.model, self.device.type), geometry)
         self._sampler = TokenSampler(self._model, geometry, precision)
 
     def __repr__(self) -> str:

@@ -65,6 +65,7 @@ class AdaptiveSoftmax(nn.Module):
         spans = [(0, vocab_size)] if div_val == 1 else clusters.spans
         self.biases = nn.ParameterList(torch.zeros(end - begin) for begin, end in spans)
         self.weights = nn.ParameterList()  # empty if the weights are the embedding's
+        self.cast_tables: list[Tensor] = []  # the weights in half precision, if they were cast for good
         if not tie_weight:
             widths = clusters.widths[: len(spans)]
             self.weights.extend(torch.zeros(e - b, width) for (b, e), width in zip(spans, widths, strict=True))
@@ -82,12 +83,11 @@ class AdaptiveSoftmax(nn.Module):
 
     def weight(self, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """Vectors [V_i, d_i] of cluster i: its own, or the embedding's if they are tied."""
-        if not len(self.weights):
+        tables = self.cast_tables or list(self.weights)
+        if not tables:
             return embedding.weight(i)
         begin, end = self.clusters.spans[i]
-        one_each = len(self.weights) == len(self.clusters.spans)
-        weight: Tensor = self.weights[i] if one_each else self.weights[0][begin:end]
-        return weight
+        return tables[i] if len(tables) == len(self.clusters.spans) else tables[0][begin:end]
 
     def bias(self, i: int) -> Tensor:
         """Biases [V_i] of cluster i."""
@@ -168,7 +168,7 @@ class AdaptiveSoftmax(nn.Module):
 
     def _column_blocks(self, embedding: AdaptiveEmbedding) -> tuple[list[list[ColumnBlock]], list[Tensor]]:
         """Per cluster, the blocks of its softmax's columns; and the parameters that the blocks refer to."""
-        tables = list(self.weights) or embedding.tables_for_softmax()
+        tables = self.cast_tables or list(self.weights) or embedding.tables_for_softmax()
         parameters: list[Tensor] = [*tables, *self.biases]
         clusters: list[list[ColumnBlock]] = []
         for i, (begin, end) in enumerate(self.clusters.spans):
@@ -240,7 +240,7 @@ class _TotalLoss(torch.autograd.Function):
         ctx.grads = [*input_grads, *grads] if grads else None
         ctx.dtypes, ctx.is_root = [x.dtype for x in inputs], is_root
         ctx.mark_non_differentiable(total)
-        return (total * scale).to(parameters[0].dtype), total
+        return (total * scale).to(at_least_fp32(parameters[0][:0]).dtype), total
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Any) -> tuple[Tensor | None, ...]:
