@@ -30,6 +30,8 @@ from tests.support.revisions import checked_out, short_commit  # noqa: E402
 from tests.support.tiny_runs import TINY_RUN  # noqa: E402
 from txl.system.hardware import cpu_model  # noqa: E402
 
+SHORT_RUN = [*TINY_RUN, "scheduler.max_step=1000"]  # the beginning of a longer curve
+
 
 @dataclass
 class Tree:
@@ -112,7 +114,7 @@ def dry_run(tree: Tree) -> float:
 
 def first_step(tree: Tree) -> float:
     """From the command to the end of one step of a tiny model; the data are in the cache after the first round."""
-    return tree.run("train.py", *TINY_RUN, *tree.text, "train.max_step=1", "debug=true", "valid.enabled=false")
+    return tree.run("train.py", *SHORT_RUN, *tree.text, "train.max_step=1", "debug=true", "valid.enabled=false")
 
 
 def resume(tree: Tree) -> float:
@@ -138,13 +140,13 @@ def large_run(tree: Tree) -> list[str]:
     """Options of the training whose checkpoint is resumed."""
     text = [f"data.{split}={tree.work / 'words.txt'}" for split in ("train", "valid", "test")]
     given = ["data=text", "data.vocab=word", *text, "data.cutoffs=[]", "model.d_model=256", "checkpoint.keep=1"]
-    return [*TINY_RUN, *given, f"run_dir={tree.work / 'large'}", "valid.enabled=false"]
+    return [*SHORT_RUN, *given, f"run_dir={tree.work / 'large'}", "valid.enabled=false"]
 
 
 def prepare_report(tree: Tree) -> None:
     """Train a few steps and make the record of 50,000 of them."""
     folder = tree.work / "long"
-    tree.run("train.py", *TINY_RUN, *tree.text, "train.max_step=4", f"run_dir={folder}")
+    tree.run("train.py", *SHORT_RUN, *tree.text, "train.max_step=4", f"run_dir={folder}")
     records = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     steps = [record for record in records if record["kind"] == "train"]
     many = [steps[0] | {"step": step} for step in range(1, 50_001)]
