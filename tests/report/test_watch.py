@@ -3,16 +3,14 @@
 import fcntl
 import json
 import os
-import pty
-import subprocess
 import sys
 import threading
 import time
 
 import pytest
 
-from tests.support.entry_points import PROJECT
 from tests.support.made_runs import line, usual_lines, write_run, write_sweep
+from tests.support.recording_processes import environment, run_in_terminal
 from txl.report.__main__ import main
 from txl.report.watch import FollowedRun, sparkline, watch_table
 
@@ -88,20 +86,9 @@ def test_watching_ends_with_the_table_of_results_when_all_runs_have_ended(tmp_pa
 
 def test_on_a_terminal_the_table_is_drawn_in_place(tmp_path):
     write_sweep(tmp_path)
-    main_end, terminal = pty.openpty()
     command = [sys.executable, "-m", "txl.report", str(tmp_path), "--watch"]
-    env = os.environ | {"TERM": "xterm", "COLUMNS": "80", "LINES": "40"}
-    process = subprocess.Popen(command, cwd=PROJECT, env=env, stdout=terminal, stderr=terminal)
-    os.close(terminal)
-    written = b""
-    try:
-        while chunk := os.read(main_end, 65536):
-            written += chunk
-    except OSError:  # Linux raises this when the other side is closed
-        pass
-    os.close(main_end)
-    assert process.wait(timeout=60) == 0
-    text = written.decode()
+    text, code = run_in_terminal(command, environment(COLUMNS="80", LINES="40"))
+    assert code == 0
     assert "9 finished" in text and "lr=0.01 seed=2" in text and "█" in text and "3 seeds" in text
 
 
