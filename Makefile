@@ -72,6 +72,10 @@ chaos: $(VENV)/.installed-test ## kill tiny runs at every instant and file opera
 fuzz: $(VENV)/.installed-test ## 20,000 command lines and 3,000 damaged files, each answered in one short line; goes on where it stopped
 	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
 
+docs: $(VENV)/.installed-test ## the documentation as a site in build/site, every link checked
+	$(BIN)/python tools/configuration_reference.py
+	$(BIN)/python -m zensical build --clean --strict -f mkdocs.yml
+
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) $(FLOORS) .whl build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
 	find . -name __pycache__ -type d -not -path './runs/*' -prune -exec rm -rf {} +

@@ -36,7 +36,7 @@ def code_in(document: Path) -> list[Code]:
             found += [Code(span, f"{name_of(document)}:{number}") for span in re.findall(r"`([^`]+)`", line)]
         else:
             start = start if begun else number
-            begun += line.removesuffix("\\")
+            begun += (line.lstrip() if begun else line).removesuffix("\\")
             if not line.endswith("\\"):
                 found.append(Code(begun, f"{name_of(document)}:{start}"))
                 begun = ""
