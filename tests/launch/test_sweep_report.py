@@ -2,11 +2,14 @@
 
 import json
 
+import pytest
+
 from txl.report.__main__ import main as report
 
 SWEEP = ["-m", "hydra/launcher=slurm_array", "cluster=slurm", "cluster.minutes=5", "cluster.wait=true"]
 
 
+@pytest.mark.slow
 def test_a_sweep_under_slurm_ends_with_its_table_and_one_command_shows_it_again(site, capsys):
     runs = site.folder / "decision"
     points = ["optimizer.lr=0.001,0.1", "seed=1,2", "train.max_step=8", "valid.interval=4"]

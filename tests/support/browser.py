@@ -11,12 +11,18 @@ from selenium.webdriver.common.action_chains import ActionChains
 from selenium.webdriver.remote.webelement import WebElement
 from selenium.webdriver.support.wait import WebDriverWait
 
-PROGRAMS = ("chromium", "chromedriver")  # Debian's packages chromium and chromium-driver
+BROWSERS = ("chromium", "google-chrome")  # Debian's package chromium; what GitHub's machines have
+DRIVER = "chromedriver"  # Debian's package chromium-driver
 PATIENCE = 60  # seconds
 
 
+def browser_program() -> str | None:
+    return next(filter(None, map(shutil.which, BROWSERS)), None)
+
+
 def missing_programs() -> list[str]:
-    return [name for name in PROGRAMS if shutil.which(name) is None]
+    found = {"chromium": browser_program(), DRIVER: shutil.which(DRIVER)}
+    return [name for name, program in found.items() if program is None]
 
 
 class Browser:
@@ -61,13 +67,13 @@ class Browser:
 def headless_browser(width: int = 1280, height: int = 1000) -> Iterator[Browser]:
     """Chromium without a window and without a network."""
     options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
+    options.binary_location = browser_program() or ""
     for flag in ("headless=new", "no-sandbox", "disable-gpu", "disable-dev-shm-usage", "hide-scrollbars"):
         options.add_argument(f"--{flag}")
     options.add_argument(f"--window-size={width},{height}")
     options.add_argument("--host-resolver-rules=MAP * ~NOTFOUND")
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which(DRIVER)))
     try:
         yield Browser(driver)
     finally:
