@@ -67,7 +67,7 @@ def test_lines_of_another_writer_are_read_as_well(tmp_path):
     assert metrics.train.loss == [3.5] and metrics.damaged == 0
 
 
-def test_a_hundred_thousand_lines_take_a_fraction_of_a_second_and_little_memory(tmp_path):
+def test_a_hundred_thousand_lines_take_half_a_second_and_a_part_of_them_lies_in_memory(tmp_path):
     """A million take ten times as long: the promise is five seconds and 500 MB."""
     more = dict(epoch=1, batch=2, n_batches=3, lr=0.01, ms_per_batch=185.123, grad_norm=0.5)
     block = "".join(json.dumps(line("train", step, 3.0 + 1 / step, **more)) + "\n" for step in range(1, 10_001))
@@ -75,7 +75,8 @@ def test_a_hundred_thousand_lines_take_a_fraction_of_a_second_and_little_memory(
     began = time.process_time()
     assert len(read_metrics(tmp_path / "m").train.step) <= 2000
     assert time.process_time() - began < 0.5
+    (tmp_path / "m").write_text(block * 3)
     tracemalloc.start()
     read_metrics(tmp_path / "m")
-    assert tracemalloc.get_traced_memory()[1] < 50e6
+    assert tracemalloc.get_traced_memory()[1] < 12e6
     tracemalloc.stop()
