@@ -419,7 +419,7 @@ def test_missing_data_names_the_folder_and_the_two_ways_out(tmp_path, monkeypatc
     "changes, remedy",
     [
         ({"name": "wt103"}, "txl download wt103 --to {}"),
-        ({"name": "ptb"}, "put train.txt, valid.txt and test.txt there"),
+        ({"name": "mine"}, "put train.txt, valid.txt and test.txt there"),
     ],
 )
 def test_missing_data_says_how_to_get_it(tmp_path, changes, remedy):

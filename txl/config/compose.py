@@ -10,10 +10,12 @@ from typing import Any, TypeVar, get_type_hints, overload
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from txl.config.choose_vocab import of_text
 from txl.config.data import DataConfig, VocabKind
 from txl.config.did_you_mean import unknown_key
 from txl.config.error_messages import missing_value, omegaconf_error
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node
+from txl.config.secrets import environment_value, refuse_passwords
 from txl.errors import ConfigError
 
 # Options of earlier versions, by section; stored configurations may still have them.
@@ -42,6 +44,8 @@ def register_types() -> None:
     OmegaConf.register_new_resolver("at_least", max, replace=True)
     OmegaConf.register_new_resolver("metric_of", _metric_of, replace=True)
     OmegaConf.register_new_resolver("for_words", _for_words, replace=True)
+    OmegaConf.register_new_resolver("of_text", of_text, replace=True)
+    OmegaConf.register_new_resolver("oc.env", environment_value, replace=True)
 
 
 def _by_recipe(single_node: Any, multi_node: Any, *, _root_: DictConfig) -> Any:
@@ -84,6 +88,7 @@ def to_typed(cfg: DictConfig, kind: type[Any] = RunConfig) -> Any:
         values = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
         raise omegaconf_error(error, kind) from None
+    refuse_passwords(values, frozenset(TYPED_TEXT))
     return _build(kind, _expand_home(values), kind)
 
 

@@ -14,6 +14,7 @@ from omegaconf import MISSING
 
 from txl.config.bounds import above_zero, added, zero_or_more
 
+MOST_UNKNOWN = 0.2  # share of unknown tokens in a split above which there is a warning
 MOST_WORDS = 2**31 - 1  # token ids are at most 32-bit integers
 
 

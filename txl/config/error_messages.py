@@ -31,6 +31,8 @@ def omegaconf_error(error: OmegaConfBaseException, kind: type) -> ConfigError:
         return missing_value(key)
     if "does not support deletion" in message:
         return ConfigError(f"{key} cannot be removed; give it another value: {key}=...")
+    if "raised while resolving interpolation: $" in message:  # secrets.environment_value says why
+        return ConfigError(f"{shortened(key)}: {message.partition('interpolation: ')[2]}")
     is_entry = key.endswith("]")  # of a list
     hint = dotted_keys(kind).get(key.partition("[")[0])
     if not isinstance(error, ValidationError) or hint is None:

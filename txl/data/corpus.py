@@ -8,6 +8,7 @@
     corpus.fingerprint                           equal if ids and vocabulary are equal, wherever the files are
     corpus.unknown                               {split: share of unknown tokens} of a vocabulary with `<unk>`
     corpus.name, corpus.metric                   as configured
+    corpus.notes                                 what is logged about it at every start
 
     stream = TokenStream(corpus.tokens("train"), batch_size=64, tgt_len=192)
     batch = stream.next()                        batch.input, batch.target [B, T]
@@ -21,10 +22,12 @@ import logging
 import re
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from txl.config.data import DataConfig
+from txl.config.choose_vocab import choice_reason
+from txl.config.data import MOST_UNKNOWN, DataConfig
 from txl.data.build_once import build_once
 from txl.data.corpus_folder import VOCABULARY, StoredCorpus, open_token_file, read_meta
 from txl.data.given_vocabulary import GivenVocabulary
@@ -35,8 +38,6 @@ from txl.errors import ConfigError
 from txl.files import read_json, sha256_of_json
 
 log = logging.getLogger(__name__)
-
-MOST_UNKNOWN = 0.2  # share of unknown tokens in a split above which there is a warning
 
 
 class Corpus:
@@ -49,10 +50,8 @@ class Corpus:
         self.fingerprint: str = self._meta["fingerprint"]
         self.splits = tuple(split for split in SPLITS if split in self._meta["splits"])
         self.shards: list[int] | None = self._meta["splits"]["train"].get("shards")
-        self.unknown: dict[str, float] = {}
-        if self.vocab.unk_id is not None:  # a folder of an earlier version does not say how many are unknown
-            counts = {split: self._meta["splits"][split] for split in self.splits}
-            self.unknown = {s: c["unknown"] / max(1, c["tokens"]) for s, c in counts.items() if "unknown" in c}
+        self.unknown = unknown_shares(self._meta) if self.vocab.unk_id is not None else {}
+        self.notes = _describe(self, data)
 
     def tokens(self, split: str) -> np.ndarray:
         """[tokens] integer ids, memory-mapped, read-only. Raises ConfigError if the data set has no such split."""
@@ -81,18 +80,32 @@ def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, splits: 
     stored = StoredCorpus(_cache_folder(data, source), source.key(), splits)
     build_once(stored.folder, source.build, lambda _: stored.find_damage(), lambda _: stored.is_checked())
     corpus = Corpus(stored.folder, data)
-    _describe(corpus, data)
+    if logging.getLogger("txl").hasHandlers():  # a rank that has no log yet says it when it has one
+        for level, line in corpus.notes:
+            log_once(level, line)
     return corpus
 
 
-def encoded_vocab_size(data: DataConfig) -> int | None:
-    """The vocabulary size of a data set that is encoded already, else None; this function never encodes."""
+def encoded_meta(data: DataConfig) -> dict[str, Any] | None:
+    """What is known of a data set that is encoded already (`vocab_size`, `splits`), else None; never encodes."""
     try:
         source = open_source(data)
     except ConfigError:
         return None
     stored = StoredCorpus(_cache_folder(data, source), source.key(), ())
-    return int((read_meta(stored.folder) or {})["vocab_size"]) if stored.is_checked() else None
+    return read_meta(stored.folder) if stored.is_checked() else None
+
+
+def encoded_vocab_size(data: DataConfig) -> int | None:
+    """The vocabulary size of a data set that is encoded already, else None; this function never encodes."""
+    meta = encoded_meta(data)
+    return None if meta is None else int(meta["vocab_size"])
+
+
+def unknown_shares(meta: dict[str, Any]) -> dict[str, float]:
+    """{split: share of its tokens that are unknown}; {} in a folder of an earlier version, which does not say it."""
+    splits = {split: meta["splits"][split] for split in SPLITS if "unknown" in meta["splits"].get(split, {})}
+    return {split: entry["unknown"] / max(1, entry["tokens"]) for split, entry in splits.items()}
 
 
 def vocab_size_from_files(data: DataConfig) -> int | None:
@@ -114,23 +127,34 @@ def _cache_folder(data: DataConfig, source: TokenSource) -> Path:
     return Path(data.cache).expanduser() / f"{name}-{sha256_of_json(source.key())[:16]}"
 
 
-def _describe(corpus: Corpus, data: DataConfig) -> None:
-    """Log what the corpus is, and warn about what it can hardly be."""
+def _describe(corpus: Corpus, data: DataConfig) -> list[tuple[int, str]]:
+    """(level, line): what the corpus is, and warnings about what it can hardly be."""
     shares = {split: f" ({100 * share:.1f} % unknown)" for split, share in corpus.unknown.items()}
     sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}{shares.get(split, '')}" for split in corpus.splits)
     size = len(corpus.vocab)
-    log_once(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}, fingerprint {corpus.fingerprint}")
+    notes = [(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}, fingerprint {corpus.fingerprint}")]
+    reason = choice_reason(data.path, data.file)
+    if reason is not None:
+        notes.append((logging.INFO, f"data.vocab={data.vocab.name} was chosen for {data.file}: {reason}"))
     if data.vocab_size not in (None, size):
         found = f"data.vocab_size={data.vocab_size} was expected, the text has {size}"
-        log_once(logging.WARNING, f"{found}: not the published text, or prepared in another way")
+        notes.append((logging.WARNING, f"{found}: not the published text, or prepared in another way"))
     worst = max(corpus.unknown, key=corpus.unknown.__getitem__, default="")
     if worst and corpus.unknown[worst] > MOST_UNKNOWN:
         share = f"{100 * corpus.unknown[worst]:.1f} % of the {worst} split is unknown (<unk>)"
         remedy = "for a text without spaces or with many rare words, use data.vocab=char; or check the vocabulary"
-        log_once(logging.WARNING, f"data={data.name}: {share}: the loss says little about this text; {remedy}")
+        line = f"data={data.name}: {share}: the loss says little about this text; {remedy}"
+        notes.append((logging.WARNING, line))
+    return notes
 
 
 @cache
 def log_once(level: int, line: str) -> None:
     """Log a line once, however often this process opens the corpus."""
     log.log(level, line)
+
+
+def log_notes_to_files(corpus: Corpus) -> None:
+    """Write the corpus's notes into the log files of a run, which were opened after the console had them."""
+    for level, line in corpus.notes:
+        log.log(level, line, extra={"console": False})

@@ -82,7 +82,7 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
     if config.init_from is not None:
         check_init_from(config) if config.debug else find_checkpoint(config, run_dir, submitted)
     corpus = open_corpus(config.data)
-    plan = make_plan(config, len(corpus.vocab))
+    plan = make_plan(config, len(corpus.vocab), corpus.unknown)
     check_splits(config, corpus)
     if config.debug:
         yield Prepared(plan, corpus=corpus)

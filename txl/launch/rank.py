@@ -139,7 +139,7 @@ def _train(
     config: RunConfig, prepared: Prepared, world: World, folder: Path, before_save: Callable[[], None] | None
 ) -> int:
     from txl.checkpoint.init_from import initialize_from_checkpoint
-    from txl.data.corpus import open_corpus
+    from txl.data.corpus import log_notes_to_files, open_corpus
     from txl.system.distributed import close_process_group
     from txl.tracking.sinks import TrackedRun
     from txl.tracking.tracker import open_tracker
@@ -150,6 +150,8 @@ def _train(
     corpus = prepared.corpus or open_corpus(config.data)
     with mistakes_of_the_machine(prepared.plan):
         tracker = open_tracker(TrackedRun.of(config), None if config.debug else Path(prepared.plan.run_dir), world.rank)
+        if world.is_main:
+            log_notes_to_files(corpus)
         trainer = Trainer(config, prepared.plan, corpus, world, device, tracker)
         trainer.before_save = before_save
         if prepared.checkpoint:

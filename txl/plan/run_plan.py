@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from txl.config.choose_vocab import choice_reason
 from txl.config.config_hash import config_hash
-from txl.config.data import DataConfig
+from txl.config.data import MOST_UNKNOWN, DataConfig
 from txl.config.schema import RunConfig, is_multi_node
 from txl.errors import refuse_unless
 from txl.plan.batch_split import processes, split_batch
@@ -43,6 +44,9 @@ class Plan:
     layer_parameters: int
     memory_gb: float | None  # estimate, per process
     device_memory_gb: float | None
+    vocab: str = ""  # the kind of the vocabulary, and why it was chosen if nobody named it
+    vocab_size: int | None = None
+    unknown: dict[str, float] | None = None  # share of the tokens of each split; None: not known, or no <unk>
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the plan as plain values, for JSON."""
@@ -68,8 +72,16 @@ class Plan:
             "training": f"{self.max_step:,} steps, {self.total_tokens:,} tokens",
             "model": f"{size}, {self.layer_parameters:,} of them in layers",
             "memory": memory,
+            "vocabulary": self._vocabulary(),
         }
         return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+
+    def _vocabulary(self) -> str:
+        size = f"{self.vocab_size:,} tokens" if self.vocab_size else "not built yet"
+        unknown = self.unknown or {}
+        shares = ", ".join(f"{split} {100 * share:.1f} %" for split, share in unknown.items())
+        absurd = " (more than 20 %: try data.vocab=char)" if max(unknown.values(), default=0) > MOST_UNKNOWN else ""
+        return f"{self.vocab}, {size}" + (f"; unknown: {shares}{absurd}" if shares else "")
 
 
 def run_folder(config: RunConfig) -> str:
@@ -77,18 +89,22 @@ def run_folder(config: RunConfig) -> str:
     return config.run_dir or str(Path(config.runs) / config.name / f"{config_hash(config)}-s{config.seed}")
 
 
-def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
+def make_plan(config: RunConfig, vocab_size: int | None = None, unknown: dict[str, float] | None = None) -> Plan:
     """Plans a run: processes, batch, sizes.
 
     Args:
         config: A checked configuration, whose train.batch_size is the global batch (`with_global_batch`).
         vocab_size: Number of tokens in the vocabulary; None: as far as it is known without encoding the text.
+        unknown: Share of the tokens of each split that are unknown; None: as far as it is known likewise.
 
     Raises:
         ConfigError: Processes and batch do not fit, or the vocabulary is too small for a value.
     """
     assert config.train.local_batch_size is None, "with_global_batch comes first"
-    train, vocab_size = config.train, vocab_size or known_vocab_size(config.data)
+    train = config.train
+    if vocab_size is None:
+        vocab_size, unknown = known_vocab_size(config.data), known_unknown(config.data)
+    reason = choice_reason(config.data.path, config.data.file)
     nodes, gpus = processes(config)
     world_size = nodes * gpus
     first, local, asked = split_batch(config, world_size)
@@ -124,6 +140,9 @@ def make_plan(config: RunConfig, vocab_size: int | None = None) -> Plan:
         layer_parameters=layers,
         memory_gb=memory,
         device_memory_gb=available,
+        vocab=f"data.vocab={config.data.vocab.name}" + (" (chosen for this text)" if reason else ""),
+        vocab_size=vocab_size,
+        unknown=unknown or None,
     )
 
 
@@ -151,3 +170,14 @@ def known_vocab_size(data: DataConfig) -> int | None:
     from txl.data.corpus import encoded_vocab_size, vocab_size_from_files
 
     return encoded_vocab_size(data) or vocab_size_from_files(data) or data.vocab_size
+
+
+def known_unknown(data: DataConfig) -> dict[str, float]:
+    """Returns the share of unknown tokens of each split of a text that is encoded already; {}: it is not known."""
+    if not Path(data.cache).expanduser().is_dir():
+        return {}
+    from txl.data.corpus import encoded_meta, unknown_shares
+
+    meta = encoded_meta(data)
+    shares = {} if meta is None else unknown_shares(meta)
+    return shares if any(shares.values()) else {}  # without <unk>, nothing is unknown

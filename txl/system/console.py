@@ -84,7 +84,7 @@ class ConsoleHandler(logging.Handler):
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
-        if self._closed:
+        if self._closed or not getattr(record, "console", True):  # a line that the console has had before
             return
         style = getattr(record, "style", "") or LEVEL_STYLES.get(record.levelno, "")
         try:
