@@ -7,6 +7,7 @@ import hashlib
 import json
 import math
 import os
+import stat
 from pathlib import Path
 from typing import IO, Any, Protocol
 
@@ -50,6 +51,30 @@ def write_text_file(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def open_regular_file(path: Path, flags: int) -> int:
+    """Opens a file that must not be anything else, and returns its descriptor. `flags`: of os.open.
+
+    A link is not followed: in a shared folder it could lead to somebody's file. A FIFO would wait for ever.
+
+    Raises:
+        OSError: There is a link, a folder, a FIFO or a device in its place, or the file cannot be opened.
+    """
+    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EEXIST, "is not a file; remove it", str(path))
+    return descriptor
+
+
+def read_text_file(path: Path) -> str:
+    """Returns the text of a file. Raises OSError if it is missing, or a folder or a FIFO, which would wait for ever."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    with open(descriptor, encoding="utf-8") as file:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "is not a file", str(path))
+        return file.read()
 
 
 def sync_file(file: IO[Any]) -> None:
@@ -96,7 +121,7 @@ def short_path(path: Path) -> Path:
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file, or None if it is missing, damaged, or no file (a FIFO would block)."""
     try:
-        return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+        return json.loads(read_text_file(path))
     except (OSError, ValueError, RecursionError):  # RecursionError: it is nested too deeply
         return None
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from tests.support.kills import every_kill
+from txl.checkpoint import checkpoint_files, store
 from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
 from txl.checkpoint.find import MANIFEST, CheckpointError, is_intact, newest_intact, step_folders, verify_checkpoint
 from txl.checkpoint.resolve import resolve_checkpoint
@@ -291,6 +292,61 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_checkpoint(tmp_path, monkeyp
     with pytest.raises(CheckpointError, match="step_2 cannot be written: No space left on device"):
         saved(tmp_path, steps=(2,), best=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "last", "step_1"]
+
+
+def test_what_torch_cannot_write_is_the_reason_of_the_disk(tmp_path):
+    (tmp_path / "model.pt").symlink_to("/dev/full")
+    with pytest.raises(OSError, match="No space left on device"):
+        checkpoint_files.write_checkpoint_file(tmp_path / "model.pt", {"w": torch.zeros(100_000)})
+
+
+@pytest.fixture
+def room_for_one(tmp_path, monkeypatch):
+    """The disk of tmp_path/run has no room for a second checkpoint, and that of tmp_path/other has."""
+    plain = store.write_checkpoint_file
+
+    def write(path, value):
+        others = [one for one in (tmp_path / "run").glob("step_*") if one.is_dir()]
+        if tmp_path / "run" in path.parents and others and path.name == "model.pt":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return plain(path, value)
+
+    monkeypatch.setattr(store, "write_checkpoint_file", write)
+    monkeypatch.setattr(store, "other_disk", lambda checkpoints: tmp_path / "other")
+
+
+def test_with_room_for_one_checkpoint_a_whole_one_is_found_at_every_instant(room_for_one, tmp_path):
+    def prepare():
+        for name in ("run", "other"):
+            shutil.rmtree(tmp_path / name, ignore_errors=True)
+            (tmp_path / name).mkdir()
+        saved(tmp_path / "run", steps=(10,), keep=1, best=10)
+        return lambda: saved(tmp_path / "run", steps=(20,), keep=1, best=20)
+
+    for operation in every_kill(tmp_path, prepare):
+        found = newest_intact(tmp_path / "run")
+        assert found is not None and found.name in ("step_10", "step_20"), operation
+        step = int(found.name.removeprefix("step_"))
+        Checkpoints(tmp_path / "run", World(), keep=1).rewind(step, step, found)
+        assert names(tmp_path / "run") == [f"step_{step}"]
+        saved(tmp_path / "run", steps=(30,), keep=1, best=30)
+        assert names(tmp_path / "run") == ["step_30"] and is_intact(tmp_path / "run" / "step_30")
+        assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["best", "last", "step_30"]
+
+
+def test_with_room_for_one_checkpoint_the_best_one_is_not_deleted(room_for_one, tmp_path):
+    (tmp_path / "other").mkdir()
+    saved(tmp_path / "run", steps=(10, 20), keep=1, best=10)
+    assert names(tmp_path / "run") == ["step_20", "step_10"] and not list((tmp_path / "other").iterdir())
+
+
+def test_a_planted_name_of_another_place_deletes_nothing_there(tmp_path):
+    victim = saved(tmp_path / "victim", steps=(50,), best=50).folder
+    saved(tmp_path / "run", steps=(10,), best=10)
+    (tmp_path / "run" / ".elsewhere").write_text(f"{victim}/step_50")
+    assert newest_intact(tmp_path / "run").name == "step_10"
+    saved(tmp_path / "run", steps=(20,), best=20)
+    assert is_intact(victim / "step_50")
 
 
 # --------------------------------------------------------------------------- bad bytes

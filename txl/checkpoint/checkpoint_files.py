@@ -42,7 +42,8 @@ Result = TypeVar("Result")
 def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
     """Write `value` to a .json or .pt file and flush it to the disk.
 
-    Returns the file's entry in the manifest: its size in bytes and its checksum.
+    Returns the file's entry in the manifest: its size in bytes and its checksum. Raises OSError if it cannot be
+    written, for instance because the disk is full.
     """
     if path.suffix == ".json":
         write_json(path, value, indent=1, keep_non_finite=True)  # before the first validation the best loss is infinite
@@ -51,7 +52,8 @@ def write_checkpoint_file(path: Path, value: Any) -> dict[str, Any]:
             try:
                 torch.save(value, file)
             except RuntimeError as error:  # torch's own, which hides that of the disk
-                raise OSError(errno.EIO, disk_fault(error) or str(error).partition("\n")[0]) from error
+                number = error.__context__.errno if isinstance(error.__context__, OSError) else errno.EIO
+                raise OSError(number, disk_fault(error) or str(error).partition("\n")[0]) from error
             sync_file(file)
     return {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
 

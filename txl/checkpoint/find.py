@@ -3,26 +3,31 @@
     checkpoints/step_600/             one checkpoint (its files: checkpoint_files.py)
     checkpoints/best, last            name step folders: links, or text files if the file system has no links
     checkpoints/set_aside/            checkpoints of steps that the run went back before, and damaged ones
+    checkpoints/.elsewhere            names a checkpoint on another disk while it replaces the only one (little_room.py)
     checkpoints/.step_600.replaced/   the checkpoint of a step while it is saved a second time
 
 Only folders called step_<digits> are checkpoints of the run; whatever else lies beside them is left alone. Nothing
 depends on best and last: without them the newest checkpoint says which one is the best.
 """
 
+import contextlib
 import json
 import logging
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
 from txl.errors import ConfigError
-from txl.files import sha256_of_file
+from txl.files import read_text_file, sha256_of_file
 
 log = logging.getLogger(__name__)
 
 MANIFEST = "manifest.json"
 SET_ASIDE = "set_aside"
+ELSEWHERE = ".elsewhere"
+ELSEWHERE_PREFIX = "txl-checkpoint-"  # of the folder that holds it: only such a folder is ever deleted
 
 _STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
 _REPLACED = re.compile(r"\.step_(0|[1-9][0-9]{0,17})\.replaced")
@@ -108,7 +113,8 @@ def newest_intact(checkpoints: Path) -> Path | None:
     A checkpoint of the run itself comes before those that were set aside. The latter are used only if nothing else
     is left.
     """
-    own = [*step_folders(checkpoints), *_matching(checkpoints, _REPLACED)]
+    elsewhere = read_elsewhere(checkpoints)
+    own = [*step_folders(checkpoints), *_matching(checkpoints, _REPLACED), *([elsewhere] if elsewhere else [])]
     own.sort(key=step_of, reverse=True)  # stable: the replaced one of a step comes after the other
     for folder in [*own, *_matching(checkpoints / SET_ASIDE, _ASIDE)]:
         try:
@@ -151,6 +157,27 @@ def read_pointer(path: Path) -> Path | None:
         return next((place for place in places if (place / MANIFEST).is_file()), None)
     except (OSError, UnicodeDecodeError):
         return None
+
+
+def read_elsewhere(checkpoints: Path) -> Path | None:
+    """The finished checkpoint on another disk that is about to replace the run's only one, or None."""
+    with contextlib.suppress(OSError, ValueError):
+        folder = Path(read_text_file(checkpoints / ELSEWHERE).strip())
+        ours = folder.parent.name.startswith(ELSEWHERE_PREFIX)
+        if ours and _STEP.fullmatch(folder.name) and (folder / MANIFEST).is_file():
+            return folder
+    return None
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Delete a checkpoint. It is renamed first, so that a half-deleted one is not taken for a damaged one."""
+    if path.is_symlink():
+        path.unlink()
+        return
+    removed = path.with_name(f".{path.name}.removed")
+    with contextlib.suppress(OSError):
+        os.rename(path, removed)
+    shutil.rmtree(removed, ignore_errors=True)
 
 
 def _matching(folder: Path, pattern: re.Pattern[str]) -> list[Path]:

@@ -3,10 +3,10 @@
 At every instant an intact checkpoint can be found (find.py), once the first one was saved.
 """
 
-import contextlib
 import logging
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,19 @@ from txl.checkpoint.find import (
     SET_ASIDE,
     CheckpointError,
     is_intact,
+    read_elsewhere,
     read_pointer,
+    remove_checkpoint,
     step_folders,
     step_of,
     verify_checkpoint,
+)
+from txl.checkpoint.little_room import (
+    NO_ROOM,
+    finish_replacement,
+    forget_elsewhere,
+    other_disk,
+    replace_by_way_of,
 )
 from txl.files import make_folder, sync_folder
 from txl.system.distributed import barrier, gather_objects
@@ -70,23 +79,22 @@ class Checkpoints:
         is_main = self.world.is_main
         try:
             if step != self._written:  # a folder that another process wrote may be damaged: write it again
-                if is_main:
-                    shutil.rmtree(partial, ignore_errors=True)
-                    make_folder(partial)
-                barrier()
                 files: dict[str, Any] = {f"rank_{self.world.rank}.pt": shard}
                 if is_main:
                     files |= {f"{stem}.pt": value for stem, value in shared.items()} | documents
-                entries = {name: write_checkpoint_file(partial / name, value) for name, value in files.items()}
-                all_entries = gather_objects(entries)
-                if is_main:
-                    merged = {name: entry for part in all_entries for name, entry in part.items()}
-                    manifest = {"step": step, "world_size": self.world.world_size, "files": merged}
-                    write_checkpoint_file(partial / MANIFEST, manifest)
-                    self._publish(partial, final)
-                    if self._written is None:  # the run folder and checkpoints/ may be new themselves
-                        for folder in (self.folder.parent, *self.folder.parent.absolute().parents[:2]):
-                            sync_folder(folder)
+                try:
+                    if is_main:
+                        shutil.rmtree(partial, ignore_errors=True)
+                        make_folder(partial)
+                    barrier()
+                    self._write(partial, step, files)
+                    if is_main:
+                        self._publish(partial, final)
+                        if self._written is None:  # the run folder and checkpoints/ may be new themselves
+                            for folder in (self.folder.parent, *self.folder.parent.absolute().parents[:2]):
+                                sync_folder(folder)
+                except OSError as error:
+                    self._replace_only_one(error, final, best, lambda folder: self._write(folder, step, files))
                 self._written = step
             if is_main:
                 self._point("last", final)
@@ -127,7 +135,7 @@ class Checkpoints:
                     self._set_aside(path)
             last, best = self.of_step(step), self.of_step(best_step)
             if resumed is not None and resumed.resolve() != last.resolve():
-                self._adopt(resumed, last)
+                self._adopt(resumed, last, best.name)
             self._set_damaged_aside(step)
             found = is_intact(best)
             for name, target, there in (("last", last, last.exists()), ("best", best, found)):
@@ -137,7 +145,35 @@ class Checkpoints:
                     self._remove_pointer(name)
         return bool(gather_objects(found)[0])
 
+    def _write(self, folder: Path, step: int, files: dict[str, Any]) -> None:
+        """Write the files of all ranks, and then the manifest. Collective."""
+        entries = {name: write_checkpoint_file(folder / name, value) for name, value in files.items()}
+        all_entries = gather_objects(entries)
+        if self.world.is_main:
+            merged = {name: entry for part in all_entries for name, entry in part.items()}
+            manifest = {"step": step, "world_size": self.world.world_size, "files": merged}
+            write_checkpoint_file(folder / MANIFEST, manifest)
+
     # ------------------------------------------------------------------ on rank 0
+
+    def _replace_only_one(self, error: OSError, final: Path, best: bool, write: Callable[[Path], None]) -> None:
+        """Save where the disk has room for one checkpoint only, with keep=1. Raises the error if that cannot be."""
+        shutil.rmtree(self.folder / f".{final.name}.partial", ignore_errors=True)
+        one = self.keep == 1 and not self.save_all and self.world.world_size == 1
+        temporary = other_disk(self.folder) if error.errno in NO_ROOM and one else None
+        if temporary is None:
+            raise error
+        log.warning(
+            "%s has no room for a second checkpoint: %s is written to %s first, then the old one is deleted",
+            self.folder,
+            final.name,
+            temporary,
+        )
+        replace_by_way_of(temporary, self.folder, final.name, "" if best else self._best_name(), write)
+
+    def _best_name(self) -> str:
+        best = read_pointer(self.folder / "best")
+        return best.resolve().name if best else ""
 
     def _publish(self, partial: Path, final: Path) -> None:
         """Rename `partial` to `final`. A checkpoint that is there already can be found until it is replaced."""
@@ -149,11 +185,14 @@ class Checkpoints:
         shutil.rmtree(replaced, ignore_errors=True)
         for path in (self.folder / SET_ASIDE).glob(f"{final.name}*"):  # an earlier attempt at this step
             if path.name == final.name or path.name.startswith(f"{final.name}."):
-                _remove(path)
+                remove_checkpoint(path)
 
-    def _adopt(self, resumed: Path, final: Path) -> None:
+    def _adopt(self, resumed: Path, final: Path, best: str) -> None:
         """Make a checkpoint from elsewhere a checkpoint of this run, unless the run has its own of that step."""
         if is_intact(final):
+            return
+        if resumed == read_elsewhere(self.folder):
+            finish_replacement(self.folder, best)
             return
         self._set_aside(final)
         if resumed.parent.name == SET_ASIDE or resumed.name == f".{final.name}.replaced":
@@ -191,12 +230,11 @@ class Checkpoints:
     def _prune(self) -> None:
         """Delete all checkpoints but the latest `keep` and the best one, and what earlier attempts left unfinished."""
         if not self.save_all:
-            best = read_pointer(self.folder / "best")
-            kept = {path.name for path in step_folders(self.folder)[: max(1, self.keep)]}
-            kept |= {best.resolve().name} if best else set()
+            kept = {path.name for path in step_folders(self.folder)[: max(1, self.keep)]} | {self._best_name()}
             for path in step_folders(self.folder):
                 if path.name not in kept:
-                    _remove(path)
+                    remove_checkpoint(path)
+        forget_elsewhere(self.folder)
         for pattern in (".step_*.partial", ".step_*.removed"):
             for stale in self.folder.glob(pattern):
                 shutil.rmtree(stale, ignore_errors=True)
@@ -220,14 +258,3 @@ class Checkpoints:
             self._set_aside(pointer)
         else:
             pointer.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    """Delete a checkpoint. It is renamed first, so that a half-deleted one is not taken for a damaged one."""
-    if path.is_symlink():
-        path.unlink()
-        return
-    removed = path.with_name(f".{path.name}.removed")
-    with contextlib.suppress(OSError):
-        os.rename(path, removed)
-    shutil.rmtree(removed, ignore_errors=True)

@@ -22,7 +22,9 @@ from txl.data.sentence_batches import training_stream
 from txl.errors import ConfigError
 from txl.files import make_folder, write_json
 from txl.launch.choose_checkpoint import check_init_from, check_not_begun, find_checkpoint
+from txl.launch.disk_room import check_room
 from txl.launch.run_folder import write_run_folder
+from txl.plan.checkpoint_size import checkpoint_bytes
 from txl.plan.run_plan import Plan, make_plan, run_folder
 from txl.system.run_lock import LOCK, held_lock
 
@@ -92,6 +94,8 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
         checkpoint, finished = find_checkpoint(config, run_dir, submitted)
         if checkpoint:
             check_same_text(config, corpus, checkpoint)
+        if not finished and plan.parameters is not None:
+            check_room(config, run_dir, checkpoint_bytes(config, len(corpus.vocab), plan.parameters))
         if checkpoint and not finished:
             log_continuation(checkpoint, plan.world_size)
         if not finished and not submitted:
