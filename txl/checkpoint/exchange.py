@@ -9,18 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from txl.checkpoint.checkpoint_files import (
     broken_content_reported,
+    damage_reported,
     publish_checkpoint,
     read_model_checkpoint,
     write_checkpoint_file,
 )
-from txl.checkpoint.find import MANIFEST, CheckpointError
+from txl.checkpoint.find import MANIFEST, CheckpointError, read_document
 from txl.checkpoint.hugging_face import read_hugging_face
+from txl.checkpoint.pickle_functions import Record, shown_text
+from txl.checkpoint.pickled_module import read_module, read_weights_alone
 from txl.checkpoint.reference_format import (
     LENGTHS,
     ExternalModel,
+    check_sizes,
     read_reference,
     reference_checkpoint,
     to_reference,
@@ -33,8 +38,10 @@ from txl.config.model import ModelConfig
 from txl.config.model_rules import check_architecture
 from txl.config.output_files import check_output_file, check_output_folder, writing_output
 from txl.config.training import EvaluationConfig, longest_context
+from txl.data.vocabulary import vocabulary_from_dict
 from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
+from txl.files import read_text_file
 from txl.model.transformer import TransformerXL
 
 # --------------------------------------------------------------------------- import
@@ -44,7 +51,8 @@ def import_model(source: Path, target: Path) -> list[str]:
     """Convert another program's model to a checkpoint folder.
 
     Args:
-        source: the reference's checkpoint_best.pt, or a folder that Hugging Face's TransfoXLLMHeadModel was saved to.
+        source: the reference's checkpoint_best.pt; a whole model or its weights, as torch.save writes them; a folder
+            that Hugging Face's TransfoXLLMHeadModel was saved to; or a folder that `export_model` wrote.
         target: the checkpoint folder to write; it must not exist.
 
     Returns:
@@ -56,6 +64,9 @@ def import_model(source: Path, target: Path) -> list[str]:
     if target.exists():
         raise CheckpointError(f"{target} exists already; name another folder")
     check_output_folder("TARGET", target)
+    if (source / "vocabulary.json").is_file() and (source / "model.safetensors").is_file():
+        _write_checkpoint(target, _read_own_export(source))
+        return ["this project's own export", f"written: {target}"]
     with _source_named(source):
         external = _read_hugging_face_folder(source) if source.is_dir() else _read_reference_file(source)
     words = external.words
@@ -128,10 +139,31 @@ def _source_named(source: Path) -> Iterator[None]:
 
 
 def _read_reference_file(source: Path) -> ExternalModel:
-    checkpoint = load_torch_file(source)
+    checkpoint, note = load_torch_file(source), None
+    if isinstance(checkpoint, Record):
+        checkpoint, note = read_module(checkpoint), "a whole module: its settings are those of its attributes"
+    elif isinstance(checkpoint, dict) and checkpoint and all(isinstance(v, Tensor) for v in checkpoint.values()):
+        checkpoint = read_weights_alone(checkpoint)
+        note = "weights without settings: what their shapes do not say is assumed (pre_lnorm false, lengths of 128)"
     if not isinstance(checkpoint, dict) or not {"model_config", "model_state"} <= set(checkpoint):
         raise CheckpointError(f"{source} holds no model_config and model_state: not a checkpoint of the reference")
-    return read_reference(checkpoint)
+    external = read_reference(checkpoint)
+    external.report += [note] if note else []
+    return external
+
+
+def _read_own_export(source: Path) -> dict[str, Any]:
+    """The content of a checkpoint, from a folder that `txl export --format safetensors` wrote."""
+    described, vocabulary = read_document(source, "config.json"), read_document(source, "vocabulary.json")
+    with damage_reported(source):
+        model, lengths = from_dict(described["model"], ModelConfig), longest_context(described["train"])
+        vocab = vocabulary_from_dict(vocabulary)
+        check_architecture(model, from_dict(described["data"], DataConfig))
+        state = read_safetensors(source / "model.safetensors")
+        with torch.device("meta"):  # shapes without memory
+            check_sizes(model, len(vocab), state)
+            check_weights(TransformerXL(model, len(vocab), described["data"]["cutoffs"], lengths), state, str(source))
+    return {"model.pt": state, "run.json": described, "vocabulary.json": vocabulary}
 
 
 def _read_hugging_face_folder(source: Path) -> ExternalModel:
@@ -139,12 +171,29 @@ def _read_hugging_face_folder(source: Path) -> ExternalModel:
     if not weights or not (source / "config.json").exists():
         raise CheckpointError(f"{source} lacks config.json or pytorch_model.bin: not a model folder of Hugging Face")
     state = load_torch_file(weights[0]) if weights[0].suffix == ".bin" else read_safetensors(weights[0])
-    words, lower_case = None, False
+    config = json.loads(read_text_file(source / "config.json"))
+    words, lower_case, report = None, None, list[str]()
     if (source / "vocab.pkl").exists():
-        values = load_torch_file(source / "vocab.pkl")
-        values = values if isinstance(values, dict) else vars(values)
-        words, lower_case = list(values["idx2sym"]), bool(values.get("lower_case", False))
-    return read_hugging_face(json.loads((source / "config.json").read_text()), state, words, lower_case)
+        tokenizer = load_torch_file(source / "vocab.pkl")
+        tokenizer = tokenizer if isinstance(tokenizer, dict) else vars(tokenizer)
+        words, lower_case = _words_for_all_rows(tokenizer, config["vocab_size"], report), tokenizer.get("lower_case")
+    external = read_hugging_face(config, state, words, bool(lower_case))
+    external.report += report
+    return external
+
+
+def _words_for_all_rows(tokenizer: dict[str, Any], vocab_size: int, report: list[str]) -> list[str]:
+    """The words of a tokenizer of transformers, one for every row of the model.
+
+    transformers counts tokens that were added to the tokenizer, although no text becomes their ids.
+    """
+    words = list(tokenizer["idx2sym"])
+    added = tokenizer.get("_added_tokens_decoder") or {}
+    names = [vars(token)["content"] for token in added.values()] if isinstance(added, dict) else []
+    more = [name for name in names if name not in words][: max(0, vocab_size - len(words))]
+    if more:
+        report.append(f"  added tokens that no text becomes: {', '.join(map(shown_text, more))}")
+    return words + more
 
 
 # --------------------------------------------------------------------------- export
@@ -179,6 +228,7 @@ def export_model(source: Path, target: Path, form: str) -> list[str]:
         save_file({name: tensor.contiguous() for name, tensor in state.items()}, target / "model.safetensors")
         described = {key: run[key] for key in ("model", "data", "train", "evaluation")}
         write_checkpoint_file(target / "config.json", described)
+        shutil.copymode(target / "config.json", target / "model.safetensors")  # safetensors hides its file from others
         write_checkpoint_file(target / "vocabulary.json", vocab.to_dict())
         return [f"{len(state)} tensors", f"written: {target}"]
     external = ExternalModel(

@@ -32,6 +32,10 @@ class DamagedFileError(ValueError):
     """The file is not what it should be."""
 
 
+class Record:
+    """The attributes of an object whose class is not needed. Entries of a subclass of dict or list are left out."""
+
+
 def shown_text(text: str, limit: int = 80) -> str:
     """Text from a file as part of an error message: one short line that cannot control the terminal."""
     plain = "".join(character if character.isprintable() else "?" for character in text[: limit + 1])
@@ -152,6 +156,11 @@ def fill_array(array: np.ndarray[Any, Any], state: Any) -> None:
     restore((1, shape, dtype, bool(columns_first), content))
 
 
+def _record(*_: Any) -> Record:
+    """What a function would have made that is not needed."""
+    return Record()
+
+
 def _numpy_scalar(dtype: Any, content: Any) -> Any:
     if not isinstance(dtype, np.dtype) or not isinstance(content, bytes) or len(content) != dtype.itemsize:
         raise DamagedFileError("it describes a number of numpy wrongly")
@@ -172,6 +181,9 @@ FUNCTIONS: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch.nn.parameter", "Parameter"): _rebuild_parameter,
+    ("torch.nn.backends.thnn", "_get_thnn_function_backend"): _record,  # of torch 0.4
+    ("re", "_compile"): _record,
     ("numpy", "dtype"): _plain_dtype,
     ("numpy.core.multiarray", "_reconstruct"): _empty_array,
     ("numpy.core.multiarray", "scalar"): _numpy_scalar,

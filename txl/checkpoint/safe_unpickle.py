@@ -10,6 +10,7 @@ storage, keys are simple values, and containers are not nested deeply.
 """
 
 import pickletools
+import re
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import IO, Any
@@ -22,6 +23,7 @@ from txl.checkpoint.pickle_functions import (
     FUNCTIONS,
     TYPES,
     DamagedFileError,
+    Record,
     UnsafeFileError,
     check_dtype_state,
     check_keys,
@@ -35,6 +37,13 @@ MAX_NESTING = 100  # containers within containers
 # Classes whose objects are read as records of their attributes, whatever module they are from.
 RECORDS = {"Vocab", "OpenAIVocab", "Namespace", "TransfoXLTokenizer"}
 
+# Modules whose classes are all read as records. What is pickled with a tokenizer of transformers, or is part of a model
+# that was saved whole, is a class by name there. It is never looked up, and no function of these modules is called.
+RECORD_MODULES = re.compile(
+    r"(torch\.nn\.(modules|parallel|backends)|sacremoses|tokenizers|transformers"
+    r"|mem_transformer|proj_adaptive_softmax|utils|data_utils|vocabulary)(\.|$)"
+)
+
 FindStorage = Callable[[torch.dtype, str, int], Tensor]  # (type, key, number of elements) -> the elements, [n]
 
 # Instructions that put their argument on the stack.
@@ -45,10 +54,6 @@ CONSTANTS = """
 OLD_TEXT = ("STRING", "BINSTRING", "SHORT_BINSTRING")  # the str of Python 2
 
 MARK = object()  # on the stack: where the elements of a container begin
-
-
-class Record:
-    """The attributes of an object whose class is not needed. Entries of a subclass of dict or list are left out."""
 
 
 def load_pickle(file: IO[bytes], find_storage: FindStorage | None = None, max_tensor_bytes: int = 0) -> Any:
@@ -136,7 +141,7 @@ class _Machine:
         """What the pickle means by a name: a function that it may call, or a type that such functions take."""
         module = {"__builtin__": "builtins"}.get(module, module)
         found = FUNCTIONS.get((module, name)) or TYPES.get((module, name))
-        if found is None and name in RECORDS:
+        if found is None and (name in RECORDS or RECORD_MODULES.match(module)):
             return Record
         if found is None:
             full = f"{module}.{name}"
@@ -172,8 +177,10 @@ class _Machine:
             raise UnsafeFileError("it sets the state of something that no checkpoint holds; nothing was run")
         self.push(value)
 
-    def storage(self, pid: Any) -> Tensor:
+    def storage(self, pid: Any) -> Any:
         """The storage that a tensor refers to, [n]. `pid`: ("storage", type, key, device, number of elements, part)."""
+        if isinstance(pid, tuple) and len(pid) == 4 and pid[0] == "module":
+            return pid[1]  # a class, in files older than torch 1.6: with its source code, which nobody needs
         if self._find_storage is None or not isinstance(pid, tuple) or len(pid) not in (5, 6) or pid[0] != "storage":
             raise DamagedFileError("it refers to data that it does not hold")
         _, dtype, key, _, numel, *part = pid
