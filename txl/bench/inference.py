@@ -42,6 +42,7 @@ SETTLING = 3  # segments after the memory is full that are not measured
 def benchmark_inference(config: BenchmarkConfig) -> int:
     """Measure every combination, print the table, write the JSON; returns the exit code."""
     device = pick_device(config.hardware, 0)
+    check_precisions(config, device)
     keep_freed_memory(device)
     set_threads(device, 1)
     gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else ""
@@ -53,8 +54,6 @@ def benchmark_inference(config: BenchmarkConfig) -> int:
     print(f"{config.model.name}: {geometry}\n" + "  ".join(COLUMNS))
     rows = []
     for precision in config.benchmark.precisions:
-        if device.type == "cpu":
-            check_cpu_arithmetic(precision, "this machine")
         model = build_benchmark_model(config, device, precision)
         for runtime in config.benchmark.runtimes:
             for batch_size in config.benchmark.batch_sizes:
@@ -68,6 +67,12 @@ def benchmark_inference(config: BenchmarkConfig) -> int:
                 if config.benchmark.json:  # after every row, so that an end before the last one loses nothing
                     write_table(Path(config.benchmark.json), rows, machine)
     return 0
+
+
+def check_precisions(config: BenchmarkConfig, device: torch.device) -> None:
+    """Raises ConfigError if one of the precisions cannot be computed here, before the first one is measured."""
+    for precision in config.benchmark.precisions if device.type == "cpu" else ():
+        check_cpu_arithmetic(precision, "this machine")
 
 
 def build_benchmark_model(config: BenchmarkConfig, device: torch.device, precision: Arithmetic) -> TransformerXL:

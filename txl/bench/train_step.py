@@ -15,8 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from txl.bench.inference import check_precisions
 from txl.config.geometry import train_geometry
-from txl.config.machine_rules import check_cpu_arithmetic
 from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.data.corpus import Corpus
@@ -109,12 +109,11 @@ def measure_training(
         device: where it computes.
         on_row: rank 0 calls it with all rows so far, so that an end before the last row loses none.
     """
+    check_precisions(config, device)
     if world.is_main:
         print(f"{device}, {torch.get_num_threads()} threads, {config.model.name}, {train_geometry(config)}\n{HEADER}")
     rows: list[TrainRow] = []
     for precision in config.benchmark.precisions:
-        if device.type == "cpu":
-            check_cpu_arithmetic(precision, "this machine")
         for micro in config.benchmark.micro_batch_sizes:
             row_config = configure_train_row(config, precision, micro, world)
             try:

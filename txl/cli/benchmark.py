@@ -11,9 +11,19 @@ Examples:
   txl benchmark suite=encoding benchmark.megabytes=540           words of a text to ids, beside a plain loop
 """
 
+import sys
+
 from txl.cli.entry import run_command
+from txl.system.process_exit import BAD_CONFIGURATION
 
 
 def main(arguments: list[str]) -> int:
-    """Run `txl benchmark arguments`; returns the exit code."""
+    """Run `txl benchmark arguments`; returns the exit code. Without arguments nothing is measured."""
+    if not arguments:
+        print(
+            "error: say what to measure, which takes minutes: suite=inference, suite=train or suite=encoding; "
+            "--help explains",
+            file=sys.stderr,
+        )
+        return BAD_CONFIGURATION
     return run_command("benchmark", str(__doc__), arguments)

@@ -1,10 +1,12 @@
 """Composes a configuration with Hydra, converts and checks it, and starts it. A mistake is one line and exit code 2."""
 
+import contextlib
 import os
 import re
 import sys
+import tempfile
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
@@ -68,7 +70,8 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
 
     try:
         try:
-            hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
+            with _sweep_folder(kind, overrides, many):
+                hydra.main(version_base="1.3", config_path=str(CONF), config_name=name)(start)()
         except Exception as error:  # `exit_code_of` handles those of the points
             return print_error(composition_error(error, kind, overrides))
         points.wait()
@@ -107,6 +110,21 @@ class _Points:
         if self.launcher is not None:
             self.codes.append(self.launcher.wait())
             self.launcher.show_next_commands(self.is_sweep)
+
+
+@contextlib.contextmanager
+def _sweep_folder(kind: type, overrides: list[str], many: bool) -> Iterator[None]:
+    """Hydra writes multirun.yaml into the folder of a sweep. An evaluation and a benchmark have none: it goes again.
+
+    Other launchers of Hydra put their jobs there, so that they keep it.
+    """
+    own = any(override.startswith(("hydra.sweep", "hydra/launcher")) for override in overrides)
+    if not many or kind is RunConfig or own:
+        yield
+        return
+    with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
+        sys.argv.insert(1, f"hydra.sweep.dir={folder}")
+        yield
 
 
 def _set_environment() -> None:

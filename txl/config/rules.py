@@ -13,7 +13,7 @@ from txl.config.compose import Config
 from txl.config.data_rules import check_data_options
 from txl.config.machine_rules import check_kernels, check_machine
 from txl.config.model_rules import check_clamp, check_model
-from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Task
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Runtime, Suite, Task
 from txl.config.tracking import PACKAGES, TrackingConfig, enabled_sinks
 from txl.config.training_rules import check_training
 from txl.errors import refuse_unless
@@ -81,8 +81,22 @@ def _check_benchmark(config: BenchmarkConfig) -> None:
     for key in ("batch_sizes", "micro_batch_sizes", "processes"):
         sizes = getattr(config.benchmark, key)
         refuse_unless(sizes is None or min(sizes, default=0) > 0, f"benchmark.{key}", sizes, "must all be above 0")
+    rule = f"submits jobs, and suite={config.suite.name} measures the machine it is started on; use hardware=auto"
+    here = config.suite is Suite.train or config.cluster.name != "slurm"
+    refuse_unless(here, "cluster", config.cluster.name, f"{rule} cluster=local, inside of an allocation")
+    if config.suite is Suite.inference:
+        _check_inference(config)
     rule = "has no meaning for a benchmark, whose segments have one length; leave it out"
     refuse_unless(not config.train.varlen, "train.varlen", config.train.varlen, rule)
+
+
+def _check_inference(config: BenchmarkConfig) -> None:
+    """Every combination is checked before the first is measured."""
+    able = config.model.positions.facts.caches_keys and not config.evaluation.ext_len
+    for runtime in config.benchmark.runtimes:
+        rule = "needs positions whose keys can be cached, and evaluation.ext_len=0; use runtimes=[eager]"
+        known = able or runtime in (Runtime.auto, Runtime.eager) or config.benchmark.checkpoint
+        refuse_unless(known, "benchmark.runtimes", runtime, rule)
 
 
 TASK_OPTIONS = {  # what only one task reads; the first ones are needed by it

@@ -39,7 +39,9 @@ class CachedStep(nn.Module):
         self.model, self.geometry = model, geometry
         self.loss: Callable[[TransformerXL, Tensor, Tensor], Tensor] = traceable_loss
         with torch.no_grad():
-            self.position_keys = all_position_keys(model, geometry.mem_len + geometry.tgt_len, geometry)
+            found = all_position_keys(model, geometry.mem_len + geometry.tgt_len, geometry)
+        # Some are views of parameters, which a trace takes for no constants.
+        self.position_keys = [tuple(part.detach().clone() for part in keys) for keys in found]
 
     def forward(
         self, input: Tensor, target: Tensor, keys: Tensor, values: Tensor, filled: Tensor

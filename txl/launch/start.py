@@ -41,7 +41,7 @@ class Launcher:
 
     def _start(self, config: RunConfig | EvaluateConfig) -> int:
         if isinstance(config, BenchmarkConfig) and config.suite is not Suite.train:
-            return measure_here(config)
+            return print_measurements(config) if config.dry_run else measure_here(config)
         if isinstance(config, RunConfig) and config.dry_run:
             return print_plan(config)
         if "RANK" in os.environ:
@@ -184,6 +184,19 @@ def evaluate_here(config: EvaluateConfig) -> int:
     with tempfile.TemporaryDirectory(prefix="evaluate-") as folder:
         write_config(config, Path(folder))
         return run_local_ranks(Path(folder), size)
+
+
+def print_measurements(config: BenchmarkConfig) -> int:
+    """dry_run=true of the suites that run in this process: say what would be measured."""
+    options = config.benchmark
+    if config.suite is Suite.encoding:
+        print(f"would encode {options.megabytes} MB of made-up words on this machine")
+        return 0
+    chosen = (options.precisions, options.runtimes, options.batch_sizes)
+    precisions, runtimes, sizes = (" ".join(str(getattr(one, "name", one)) for one in values) for values in chosen)
+    print(f"would measure {config.model.name}, {options.segments} segments of every combination, on this machine")
+    print(f"precisions   {precisions}\nruntimes     {runtimes}\nbatch sizes  {sizes}")
+    return 0
 
 
 def measure_here(config: BenchmarkConfig) -> int:
