@@ -49,8 +49,8 @@ def write_sentences(file: Path, words: list[str], count: int) -> list[str]:
     """Sentences of 5 to 20 words; returns them."""
     rng = np.random.default_rng(0)
     lengths = rng.integers(5, 21, count)
-    ids = np.split(zipf_tokens(rng, int(lengths.sum()), len(words)), lengths.cumsum()[:-1])
-    sentences = [" ".join(words[i] for i in sentence) for sentence in ids]
+    ids = np.split(zipf_tokens(rng, int(lengths.sum()), len(words) - 1), lengths.cumsum()[:-1])
+    sentences = [" ".join(words[i + 1] for i in sentence) for sentence in ids]
     file.write_text("".join(f"{sentence}\n" for sentence in sentences))
     return sentences
 

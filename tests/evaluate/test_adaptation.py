@@ -147,7 +147,7 @@ def test_the_settings_stand_beside_the_result_and_the_checkpoint_is_untouched(tr
     evaluate_here(*chosen, "dynamic_rate=0.05", "split=all")
     line = capsys.readouterr().out.splitlines()[0]
     assert "bsz 1 " in line and line.endswith(
-        "dynamic sgd rate 0.05 decay 0.0 segments 1 neural_cache 100 theta 0.1 lambda 0.1"
+        "dynamic sgd rate 0.05 decay 0.0 segments 1 neural_cache 100 theta 0.015 lambda 0.3"
     )
     result = json.loads((tmp_path / "r.json").read_text())
     assert result["runtime"] == "eager" and result["valid"]["adaptation"] == result["test"]["adaptation"]

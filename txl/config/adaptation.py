@@ -17,7 +17,7 @@ class Dynamic(Enum):
 
 
 # Chosen on the validation splits of wikitext-mini and tinyshakespeare (docs/results/dynamic.md): rate, decay.
-DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (1e-4, 0.0)}
+DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (0.1, 0.0)}
 
 
 @dataclass(kw_only=True)
@@ -34,8 +34,8 @@ class Adaptation:
     dynamic_segments: int = above_zero(1)  # segments per update
     dynamic_statistics: int = above_zero(100)  # rms: segments of the training split that the gradients are taken from
     neural_cache: int | None = above_zero(None)  # tokens whose hidden states are remembered; null: no cache
-    cache_theta: float = zero_or_more(0.1)  # how much nearer hidden states count more
-    cache_lambda: float = below_one(0.1)  # share of the cache in the mixture
+    cache_theta: float = zero_or_more(0.015)  # how much nearer hidden states count more
+    cache_lambda: float = below_one(0.3)  # share of the cache in the mixture
 
     @property
     def adapts(self) -> bool:
