@@ -62,6 +62,7 @@ def test_a_base_image_with_torch_keeps_its_versions(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # it downloads everything
 def test_an_image_of_python_alone_gets_everything(tmp_path):
     folder = image_without_its_last_copy(tmp_path / "workspace" / "txl")
     venv.create(tmp_path / "venv", with_pip=True)
