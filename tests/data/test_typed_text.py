@@ -97,3 +97,9 @@ def test_a_checkpoint_of_an_earlier_version_reads_typed_text_by_moses_rules():
 def test_moses_rules_are_for_words():
     with pytest.raises(ConfigError, match="data.typed_text=moses has no meaning for data.vocab=char; leave it out"):
         composed("data=text", "data.file=a.txt", "data.vocab=char", "data.typed_text=moses")
+
+
+def test_a_vocabulary_without_an_end_of_line_takes_typed_text_too():
+    """Imported models whose vocabulary file is missing have the words token0, token1, ..."""
+    vocab = WordVocabulary(["token0", "token1"])
+    assert vocab.encode_typed("token1\ntoken0", end_line=True).tolist() == [1, 0]

@@ -182,7 +182,7 @@ class WordVocabulary(Vocabulary):
             typed = [moses_tokenize(line, self.ids) for line in typed]
         lines = [self.encode(line, add_eos=False) for line in typed]
         ends = len(lines) if end_line else len(lines) - 1
-        eos = np.array([self.eos_id], np.int64)
+        eos = np.array([] if self.eos_id is None else [self.eos_id], np.int64)  # an imported model may have none
         parts = [part for i, line in enumerate(lines) for part in ((line, eos) if i < ends else (line,))]
         return np.concatenate([eos, *parts] if self.sentences else parts)
 
