@@ -8,9 +8,10 @@ import sys
 import time
 
 from tests.support.recording_processes import command_that_records, environment, record_in_process, run_in_terminal
-from tests.support.tracked_runs import GEOMETRY, STEP, new_tracker, records
+from tests.support.tracked_runs import GEOMETRY, STEP, new_tracker, records, tracked_run
 from txl.system import console
 from txl.system.console import is_terminal, printable, progress_line, seconds_left
+from txl.tracking.console_sink import ConsoleSink
 
 
 def test_a_step_is_one_line_of_less_than_80_columns(tmp_path, capsys):
@@ -195,3 +196,12 @@ def test_the_bar_is_drawn_a_few_times_a_second_only(monkeypatch, capsys):
             bar.show(step, None, None)
     bar.close()
     assert 1 <= len(drawn) <= 10  # in one second
+
+
+def test_logs_of_a_long_run_stay_below_a_size(tmp_path):
+    sink = ConsoleSink(tmp_path, tracked_run(rotate_mb=1), rank=1)
+    for _ in range(30):
+        logging.getLogger("txl").info("%s", "x" * 100_000)
+    sink.close(0)
+    sizes = {path.name: path.stat().st_size for path in (tmp_path / "logs").iterdir()}
+    assert sizes.keys() == {"rank_1.log", "rank_1.log.1"} and max(sizes.values()) <= 1_000_000

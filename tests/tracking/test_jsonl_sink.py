@@ -6,6 +6,7 @@ import pytest
 
 from tests.support.tracked_runs import GEOMETRY, STEP, new_tracker, records, tracked_run
 from txl.tracking.jsonl_sink import JsonlSink
+from txl.tracking.rewind_file import drop_later_lines
 
 
 def test_metrics_hold_everything_and_are_there_at_once(tmp_path):
@@ -28,7 +29,7 @@ def test_a_number_that_is_not_finite_becomes_null(tmp_path, capsys):
     t = new_tracker(tmp_path)
     t.train_step(step=1, **STEP | {"loss": float("nan"), "grad_norm": float("inf")})
     t.close()
-    assert "| loss   nan | ppl       nan" in capsys.readouterr().out
+    assert "| loss    nan | ppl      nan" in capsys.readouterr().out
     text = (tmp_path / "metrics.jsonl").read_text()
     assert "NaN" not in text and records(tmp_path)[0]["loss"] is None
 
@@ -76,3 +77,25 @@ def test_rewinding_keeps_other_kinds_of_lines(tmp_path):
     path.write_text('{"kind": "train", "step": 9}\n{"kind": "note", "step": 9}\n[]\n{"kind": "test", "step": 1}\n{"ki')
     rewind(tmp_path, 5)
     assert path.read_text() == '{"kind": "note", "step": 9}\n'
+
+
+def test_a_resume_reads_only_the_end_of_a_long_record_and_leaves_the_same_as_reading_all_of_it(tmp_path):
+    lines = [b'{"kind": "train", "step": %d, "loss": 1}\n' % step for step in range(1, 60_001)]
+    lines[-5:-5] = [b'{"kind": "note"}\n', b'{"kind": "test", "step": 59990}\n', b'{"kind": "train", "step"\n']
+    for step, added in ((59_990, b""), (59_999, b'{"kind": "tr'), (20_000, b""), (60_000, b""), (0, b"")):
+        file, read = tmp_path / "records", []
+        file.write_bytes(b"".join(lines) + added)
+
+        def is_kept(line: bytes, step: int, read: list = read) -> bool:
+            read.append(line)
+            try:
+                record = json.loads(line)
+            except ValueError:
+                return False
+            return record["kind"] == "note" or (record["kind"] == "train" and record["step"] <= step)
+
+        expected = b"".join(line for line in [*lines, added] if line and is_kept(line, step))
+        read.clear()
+        drop_later_lines(file, step, is_kept)
+        assert file.read_bytes() == expected
+        assert step < 50_000 or len(read) < 20_000

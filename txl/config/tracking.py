@@ -7,6 +7,8 @@ from enum import Enum
 
 from omegaconf import MISSING
 
+from txl.config.bounds import above_zero
+
 
 class SinkName(Enum):
     """Where metrics go besides the console and metrics.jsonl. txl/tracking/<name>_sink.py implements each."""
@@ -49,6 +51,8 @@ class TrackingConfig:
     wandb: WandbConfig = field(default_factory=WandbConfig)
     environment: bool = MISSING  # write environment.json (versions, devices, git state)
     dllogger: str | None = None  # file in the run folder: metrics in the original's format, lines of `DLLL {json}`
+    # A log file that is larger is renamed to <name>.1, in place of the one before: two of them at most.
+    rotate_mb: int = above_zero(64, most=1_000_000)
     tensorboard: bool = False  # write TensorBoard's event files to tensorboard/ in the run folder
 
 

@@ -1,6 +1,7 @@
 """Lines for people: steps, framed validations, and a progress bar. They fit into 80 columns."""
 
 import logging
+import logging.handlers
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,7 +30,7 @@ class ConsoleSink:
     def __init__(self, folder: Path | None, run: TrackedRun, rank: int):
         self._folder, self._run = folder, run
         self._console = log_to_console() if rank == 0 else None
-        self._files = _open_log_files(folder, rank) if folder is not None else []
+        self._files = _open_log_files(folder, rank, run.options.rotate_mb) if folder is not None else []
         self._bar: ProgressBar | None = None
         self._loss: float | None = None
         self._tokens_per_second: float | None = None
@@ -127,12 +128,13 @@ class ConsoleSink:
             self._bar = self._console.bar = None
 
 
-def _open_log_files(folder: Path, rank: int) -> list[logging.Handler]:
+def _open_log_files(folder: Path, rank: int, rotate_mb: int) -> list[logging.Handler]:
     """Add a rank's log files to the logger of this package, and return them."""
     (folder / "logs").mkdir(parents=True, exist_ok=True)
-    own = _open_log_file(folder / "logs" / f"rank_{rank}.log")
+    most = rotate_mb * 1_000_000
+    own = _LogFile(folder / "logs" / f"rank_{rank}.log", most)
     own.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    handlers = [own, _open_log_file(folder / "train.log")] if rank == 0 else [own]
+    handlers: list[logging.Handler] = [own, _LogFile(folder / "train.log", most)] if rank == 0 else [own]
     package = logging.getLogger("txl")
     package.setLevel(logging.INFO)
     for handler in handlers:
@@ -140,11 +142,11 @@ def _open_log_files(folder: Path, rank: int) -> list[logging.Handler]:
     return handlers
 
 
-class _LogFile(logging.FileHandler):
-    """A log file. One that cannot be written does not disturb the run, and is told of once."""
+class _LogFile(logging.handlers.RotatingFileHandler):
+    """A log file of bounded size. One that cannot be written does not disturb the run, and is told of once."""
 
-    def __init__(self, path: Path):
-        super().__init__(path, encoding="utf-8", errors="backslashreplace")
+    def __init__(self, path: Path, most_bytes: int):
+        super().__init__(path, maxBytes=most_bytes, backupCount=1, encoding="utf-8", errors="backslashreplace")
         self._told = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
@@ -154,7 +156,3 @@ class _LogFile(logging.FileHandler):
         elif not self._told:
             self._told = True
             print(f"warning: {self.baseFilename}: {reason}; the run goes on without its lines", file=sys.stderr)
-
-
-def _open_log_file(path: Path) -> logging.Handler:
-    return _LogFile(path)
