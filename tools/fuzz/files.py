@@ -50,7 +50,7 @@ class FileFuzz:
         logging.getLogger("txl").setLevel(logging.CRITICAL)
         with contextlib.redirect_stdout(io.StringIO()):
             self.options = self._make_files(self.whole)
-        logging.disable(logging.CRITICAL)
+
         # What is damaged, and what reads it.
         self.readers: dict[str, Callable[[Path], object]] = {
             "run": self._load_run,

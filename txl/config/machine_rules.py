@@ -63,7 +63,8 @@ def _check_no_slurm_options(cluster: ClusterConfig) -> None:
     for option, value in vars(cluster).items():
         if option == "hang_minutes":
             continue
-        rule = f"has no meaning for cluster={cluster.name}; use cluster=slurm"
+        remedy = "use cluster=slurm and hardware=dgx2 or another, or leave it out"
+        rule = f"has no meaning for cluster={cluster.name}; {remedy}"
         refuse_unless(value == getattr(plain, option), f"cluster.{option}", value, rule)
 
 
