@@ -93,7 +93,9 @@ def same_weights(one: Path, two: Path) -> bool:
 def evaluated(result: Path) -> dict[str, tuple[float, int]]:
     """Loss and number of tokens of each split in a result of evaluate.py."""
     splits = json.loads(result.read_text())
-    return {split: (one["loss"], one["tokens"]) for split, one in splits.items() if isinstance(one, dict)}
+    return {
+        split: (one["loss"], one["tokens"]) for split, one in splits.items() if isinstance(one, dict) and "loss" in one
+    }
 
 
 def compare(case: Case, old: Tree, new: Tree) -> tuple[dict[str, bool], int]:

@@ -61,7 +61,10 @@ def test_small_probabilities_are_kept_in_fp16():
     assert abs(grads[1][1:].double().mean().item() / exact - 1) < 0.2
 
 
-@pytest.mark.parametrize("changes", [dict(), dict(div_val=2, tie_projs=[False, True, False])], ids=str)
+DIVIDED = dict(div_val=2, tie_projs=[False, True, False])
+
+
+@pytest.mark.parametrize("changes", [dict(), pytest.param(DIVIDED, marks=pytest.mark.slow)], ids=str)
 def test_fifty_training_steps_are_those_of_the_plain_path(changes, monkeypatch):
     """The whole model under autocast, each step of both from the other path's forward and backward pass."""
     curves = []

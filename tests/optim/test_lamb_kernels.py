@@ -1,8 +1,12 @@
 """LAMB's kernels take the steps of its plain code, through Triton's interpreter; no GPU is needed."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
+from tests.support.entry_points import PROJECT, environment
 from tests.support.optimizers import optimizer_config
 from txl.optim.build import build_optimizer
 
@@ -56,3 +60,14 @@ def test_a_skipped_step_changes_nothing_and_repeated_steps_give_the_same_bits(mo
     before, after = (steps(monkeypatch, True, count, 0.1, skipped=3) for count in (3, 4))
     assert all(map(torch.equal, before, after))
     assert all(map(torch.equal, after, steps(monkeypatch, True, 4, 0.1, skipped=3)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", ["80", "90"])
+def test_the_kernels_of_lamb_and_softmax_compile_for_gpus_that_are_not_here(capability):
+    command = [sys.executable, str(PROJECT / "tests" / "support" / "ahead_of_time.py"), capability, "lamb", "softmax"]
+    env = environment(TRITON_INTERPRET="0", TRITON_DEFAULT_FP_FUSION="1")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=280)
+    assert done.returncode == 0, done.stderr
+    sizes = [line.split()[1:] for line in done.stdout.splitlines()]
+    assert len(sizes) == 5 and all(int(program) > 0 and int(shared) < 2**14 for program, shared in sizes)
