@@ -23,7 +23,7 @@ class SlurmArrayConf:
 class SlurmArrayLauncher(SlurmLauncher):
     def launch(self, job_overrides: Sequence[Sequence[str]], initial_job_idx: int) -> Sequence[JobReturn]:
         from txl.cli.hydra_main import checked_config
-        from txl.cli.sweeps import point_label
+        from txl.cli.sweeps import point_label, with_wandb_names
         from txl.config.schema import RunConfig
         from txl.errors import ConfigError
         from txl.launch.start import Launcher
@@ -31,6 +31,11 @@ class SlurmArrayLauncher(SlurmLauncher):
         points = []
         shared = set.intersection(*map(set, job_overrides))
         swept = {one.partition("=")[0] for overrides in job_overrides for one in overrides if one not in shared}
+        values: dict[str, dict[str, None]] = {key: {} for key in sorted(swept)}
+        for key, _, value in (one.partition("=") for overrides in job_overrides for one in overrides):
+            if key in swept:
+                values[key][value] = None
+        sweep = [f"{key}={','.join(found)}" for key, found in values.items()]
         for overrides in job_overrides:
             print("  " + " ".join(one for one in filter_overrides(overrides) if one not in shared))
             cfg = self.hydra_context.config_loader.load_sweep_config(self.config, list(overrides))
@@ -38,7 +43,7 @@ class SlurmArrayLauncher(SlurmLauncher):
             point = checked_config(ours, RunConfig, point_label(overrides, swept))
             if point.cluster.name != "slurm":
                 raise ConfigError(f"hydra/launcher=slurm_array needs cluster=slurm, not cluster={point.cluster.name}")
-            points.append(point)
+            points.append(with_wandb_names(point, overrides, swept, sweep))
         launcher = Launcher()
         launcher.submit(points, self.params["array_parallelism"])
         code = launcher.wait()

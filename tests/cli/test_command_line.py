@@ -1,5 +1,6 @@
 """The command line as a user meets it: help and mistakes answer at once, in one line, and leave nothing behind."""
 
+import json
 import os
 import resource
 import subprocess
@@ -65,6 +66,15 @@ HEAVY = {"torch", "hydra", "omegaconf", "numpy", "yaml", "wandb", "submitit", "m
 
 @pytest.mark.parametrize("code", ["import txl", "from txl.cli.main import main; main(['train', '--help'])"])
 def test_importing_txl_and_printing_help_loads_nothing_heavy(code, tmp_path):
+    assert packages_that_load(code, tmp_path) & HEAVY == set()
+
+
+def test_a_dry_run_loads_no_numbers(tmp_path):
+    code = "from txl.cli.main import main; main(['train', 'hardware=h100', 'dry_run=true'])"
+    assert packages_that_load(code, tmp_path) & HEAVY == {"hydra", "omegaconf", "yaml"}
+
+
+def packages_that_load(code, tmp_path):
     done = subprocess.run(
         [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
         cwd=tmp_path,
@@ -73,8 +83,8 @@ def test_importing_txl_and_printing_help_loads_nothing_heavy(code, tmp_path):
         text=True,
         timeout=60,
     )
-    loaded = {module.partition(".")[0] for module in done.stdout.splitlines()[-1].split()}
-    assert done.returncode == 0 and loaded & HEAVY == set()
+    assert done.returncode == 0, done.stderr
+    return {module.partition(".")[0] for module in done.stdout.splitlines()[-1].split()}
 
 
 def test_help_names_every_choice(tmp_path):
@@ -87,10 +97,19 @@ def test_help_names_every_choice(tmp_path):
 
 
 def test_dry_run_prints_the_plan_and_starts_nothing(tmp_path):
-    done, _ = run("train.py", "hardware=cpu", "gpus=2", "dry_run=true", cwd=tmp_path)
+    done, _ = run("train.py", "hardware=cpu", "gpus=2", "dry_run=true", "train.batch_size=64", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert "overridden   train.batch_size 64, published 256\n" in done.stdout
     assert "191,950,298 parameters" in done.stdout and "runs/wt103-base/" in done.stdout
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_as_json_prints_nothing_else(tmp_path):
+    done, _ = run("train.py", "hardware=dgxa100", "precision=fp16", "dry_run=true", "--json", cwd=tmp_path)
+    plan = json.loads(done.stdout)
+    assert plan["plan"]["world_size"] == 8 and plan["overridden"] == {} and round(plan["gpu_hours"], 1) == 9.7
+    run("train.py", "hardware=dgxa100", "precision=fp16", "dry_run=true", "json=plan.json", cwd=tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text()) == plan
 
 
 def test_a_sweep_tries_every_point_and_fails_if_one_does(tmp_path):

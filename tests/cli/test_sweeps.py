@@ -8,7 +8,7 @@ from tests.support.configurations import composed
 from tests.support.entry_points import run
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
-from txl.cli.sweeps import point_label, swept_keys, with_own_folder
+from txl.cli.sweeps import point_label, swept_keys, with_own_folder, with_wandb_names
 from txl.config.config_hash import config_hash
 from txl.errors import ConfigError
 
@@ -51,3 +51,16 @@ def test_a_folder_that_names_its_point_is_kept():
     assert swept_keys(["seed=1,2", "run_dir=x/${seed}"]) == {"seed"}
     with pytest.raises(ConfigError, match="would be the folder of every point"):
         swept_keys(["seed=1,2", "run_dir=x"])
+
+
+def test_wandb_groups_a_sweep_and_names_its_points_by_what_differs():
+    sweep = ["experiment=demo", "optimizer.lr=0.1,0.2", "seed=range(1,3)", "tracking=wandb"]
+    swept, point = swept_keys(sweep), ["experiment=demo", "optimizer.lr=0.1", "seed=2", "tracking=wandb"]
+    config = composed("experiment=demo", "tracking=wandb")
+    named = with_wandb_names(config, point, swept, sweep).tracking.wandb
+    assert (named.group, named.name) == ("demo optimizer.lr=0.1,0.2 seed=range(1,3)", "lr=0.1 seed=2")
+    assert config_hash(with_wandb_names(config, point, swept, sweep)) == config_hash(config)
+    chosen = composed("experiment=demo", "tracking=wandb", "tracking.wandb.group=mine", "tracking.wandb.name=a")
+    assert with_wandb_names(chosen, point, swept, sweep) == chosen
+    untracked = composed("experiment=demo")
+    assert with_wandb_names(untracked, point, swept, sweep) == untracked

@@ -45,3 +45,11 @@ def test_a_cluster_s_nodes_are_not_this_machine():
 def test_old_gpus_know_no_bf16(hardware):
     with pytest.raises(ConfigError, match="precision=bf16 needs an Ampere or newer GPU"):
         composed(f"hardware={hardware}", "precision=bf16")
+
+
+@pytest.mark.parametrize("key, value, remedy", [("micro_batch_size", 64, 4), ("grad_accum_steps", 2, 32)])
+def test_a_chosen_micro_batch_that_can_never_fit_is_refused_with_one_that_fits(key, value, remedy):
+    chosen = ["model=large", "hardware=t4", "precision=fp16", "dry_run=true"]
+    with pytest.raises(ConfigError, match=f"train.{key}={value}: .* GB; use train.{key}={remedy} "):
+        make_plan(composed(*chosen, f"train.{key}={value}"))
+    assert make_plan(composed(*chosen, f"train.{key}={remedy}")).memory_gb < 0.9 * 16

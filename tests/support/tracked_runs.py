@@ -1,11 +1,12 @@
 """Trackers for tests."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 from txl.config.geometry import Geometry
 from txl.config.tracking import TrackingConfig, WandbConfig, WandbMode
-from txl.tracking.sinks import TrackedRun
+from txl.tracking.sinks import TrackedRun, series_name
 from txl.tracking.tracker import Tracker, open_tracker
 
 GEOMETRY = Geometry(192, 192)
@@ -31,3 +32,19 @@ def new_tracker(run_dir: Path | None, rank: int = 0, resume_step: int = 0, **opt
 def records(run_dir: Path) -> list[dict]:
     """All records of metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def numbers_in_metrics(run_dir: Path, convert: Callable[[float], float] = lambda value: value) -> dict:
+    """name of a curve -> [(step, value), ...] of all numbers in metrics.jsonl, as sinks name them."""
+    found: dict = {}
+    for record in records(run_dir):
+        kind, step = record.pop("kind"), record.pop("step")
+        del record["time"]
+        for name, value in record.items():
+            if is_number(value):
+                found.setdefault(series_name(kind, name), []).append((step, convert(value)))
+    return found
+
+
+def is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)

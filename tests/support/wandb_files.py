@@ -5,6 +5,8 @@ import struct
 
 import pytest
 
+from tests.support.tracked_runs import is_number
+
 
 def wandb_records(run_dir):
     """What lies in the offline files of a run folder: by file, the run's record and its rows of history."""
@@ -25,6 +27,16 @@ def wandb_records(run_dir):
                 for item in record.summary.update:
                     summary[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         found.append((run, rows, summary))
+    return found
+
+
+def numbers_of(rows):
+    """name of a curve -> [(step, value), ...] of the rows of wandb's history."""
+    found = {}
+    for row in rows:
+        for name, value in row.items():
+            if name.partition("/")[0] in ("train", "valid", "test", "perf") and is_number(value):
+                found.setdefault(name, []).append((row["step"], value))
     return found
 
 

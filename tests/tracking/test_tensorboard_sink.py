@@ -1,16 +1,18 @@
 """TensorBoard's own reader finds in the event files what metrics.jsonl holds."""
 
+import json
 import sys
 
 import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 
 from tests.support.configurations import composed
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
-from tests.support.tracked_runs import GEOMETRY, STEP, new_tracker, records
+from tests.support.tracked_runs import GEOMETRY, STEP, new_tracker, numbers_in_metrics
 from txl.config.tracking import enabled_sinks
 from txl.errors import ConfigError
 
@@ -25,16 +27,9 @@ def scalars(run_dir) -> dict:
     return {tag: [(event.step, event.value) for event in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
 
 
-def numbers_in_metrics(run_dir) -> dict:
+def numbers_as_stored(run_dir) -> dict:
     """The same from metrics.jsonl; TensorBoard stores 32 bits."""
-    found: dict = {}
-    for record in records(run_dir):
-        kind, step = record.pop("kind"), record.pop("step")
-        del record["time"]
-        for name, value in record.items():
-            if isinstance(value, int | float) and not isinstance(value, bool):
-                found.setdefault(f"{kind}/{name}", []).append((step, float(np.float32(value))))
-    return found
+    return numbers_in_metrics(run_dir, lambda value: float(np.float32(value)))
 
 
 def record_steps(tracker, first: int, last: int):
@@ -48,13 +43,14 @@ def record_steps(tracker, first: int, last: int):
 def test_every_number_is_read_back_and_a_resumed_run_leaves_no_step_twice(tmp_path):
     first = new_tracker(tmp_path, tensorboard=True)
     record_steps(first, 1, 5)  # and it is killed: nothing is closed
-    assert scalars(tmp_path) == numbers_in_metrics(tmp_path)
+    assert scalars(tmp_path) == numbers_as_stored(tmp_path)
     for resume_step in (3, 3, 5):
         resumed = new_tracker(tmp_path, resume_step=resume_step, tensorboard=True)
         record_steps(resumed, resume_step + 1, 7)
-        resumed.summary({"steps": 7, "train_seconds": 1.0})
+        resumed.summary({"steps": 7, "train_seconds": 1.0, "best_valid_loss": 3.0, "test": {"loss": 2.5}})
         resumed.close()
-        assert scalars(tmp_path) == numbers_in_metrics(tmp_path)
+        results = {"valid/best_loss": [(7, 3.0)], "test/final_loss": [(7, 2.5)]}
+        assert scalars(tmp_path) == numbers_as_stored(tmp_path) | results
         assert [step for step, _ in scalars(tmp_path)["train/loss"]] == [1, 2, 3, 4, 5, 6, 7]
     events = read_events(tmp_path)
     texts = {tag: events.Tensors(tag) for tag in events.Tags()["tensors"]}
@@ -63,6 +59,11 @@ def test_every_number_is_read_back_and_a_resumed_run_leaves_no_step_twice(tmp_pa
     assert [event.step for event in texts["summary/text_summary"]] == [7]
     assert b'"name": "demo"' in texts["config/text_summary"][0].tensor_proto.string_val[0]
     first.close()
+    parts = events.summary_metadata
+    assert {"_hparams_/experiment", "_hparams_/session_start_info"} <= parts.keys()
+    session = HParamsPluginData.FromString(parts["_hparams_/session_start_info"].plugin_data.content)
+    settings = session.session_start_info.hparams
+    assert (settings["name"].string_value, settings["model.n_layer"].number_value) == ("demo", 4)
 
 
 def test_a_training_with_a_list_of_sinks(tmp_path):
@@ -76,7 +77,11 @@ def test_a_training_with_a_list_of_sinks(tmp_path):
         "train.max_step=4",
     ]
     train_here(*shared, "valid.interval=2")
-    assert scalars(tmp_path / "run") == numbers_in_metrics(tmp_path / "run")
+    found = scalars(tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found.pop("valid/best_loss") == [(4, float(np.float32(summary["best_valid_loss"])))]
+    assert found.pop("test/final_loss") == [(4, float(np.float32(summary["test"]["loss"])))]
+    assert found == numbers_as_stored(tmp_path / "run")
     assert {"train/loss", "train/lr", "valid/bpc", "test/loss"} <= scalars(tmp_path / "run").keys()
     assert (tmp_path / "run" / "wandb").exists()
 

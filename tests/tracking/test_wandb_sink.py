@@ -6,8 +6,8 @@ import sys
 import time
 
 from tests.support.recording_processes import command_that_records, environment, record_in_process, run_in_terminal
-from tests.support.tracked_runs import STEP, new_tracker, records
-from tests.support.wandb_files import wandb_records
+from tests.support.tracked_runs import STEP, new_tracker, numbers_in_metrics, records
+from tests.support.wandb_files import numbers_of, wandb_records
 from txl.config.tracking import WandbMode
 from txl.tracking.wandb_sink import stored_wandb_id
 
@@ -19,6 +19,13 @@ def assert_complete(run_dir, steps=30):
     assert (run_dir / "summary.json").exists()
 
 
+def test_slurms_credentials_are_in_no_file_of_wandb(tmp_path):
+    code, text = record_in_process(tmp_path, "offline", env={"SLURM_JWT": "secret-jwt", "SLURM_JOB_ID": "4711"})
+    assert code == 0, text
+    files = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
+    assert files and not any(b"secret-jwt" in content for content in files)
+
+
 def test_wandb_offline_holds_the_whole_run(tmp_path):
     code, text = record_in_process(tmp_path, "offline")
     assert code == 0, text
@@ -28,9 +35,13 @@ def test_wandb_offline_holds_the_whole_run(tmp_path):
     assert list(record.tags) == ["a", "b"]
     assert record.display_name == f"demo-{tmp_path.name}"
     config = {item.key: json.loads(item.value_json) for item in record.config.update}
-    assert {"name": "demo", "seed": 1, "model": {"n_layer": 4}}.items() <= config.items()
+    assert {"name": "demo", "seed": 1, "model.n_layer": 4}.items() <= config.items()
     assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 31))
     assert rows[0]["train/loss"] == 3.0 and rows[0]["train/lr"] == 0.01
+    assert numbers_of(rows) == numbers_in_metrics(tmp_path)
+    tokens = {r["step"]: r["tokens_seen"] for r in records(tmp_path) if r["kind"] == "train"}
+    assert all(row["tokens"] == tokens[row["step"]] for row in rows if "train/loss" in row)
+    assert summary["train/loss"].keys() == summary["valid/loss"].keys() == {"min", "last"}
     assert any(row.get("valid/loss") == 2.5 and row["_step"] == 30 for row in rows)
     assert summary["train_seconds"] == 60.0
 

@@ -104,7 +104,7 @@ def check_command_line(script: str, arguments: list[str], whole: bool = True) ->
         raise ConfigError(composition_error(error, kind, overrides)) from None
     config = checked_config(cfg, kind)
     if isinstance(config, RunConfig):
-        from txl.launch.prepare import plan_without_data
+        from txl.plan.run_plan import plan_without_data
 
         str(plan_without_data(config))
         if not isinstance(config, BenchmarkConfig) and config.cluster.name == "slurm":

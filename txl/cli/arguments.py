@@ -39,7 +39,9 @@ def split_arguments(arguments: list[str], script: str, kind: type) -> tuple[list
     while waiting:
         argument = waiting.pop(0)
         name = argument.partition("=")[0]
-        if not argument.startswith("-"):
+        if argument == "--json" and hasattr(kind, "json"):
+            overrides.append("json=-")
+        elif not argument.startswith("-"):
             overrides.append(argument)
         elif argument in SWITCHES or ("=" in argument and name in (*VALUED, *OPTIONAL)):
             flags.append(argument)

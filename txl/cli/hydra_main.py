@@ -1,6 +1,7 @@
 """Composes a configuration with Hydra, converts and checks it, and starts it. A mistake is one line and exit code 2."""
 
 import contextlib
+import math
 import os
 import re
 import sys
@@ -9,10 +10,10 @@ import traceback
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from txl.cli.arguments import config_dir_of, split_arguments
-from txl.cli.sweeps import point_label, swept_keys, with_own_folder
+from txl.cli.sweeps import point_label, swept_keys, with_own_folder, with_wandb_names
 from txl.cli.user_conf import search_user_conf
 from txl.config.compose import TYPED_TEXT, Config, register_types, to_typed
 from txl.config.error_messages import composition_error
@@ -21,7 +22,16 @@ from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError, disk_fault, shortened
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
-from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, TERMINATED, leave, raise_on_stop_signals
+from txl.system.console import discard_stdout
+from txl.system.process_exit import (
+    BAD_CONFIGURATION,
+    BROKEN_PIPE,
+    INTERRUPTED,
+    MISSED_TARGET,
+    TERMINATED,
+    leave,
+    raise_on_stop_signals,
+)
 
 if TYPE_CHECKING:
     from txl.launch.start import Launcher
@@ -55,7 +65,7 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     try:
         overrides, flags = split_arguments(arguments, name, kind)
         many = bool({"-m", "--multirun"} & set(flags))
-        points = _Points(kind, swept_keys(overrides) if many else set(), many)
+        points = _Points(name, overrides, many)
     except ConfigError as error:
         return print_error(str(error))
     sys.argv[1:] = [*map(as_typed_list if many else quote_typed_text, overrides), *flags]  # Hydra reads it
@@ -65,8 +75,8 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
     register_types()
     search_user_conf(config_dir_of(flags))
 
-    def start(cfg: DictConfig) -> None:
-        points.start(cfg)
+    def start(cfg: DictConfig) -> float | None:
+        return points.start(cfg)
 
     try:
         try:
@@ -75,6 +85,8 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
         except Exception as error:  # `exit_code_of` handles those of the points
             return print_error(composition_error(error, kind, overrides))
         points.wait()
+    except BrokenPipeError:
+        discard_stdout()
     except KeyboardInterrupt:
         if not STOPPED & set(points.codes):
             points.codes.append(print_error("interrupted", INTERRUPTED))
@@ -86,24 +98,50 @@ def run_with_hydra(name: str, arguments: list[str]) -> int:
 class _Points:
     """The points of a sweep, or the only one: started one after the other, as Hydra composes them."""
 
-    def __init__(self, kind: type[RunConfig | EvaluateConfig], swept: set[str], is_sweep: bool) -> None:
-        self.kind, self.swept, self.is_sweep = kind, swept, is_sweep
+    def __init__(self, name: str, overrides: list[str], is_sweep: bool) -> None:
+        """`overrides`: the command line. Raises ConfigError if all points of the sweep would have one folder."""
+        self.name, self.kind, self.overrides, self.is_sweep = name, KINDS[name], overrides, is_sweep
+        self.swept = swept_keys(overrides) if is_sweep else set()
         self.codes: list[int] = []  # exit codes
         self.launcher: Launcher | None = None  # imported when the first point is composed: a mistake is answered before
 
-    def start(self, cfg: DictConfig) -> None:
-        """Checks and starts a point. Raises KeyboardInterrupt if it was stopped: the others are not started then."""
+    def start(self, cfg: DictConfig) -> float | None:
+        """Checks and starts a point. Raises KeyboardInterrupt if it was stopped: the others are not started then.
+
+        Returns:
+            The lowest validation loss of a training that ran here, for Hydra's sweepers; infinity if it failed.
+        """
         from hydra.core.hydra_config import HydraConfig
 
         from txl.launch.start import Launcher
 
         register_types()  # jobs of hydra/launcher=submitit_slurm start here
         raise_on_stop_signals()
-        label = point_label(HydraConfig.get().overrides.task, self.swept) if self.swept else ""
         launcher = self.launcher = self.launcher or Launcher()
-        self.codes.append(exit_code_of(lambda: launcher.start(checked_config(cfg, self.kind, label))))
+        typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # `a=${b}` as it was typed
+        overrides = [str(one) for one in typed] if isinstance(typed, list) else []
+        self.codes.append(exit_code_of(lambda: self._start_point(launcher, self._checked(cfg, overrides), overrides)))
         if self.codes[-1] in STOPPED:
             raise KeyboardInterrupt
+        ended = self.codes[-1] in (0, MISSED_TARGET)
+        return launcher.best_valid_loss() if ended else math.inf
+
+    def _checked(self, cfg: DictConfig, overrides: list[str]) -> RunConfig | EvaluateConfig:
+        if not self.swept:
+            return checked_config(cfg, self.kind)
+        config = checked_config(cfg, self.kind, point_label(overrides, self.swept))
+        if isinstance(config, RunConfig):
+            return with_wandb_names(config, overrides, self.swept, self.overrides)
+        return config
+
+    def _start_point(self, launcher: "Launcher", config: RunConfig | EvaluateConfig, overrides: list[str]) -> int:
+        if not isinstance(config, RunConfig) or not config.dry_run:
+            return launcher.start(config)
+        from txl.cli.overridden import has_published_recipe, overridden_values
+        from txl.launch.start import show_dry_run
+
+        overridden = overridden_values(config, overrides, self.name)
+        return show_dry_run(config, overridden, has_published_recipe(config))
 
     def wait(self) -> None:
         """Waits for submitted jobs, then says what can follow the runs that have ended."""
@@ -183,6 +221,9 @@ def exit_code_of(task: Callable[[], int]) -> int:
         return print_error(str(error))
     except SystemExit as stop:
         return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:  # `| head` has read enough
+        discard_stdout()
+        return BROKEN_PIPE
     except Exception as error:
         fault = disk_fault(error)
         if fault is not None:

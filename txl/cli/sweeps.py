@@ -12,10 +12,12 @@ from typing import TypeVar
 
 from txl.config.config_hash import changes_no_hash, config_hash
 from txl.config.schema import BenchmarkConfig, RunConfig
+from txl.config.tracking import WandbMode
 from txl.errors import ConfigError
 
 Run = TypeVar("Run", bound=RunConfig)
 
+MOST_GROUP = 128  # characters of the name of a group of wandb
 OWN_NAMES = ("seed", "name", "runs", "run_dir", "resume")  # keys that name a folder in another way, or none
 
 
@@ -56,6 +58,28 @@ def point_label(overrides: Iterable[str], swept: set[str]) -> str:
         if key in swept and key not in OWN_NAMES and changes_no_hash(key):
             parts.append(f"{key.rpartition('.')[2]}={re.sub(r'[^A-Za-z0-9_.,=+]', '_', value)}")
     return "-".join(parts)
+
+
+def with_wandb_names(config: Run, overrides: Iterable[str], swept: set[str], sweep: Iterable[str]) -> Run:
+    """Returns the run with wandb's group and name: the sweep, and what differs from its other points.
+
+    Names that the user gave stay.
+
+    Args:
+        config: A point of a sweep.
+        overrides: Those of this point, each with one value.
+        swept: The keys that have several values in the sweep.
+        sweep: The overrides of the whole sweep, as typed.
+    """
+    wandb = config.tracking.wandb
+    if wandb.mode is WandbMode.none:
+        return config
+    values = [one.lstrip("+").partition("=") for one in overrides]
+    point = " ".join(f"{key.rpartition('.')[2]}={value}" for key, _, value in values if key in swept)
+    several = [one for one in sweep if one.lstrip("+").partition("=")[0] in swept]
+    group = wandb.group or " ".join([config.name, *several])[:MOST_GROUP]
+    named = replace(wandb, group=group, name=wandb.name or point or None)
+    return replace(config, tracking=replace(config.tracking, wandb=named))
 
 
 def with_own_folder(config: Run, label: str) -> Run:

@@ -17,7 +17,7 @@ from txl.files import flatten, sha256_of_json
 # the hash.
 NOT_HASHED = """
     name runs run_dir resume sample_tokens deterministic attention compile recompute dry_run nodes gpus recipe
-    then preflight preflight_torch debug
+    then preflight preflight_torch debug json
     hardware cluster tracking checkpoint evaluation
     train.local_batch_size train.micro_batch_size train.grad_accum_steps train.micro_batch_cap
     train.first_rank_batch_size train.log_interval train.time_limit_minutes

@@ -53,6 +53,8 @@ def _check_run_folder(config: RunConfig) -> None:
     refuse_unless(not config.debug or config.cluster.name != "slurm", "debug", True, rule)
     rule = "would move what was saved in that run folder; leave debug=true out"
     refuse_unless(not config.debug or config.resume in (None, "auto"), "resume", config.resume, rule)
+    rule = "is the file for dry_run=true; add that, or leave it out (a run writes plan.json and metrics.jsonl itself)"
+    refuse_unless(config.json is None or config.dry_run, "json", config.json, rule)
     _check_tracking(config.tracking)
     for key in ("resume", "init_from", "run_dir", "runs"):
         value = getattr(config, key)
@@ -65,6 +67,10 @@ def _check_tracking(options: TrackingConfig) -> None:
         installed = package is None or importlib.util.find_spec(package)
         rule = f"needs the package {package}, which is not installed: pip install {package}, or leave {sink.value} out"
         refuse_unless(installed, "tracking", sink, rule)
+    notify = options.notify
+    rule = "must be an address (http://..., https://...) or the name of an environment variable that holds one"
+    is_address = notify is None or re.fullmatch(r"https?://\S+", notify) or re.fullmatch(r"[A-Za-z_]\w*", notify)
+    refuse_unless(is_address, "tracking.notify", notify, rule)
     file = options.dllogger
     free = file is None or (re.fullmatch(r"\w[\w.-]*", file) and file not in OWN_FILES)
     rule = "must be the name of a file in the run folder that nothing else writes; use train_log.json"

@@ -123,6 +123,7 @@ class RunConfig:
     preflight_torch: bool = MISSING  # check devices and collectives too; false: only what needs no torch
     debug: bool = MISSING  # train without a run folder, checkpoints or logs
     dry_run: bool = MISSING  # print the plan, start nothing
+    json: str | None = None  # dry_run=true: write the plan to this file; -: to standard output, and nothing else
 
 
 @dataclass

@@ -16,6 +16,7 @@ class SinkName(Enum):
     dllogger = "dllogger"
     wandb = "wandb"
     tensorboard = "tensorboard"
+    notify = "notify"
 
 
 # The package that a sink needs, as pip names it.
@@ -38,10 +39,11 @@ class WandbConfig:
     mode: WandbMode = MISSING  # none: do not use it
     project: str = MISSING  # project of wandb
     entity: str | None = None  # user or team of wandb; null: your own
-    group: str | None = None  # runs of one group are shown together
+    group: str | None = None  # runs of one group are shown together; null: of a sweep, its name and what is swept
     tags: list[str] = MISSING  # tags of the run
     job_type: str = MISSING  # kind of job that wandb shows
-    name: str | None = None  # null: <name>-<run folder>
+    name: str | None = None  # null: <name>-<run folder>; of a point of a sweep: what differs from the other points
+    alerts: bool = False  # wandb sends a message when a run ends, fails, or is requeued
 
 
 @dataclass
@@ -54,6 +56,9 @@ class TrackingConfig:
     # A log file that is larger is renamed to <name>.1, in place of the one before: two of them at most.
     rotate_mb: int = above_zero(64, most=1_000_000)
     tensorboard: bool = False  # write TensorBoard's event files to tensorboard/ in the run folder
+    # An address that gets a JSON record (POST) when a run ends, fails, or is requeued; or the name of an environment
+    # variable that holds it, for an address that is secret.
+    notify: str | None = None
 
 
 def enabled_sinks(options: TrackingConfig) -> list[SinkName]:
@@ -62,5 +67,6 @@ def enabled_sinks(options: TrackingConfig) -> list[SinkName]:
         SinkName.dllogger: options.dllogger is not None,
         SinkName.wandb: options.wandb.mode is not WandbMode.none,
         SinkName.tensorboard: options.tensorboard,
+        SinkName.notify: options.notify is not None,
     }
     return [name for name in SinkName if enabled[name]]

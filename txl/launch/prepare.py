@@ -15,7 +15,7 @@ from typing import IO
 
 from txl.checkpoint.find import MANIFEST, read_document
 from txl.config.output_files import check_output_folder
-from txl.config.schema import BenchmarkConfig, RunConfig, Then
+from txl.config.schema import RunConfig, Then
 from txl.data.batches import check_split_fills_segment
 from txl.data.corpus import Corpus, open_corpus
 from txl.data.sentence_batches import training_stream
@@ -24,6 +24,7 @@ from txl.files import make_folder, write_json
 from txl.launch.choose_checkpoint import check_init_from, check_not_begun, find_checkpoint
 from txl.launch.disk_room import check_room
 from txl.launch.run_folder import write_run_folder
+from txl.launch.torch_build import check_torch_build
 from txl.plan.checkpoint_size import checkpoint_bytes
 from txl.plan.run_plan import Plan, make_plan, run_folder
 from txl.system.run_lock import LOCK, held_lock
@@ -83,6 +84,8 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
         check_run_folder(config, run_dir, submitted)
     if config.init_from is not None:
         check_init_from(config) if config.debug else find_checkpoint(config, run_dir, submitted)
+    if not submitted:
+        check_torch_build(config)
     corpus = open_corpus(config.data)
     plan = make_plan(config, len(corpus.vocab), corpus.unknown)
     check_splits(config, corpus)
@@ -101,11 +104,6 @@ def prepare(config: RunConfig, submitted: bool = False) -> Iterator[Prepared]:
         if not finished and not submitted:
             write_run_folder(config, plan, run_dir)
         yield Prepared(plan, checkpoint, finished, lock, corpus)
-
-
-def plan_without_data(config: RunConfig) -> Plan:
-    """The plan as far as it is known before any text is read: for dry runs, preflights and benchmarks."""
-    return make_plan(config, config.data.vocab_size if isinstance(config, BenchmarkConfig) else None)
 
 
 # --------------------------------------------------------------------------- checks

@@ -7,6 +7,7 @@ prepares, and the others get the result from it.
 
 import contextlib
 import functools
+import logging
 import os
 import sys
 import traceback
@@ -24,13 +25,15 @@ from txl.launch.run_folder import job_folder, read_config
 from txl.plan.batch_split import divisors
 from txl.plan.run_plan import Plan
 from txl.report.loss_curve import LOSS_CURVE
-from txl.system.console import escape_what_cannot_be_printed
+from txl.system.console import escape_what_cannot_be_printed, log_to_console
 from txl.system.hang_watch import HangWatch
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED, MISSED_TARGET, leave
 from txl.system.world import World
 
 if TYPE_CHECKING:
     import torch
+
+log = logging.getLogger(__name__)
 
 
 def rank_main(
@@ -260,7 +263,8 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
     if world.is_main:
         try:
             prepared = stack.enter_context(prepare(config, submitted))
-            print(prepared.plan, flush=True)
+            log_to_console()
+            log.info("%s", prepared.plan)
         except ConfigError as error:
             problem = str(error)
     try:

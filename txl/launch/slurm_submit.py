@@ -31,7 +31,7 @@ from txl.launch.choose_checkpoint import (
     is_finished,
     newest_checkpoint,
 )
-from txl.launch.prepare import check_splits, plan_without_data
+from txl.launch.prepare import check_splits
 from txl.launch.run_folder import copy_code, job_folder, read_config, write_config, write_run_folder
 from txl.launch.slurm_script import (
     EARLY_SIGNAL,
@@ -41,8 +41,9 @@ from txl.launch.slurm_script import (
     shape_of_run,
     without_job_environment,
 )
+from txl.launch.torch_build import check_torch_build
 from txl.plan.batch_split import processes
-from txl.plan.run_plan import Plan
+from txl.plan.run_plan import Plan, plan_without_data
 from txl.system.run_lock import is_locked, lock_owner
 from txl.system.slurm_jobs import ENDED, SubmittedJob, job_state
 
@@ -102,6 +103,7 @@ def submit(configs: list[RunConfig], parallel: int | None = None) -> tuple[list[
     todo: list[PlannedJob] = []
     queued_already: list[SubmittedJob] = []
     for config in configs:
+        check_torch_build(config)
         if not isinstance(config, BenchmarkConfig):
             check_data_here(config)
         plan = plan_without_data(config)
@@ -139,6 +141,7 @@ def submit_evaluation(config: EvaluateConfig) -> SubmittedJob:
     from txl.checkpoint.resolve import resolve_checkpoint
 
     check_sbatch()
+    check_torch_build(config)
     checkpoint = Path(config.checkpoint)
     if config.config_file is None:
         checkpoint = resolve_checkpoint(config.checkpoint)

@@ -5,21 +5,28 @@ cluster=slurm submits a job, and cluster=local runs a single rank in this proces
 """
 
 import contextlib
+import logging
+import math
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TypeGuard
+from typing import Any, TypeGuard
 
-from txl.config.output_files import check_output_files
+from txl.config.output_files import check_output_file, check_output_files, writing_output
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite, Task
+from txl.files import read_json, to_json, write_json
 from txl.launch.local_processes import run_local_ranks
-from txl.launch.prepare import plan_without_data, prepare
 from txl.launch.run_folder import write_config, write_run_folder
 from txl.plan.batch_split import processes
-from txl.plan.run_plan import run_folder
+from txl.plan.dry_run import DryRun, known_data
+from txl.plan.expected_speed import expected_speed
+from txl.plan.run_plan import plan_without_data, run_folder
 from txl.system.console import log_to_console
 from txl.system.slurm_jobs import SubmittedJob
 from txl.system.world import World
+
+log = logging.getLogger(__name__)
 
 
 class Launcher:
@@ -28,12 +35,14 @@ class Launcher:
     def __init__(self) -> None:
         self.submitted: list[SubmittedJob] = []  # jobs of all points that cluster.wait=true waits for
         self.trained: list[RunConfig] = []  # trainings that ran here, and those that were waited for
+        self.last: RunConfig | EvaluateConfig | None = None  # what was started last
 
     def start(self, config: RunConfig | EvaluateConfig) -> int:
         """Run a training, an evaluation or a benchmark to its end, or submit it; returns the exit code."""
         if shows_console(config):
             log_to_console()
         check_output_files(config)
+        self.last = config
         code = self._start(config)
         if code == 0 and config.cluster.name != "slurm" and shows_console(config) and is_plain_training(config):
             self.trained.append(config)
@@ -43,7 +52,7 @@ class Launcher:
         if isinstance(config, BenchmarkConfig) and config.suite is not Suite.train:
             return print_measurements(config) if config.dry_run else measure_here(config)
         if isinstance(config, RunConfig) and config.dry_run:
-            return print_plan(config)
+            return show_dry_run(config)
         if "RANK" in os.environ:
             from txl.launch.rank import rank_main
 
@@ -92,6 +101,17 @@ class Launcher:
 
             show_next_commands(ended, is_sweep)
 
+    def best_valid_loss(self) -> float | None:
+        """The lowest validation loss of the training that was started last, as Hydra's sweepers ask for it.
+
+        Infinity for one that failed; None for anything else, and for a job that was only submitted.
+        """
+        config = self.last
+        if config is None or not is_plain_training(config) or config.cluster.name == "slurm":
+            return None
+        loss = (read_json(Path(run_folder(config)) / "summary.json") or {}).get("best_valid_loss")
+        return float(loss) if isinstance(loss, int | float) else math.inf
+
     def wait(self) -> int:
         """Wait for the submitted jobs that cluster.wait=true asked to wait for; returns the worst exit code."""
         if not self.submitted:
@@ -134,13 +154,34 @@ def is_slurm_task(config: RunConfig | EvaluateConfig) -> bool:
     return config.cluster.name == "srun" or {"SUBMITIT_EXECUTOR", "SLURM_PROCID"} <= set(os.environ)
 
 
-def print_plan(config: RunConfig) -> int:
-    """dry_run=true: print the plan, and what would be submitted."""
-    print(plan_without_data(config))
+def show_dry_run(
+    config: RunConfig, overridden: Mapping[str, tuple[Any, Any]] | None = None, is_published: bool = False
+) -> int:
+    """dry_run=true: print everything that decides the run, and what would be submitted; with json= write it as JSON.
+
+    Args:
+        config: A training.
+        overridden: Values that the command line puts in place of the recipe's: {key: (value, the recipe's)}.
+        is_published: The recipe is one that the original published.
+
+    Returns:
+        The exit code.
+    """
+    plan = plan_without_data(config)
+    data = known_data(config.data, config.data.vocab_size)
+    shown = DryRun(config, plan, data, expected_speed(config, plan), overridden or {}, is_published)
+    if config.json == "-":
+        print(to_json(shown.to_dict(), indent=1))
+        return 0
+    print(shown)
+    if config.json is not None:
+        check_output_file("json", Path(config.json))
+        with writing_output("json", config.json):
+            write_json(Path(config.json), shown.to_dict(), indent=1)
     if config.cluster.name == "slurm":
         from txl.launch.slurm_script import sbatch_script
 
-        print("\n" + sbatch_script(config, plan_without_data(config)))
+        print("\n" + sbatch_script(config, plan))
     return 0
 
 
@@ -149,9 +190,11 @@ def print_plan(config: RunConfig) -> int:
 
 def train_here(config: RunConfig) -> int:
     """Prepare a training and run all its ranks on this machine."""
+    from txl.launch.prepare import prepare
+
     with prepare(config) as prepared:
         if not prepared.finished:
-            print(prepared.plan, flush=True)
+            log.info("%s", prepared.plan)
         if prepared.plan.world_size == 1 or prepared.finished:
             from txl.launch.rank import rank_main
 

@@ -12,11 +12,11 @@ from txl.bench.train_step import RESULT
 from txl.config.schema import BenchmarkConfig
 from txl.files import read_json
 from txl.launch.local_processes import run_local_ranks
-from txl.launch.prepare import plan_without_data
 from txl.launch.rank import rank_main
 from txl.launch.run_folder import write_run_folder
 from txl.plan.batch_split import processes
 from txl.plan.published import published_training_row
+from txl.plan.run_plan import plan_without_data
 
 
 def benchmark_training(config: BenchmarkConfig) -> int:

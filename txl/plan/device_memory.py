@@ -45,7 +45,7 @@ def fitting_micro_batch(config: RunConfig, micro: int, estimate: Callable[[int],
         `micro`, or a smaller divisor of it, so that the global batch stays the same.
 
     Raises:
-        ConfigError: If not even one sequence at a time fits.
+        ConfigError: If not even one sequence at a time fits, or a configured micro batch surely does not.
     """
     train = config.train
     published = (train.micro_batch_cap or {}).get(config.hardware.name, {}).get(config.precision.name.name)
@@ -56,6 +56,25 @@ def fitting_micro_batch(config: RunConfig, micro: int, estimate: Callable[[int],
             f"train.micro_batch_size=1, and {available:g} GB are there; use recompute=true, precision=bf16, a smaller "
             "model, or hardware with more memory"
         )
-    if train.micro_batch_size or train.grad_accum_steps or published:
+    if train.micro_batch_size or train.grad_accum_steps:
+        _check_chosen(config, micro, estimate, available, max(sizes, default=1))
+        return micro
+    if published:
         return micro
     return max(sizes, default=1)
+
+
+def _check_chosen(
+    config: RunConfig, micro: int, estimate: Callable[[int], float], available: float, largest: int
+) -> None:
+    """Raises ConfigError if the micro batch that the user chose can never fit; `largest` is the largest that does."""
+    if estimate(micro) <= SURELY_TOO_LARGE * available:
+        return
+    train = config.train
+    key = "train.micro_batch_size" if train.micro_batch_size else "train.grad_accum_steps"
+    value = train.micro_batch_size or train.grad_accum_steps
+    remedy = largest if train.micro_batch_size else micro * (train.grad_accum_steps or 1) // largest
+    raise ConfigError(
+        f"{key}={value}: a training step takes about {estimate(micro):.1f} GB per process, and "
+        f"hardware={config.hardware.name} has {available:g} GB; use {key}={remedy} (the global batch stays the same)"
+    )

@@ -11,7 +11,7 @@ from typing import Any
 from txl.config.choose_vocab import choice_reason
 from txl.config.config_hash import config_hash
 from txl.config.data import MOST_UNKNOWN, DataConfig
-from txl.config.schema import RunConfig, is_multi_node
+from txl.config.schema import BenchmarkConfig, RunConfig, is_multi_node
 from txl.errors import refuse_unless
 from txl.plan.batch_split import processes, split_batch
 from txl.plan.device_memory import device_memory_gb, fitting_micro_batch
@@ -144,6 +144,11 @@ def make_plan(config: RunConfig, vocab_size: int | None = None, unknown: dict[st
         vocab_size=vocab_size,
         unknown=unknown or None,
     )
+
+
+def plan_without_data(config: RunConfig) -> Plan:
+    """The plan as far as it is known before any text is read: for dry runs, preflights and benchmarks."""
+    return make_plan(config, config.data.vocab_size if isinstance(config, BenchmarkConfig) else None)
 
 
 def _memory_gb(config: RunConfig, vocab_size: int, parameters: int, local: int, world_size: int, micro: int) -> float:

@@ -15,6 +15,7 @@ from typing import NoReturn
 BAD_CONFIGURATION = 2  # the configuration, the data or a checkpoint was refused
 MISSED_TARGET = 3  # a perplexity or throughput that was asked for
 DIVERGED = 4  # the training's loss, gradient or weights are not finite; the last finite checkpoint is kept
+BROKEN_PIPE = 128 + signal.SIGPIPE  # nobody reads what a command prints any more, as with `| head`
 INTERRUPTED = 128 + signal.SIGINT  # Ctrl-C; a training has saved
 TERMINATED = 128 + signal.SIGTERM  # a training has saved
 PREEMPTED = 128 + signal.SIGUSR2  # SLURM's time limit or preemption: saved, and to be requeued

@@ -13,6 +13,35 @@ from typing import Any, Protocol, cast
 from txl.config.compose import to_dict
 from txl.config.schema import RunConfig
 from txl.config.tracking import SinkName, TrackingConfig
+from txl.system.process_exit import DIVERGED, INTERRUPTED, MISSED_TARGET, PREEMPTED, TERMINATED
+
+HIDDEN = "***"  # in place of values that must not be published
+ENDS = {
+    0: "finished",
+    MISSED_TARGET: "missed target",
+    DIVERGED: "diverged",
+    PREEMPTED: "requeued",
+    INTERRUPTED: "stopped",
+    TERMINATED: "stopped",
+}
+SPEEDS = {"tokens_per_second", "ms_per_batch"}
+
+
+def series_name(kind: str, name: str) -> str:
+    """What a value of a record is called among curves: train/loss, valid/ppl, perf/tokens_per_second, ...
+
+    Args:
+        kind: train, valid or test.
+        name: of the value in metrics.jsonl.
+    """
+    if name in SPEEDS:
+        return f"perf/{name}"
+    return f"perf/{kind}_seconds" if name == "seconds" else f"{kind}/{name}"
+
+
+def describe_end(exit_code: int) -> str:
+    """What became of a run that ends with this code: finished, requeued, stopped, diverged, missed target, failed."""
+    return ENDS.get(exit_code, "failed")
 
 
 @dataclass(frozen=True)
@@ -20,16 +49,20 @@ class TrackedRun:
     """What sinks need to know about a run."""
 
     options: TrackingConfig
-    settings: dict[str, Any]  # the whole configuration, as `to_dict` gives it
+    settings: dict[str, Any]  # the whole configuration, as `to_dict` gives it, without secrets
     metric: str  # the score beside the loss: ppl or bpc
     max_step: int
     valid_interval: int  # steps between validations
+    live: bool = True  # False: a finished run is replayed, and waits for slow sinks
 
     @staticmethod
-    def of(config: RunConfig) -> "TrackedRun":
-        """The description of the run with this configuration."""
+    def of(config: RunConfig, live: bool = True) -> "TrackedRun":
+        """The description of the run with this configuration, which is training (`live`) or replayed."""
         metric, max_step, interval = config.data.metric.value, config.train.max_step, config.valid.interval
-        return TrackedRun(config.tracking, to_dict(config), metric, max_step, interval)
+        settings = to_dict(config)
+        if config.tracking.notify is not None:  # it may hold a password or a key
+            settings["tracking"]["notify"] = HIDDEN
+        return TrackedRun(config.tracking, settings, metric, max_step, interval, live)
 
 
 class Sink(Protocol):

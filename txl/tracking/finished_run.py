@@ -1,0 +1,92 @@
+"""Give the record of a finished run to a sink that it did not have: `txl track RUN --to wandb`."""
+
+import json
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from txl.config.compose import from_dict
+from txl.config.schema import RunConfig
+from txl.config.tracking import SinkName, WandbMode
+from txl.errors import ConfigError
+from txl.files import read_json, sha256_of_file, write_json
+from txl.system.run_lock import is_locked
+from txl.tracking.sinks import TrackedRun, sink_class
+
+REPLAYED = "tracked.json"  # in the run folder: which sinks have its record
+KINDS = ("train", "valid", "test")
+NUMBERS = ("loss", "ppl", "bpc", "grad_norm")  # null in metrics.jsonl: the number was not finite
+
+
+def track_finished_run(run: Path, name: SinkName, mode: WandbMode) -> bool:
+    """Give all records of a run to a sink, once: a second call with an unchanged run does nothing.
+
+    A run that went on since the last call is continued: wandb gets the later records, TensorBoard's files are written
+    anew.
+
+    Args:
+        run: A run folder.
+        name: Which sink.
+        mode: Of wandb.
+
+    Returns:
+        Whether something was written.
+
+    Raises:
+        ConfigError: The folder holds no finished run, or the sink failed.
+    """
+    metrics, summary = run / "metrics.jsonl", read_json(run / "summary.json")
+    if not metrics.exists() or not (run / "config.yaml").exists():
+        raise ConfigError(f"{run} holds no run with metrics.jsonl and config.yaml; give run folders")
+    if is_locked(run):
+        raise ConfigError(f"{run} is running; wait for its end, or start runs with tracking={name.value}")
+    done = read_json(run / REPLAYED) or {}
+    if name is SinkName.wandb and name.value not in done and (run / "wandb_id").exists():
+        raise ConfigError(f"{run} was recorded by wandb while it ran; `wandb sync {run}/wandb/*run-*` sends it")
+    digest = sha256_of_file(metrics) + str(sha256_of_file(run / "summary.json") if summary else "")
+    before = done.get(name.value, {})
+    if before.get("digest") == digest:
+        return False
+    config = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), RunConfig)
+    wandb = replace(config.tracking.wandb, mode=mode)
+    config = replace(config, tracking=replace(config.tracking, wandb=wandb))
+    step = before.get("step", 0) if name is SinkName.wandb else 0
+    last = _replay(TrackedRun.of(config, live=False), run, name, step, summary)
+    write_json(run / REPLAYED, done | {name.value: {"digest": digest, "step": last}})
+    return True
+
+
+def _replay(tracked: TrackedRun, run: Path, name: SinkName, step: int, summary: Any) -> int:
+    """Give a sink the records after a step, and the summary; returns the step of the last record."""
+    sink = sink_class(name)(run, tracked)
+    sink.rewind(step)
+    last = step
+    for record in read_records(run / "metrics.jsonl"):
+        kind, at = record.pop("kind"), record.pop("step")
+        record.pop("time", None)
+        if at > step or kind == "test":
+            sink.log(kind, at, record)
+            last = max(last, at)
+    if isinstance(summary, dict):
+        sink.summary(summary)
+    sink.close(0)
+    if getattr(sink, "failed", False):
+        raise ConfigError(f"{run}: {name.value} did not take the record (see the warning above); try again")
+    return last
+
+
+def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
+    """The records of metrics.jsonl in order. Damaged lines are left out; what was not finite is NaN."""
+    with open(metrics, "rb") as lines:
+        for line in lines:
+            try:
+                record = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(record, dict) and record.get("kind") in KINDS and isinstance(record.get("step"), int):
+                missing = {key: math.nan for key in NUMBERS if key in record and record[key] is None}
+                yield record | missing
