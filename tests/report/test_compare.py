@@ -61,7 +61,7 @@ def test_a_run_that_diverged_is_no_part_of_a_mean_and_says_why(tmp_path, capsys)
     (bad / "train.log").write_text("error: the training diverged: its loss is not finite (since step 20)\n")
     said = report(capsys, tmp_path)
     assert "1 of 2" in said and "not finite" in said and "±" not in said
-    assert "diverged at step 20: seed=2: its loss is not finite (since step 20)" in said
+    assert "diverged: seed=2 at step 20: its loss is not finite (since step 20)" in said
 
 
 def test_a_finished_run_with_an_infinite_loss_is_shown_and_never_averaged(tmp_path):
@@ -76,7 +76,7 @@ def test_failures_are_told_in_the_words_of_the_rank_that_failed(tmp_path, capsys
     (run / "logs").mkdir()
     (run / "logs/rank_1.error").write_text("Traceback ...\nRuntimeError: the GPU fell\n  off the bus\n")
     said = report(capsys, tmp_path)
-    assert "failed at step 100: seed=1: off the bus" in said
+    assert "failed: seed=1 at step 100: off the bus" in said
 
 
 def test_every_key_that_differs_is_a_column_and_keys_that_change_together_are_one(tmp_path, capsys):
@@ -227,8 +227,8 @@ def test_spikes_and_rollbacks_are_told(tmp_path, capsys):
     lines = [line("train", step, 3.0, rollbacks=2, spike=step > 28) for step in range(1, 31)]
     write_run(tmp_path / "a-s1", lines)
     said = report(capsys, tmp_path)
-    assert "a-s1: loss spike at step 29, and in 1 later records" in said
-    assert "a-s1: went back to a checkpoint 2 times after it had diverged" in said
+    assert "seed=1: loss spike at step 29, and in 1 later records" in said
+    assert "seed=1: went back to a checkpoint 2 times after it had diverged" in said
 
 
 def test_an_option_that_is_newer_than_a_run_makes_no_difference(tmp_path):

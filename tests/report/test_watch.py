@@ -108,3 +108,11 @@ def test_slurm_is_asked_about_runs_that_wait_or_run(tmp_path, monkeypatch, state
     monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
     (one,) = looked_at(run)
     assert (one.state.word, one.state.why) == (state.lower(), "Priority")
+
+
+def test_a_narrow_encoding_gets_the_curve_in_digits(tmp_path):
+    write_sweep(tmp_path, rates=(0.01,), seeds=(1,))
+    command = [sys.executable, "-m", "txl.report", str(tmp_path), "--watch"]
+    env = os.environ | {"PYTHONIOENCODING": "ascii"}
+    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0 and "84222111" in done.stdout, done.stderr

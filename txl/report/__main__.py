@@ -13,7 +13,7 @@ from txl.report.grouping import Selection
 from txl.report.page import check_page_target, write_page
 from txl.report.result_files import ResultFile, read_result_file
 from txl.report.runs import DEPTH, read_run, runs_below
-from txl.report.tables import Table
+from txl.report.tables import Table, show_short
 from txl.report.watch import watch_runs
 from txl.system.console import discard_stdout, is_terminal
 
@@ -71,7 +71,7 @@ def report(options: argparse.Namespace) -> None:
     if options.html:
         verdict = next((note for note in tables[0].notes if note.startswith("best: ")), "") if tables else ""
         write_page(options.html, given.selected(selection), tables, verdict)
-        said = f"wrote {options.html} ({options.html.stat().st_size / 1e6:.1f} MB)"
+        said = f"wrote {options.html} ({show_short(options.html.stat().st_size)}B)"
         if options.format is None:
             print_text(said)
             return

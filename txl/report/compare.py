@@ -27,6 +27,7 @@ from txl.tracking.metrics_file import MetricsLine
 SORTABLE = ("valid", "test", "steps", "tokens", "seconds", "tokens_per_second", "state")
 FIRST_KEY_RANK = 100  # from here on, keys beyond the first are left out of narrow terminals before other columns
 MOST_NAMED = 8  # keys that change together are named up to this number
+MOST_NOTES = 20  # about single runs
 MOST_REASONS = 8  # runs whose failure is explained below the table
 
 
@@ -194,33 +195,43 @@ def _notes(table: Table, groups: list[RunGroup], keys: list[str], hidden: dict[s
         notes += _verdict(table, keys)
     if any(len({run.seed for run in group.runs}) < len(group.runs) for group in groups):
         notes.append("some rows average runs that differ in more than the seed (--each shows every run)")
+    notes += _reasons(groups)
+    about_runs = [note for group in groups for run in group.runs for note in _notes_on_metrics(group, run)]
+    more = len(about_runs) - MOST_NOTES
+    return notes + about_runs[:MOST_NOTES] + ([f"... and {more} more of these"] if more > 0 else [])
+
+
+def _reasons(groups: list[RunGroup]) -> list[str]:
+    """Why runs wait or did not finish; those with one reason share a line."""
     reasons: dict[tuple[str, str], list[str]] = {}
-    for group, row in zip(groups, table.rows, strict=True):
-        if row["why"]:
-            reasons.setdefault((group.runs[0].state.word, str(row["why"])), []).append(_place_of_end(group, row))
-    notes += [
-        f"{word} {places[0]}: {why}" if len(places) == 1 else f"{word}, {len(places)} runs: {why}"
+    for group in groups:
+        run = group.runs[0]
+        if run.state.why:
+            place = f"{_point_of(group, run)} at step {run.steps}"
+            reasons.setdefault((run.state.word, run.state.why), []).append(place)
+    notes = [
+        f"{word}: {places[0] if len(places) == 1 else f'{len(places)} runs'}: {why}"
         for (word, why), places in list(reasons.items())[:MOST_REASONS]
     ]
-    if len(reasons) > MOST_REASONS:
-        notes.append(f"... and {len(reasons) - MOST_REASONS} other reasons; --csv has every one")
-    return notes + [note for group in groups for run in group.runs for note in _notes_on_metrics(run)]
+    more = len(reasons) - MOST_REASONS
+    return notes + ([f"... and {more} other reasons; --csv has every one"] if more > 0 else [])
 
 
-def _place_of_end(group: RunGroup, row: dict[str, Value]) -> str:
+def _point_of(group: RunGroup, run: RunRecord) -> str:
+    """What a run is called in a note: its values of the table's keys, and its seed."""
     point = [f"{key}={value}" for key, value in group.values.items()]
-    point += [f"seed={row['seed']}"] if "seed" not in group.values and row["seed"] is not None else []
-    return f"at step {group.runs[0].steps}: {' '.join(point)}"
+    point += [f"seed={run.seed}"] if "seed" not in group.values and run.seed is not None else []
+    return " ".join(point) or run.folder.name
 
 
-def _notes_on_metrics(run: RunRecord) -> list[str]:
-    notes, last = [], run.metrics.train.last or {}
+def _notes_on_metrics(group: RunGroup, run: RunRecord) -> list[str]:
+    point, notes, last = _point_of(group, run), list[str](), run.metrics.train.last or {}
     for what, steps in (("loss not finite", run.metrics.train.not_finite), ("loss spike", run.metrics.train.spikes)):
         if steps:
             later = f", and in {len(steps) - 1} later records" if len(steps) > 1 else ""
-            notes.append(f"{run.folder.name}: {what} at step {steps[0]}{later}")
+            notes.append(f"{point}: {what} at step {steps[0]}{later}")
     if last.get("rollbacks"):
-        notes.append(f"{run.folder.name}: went back to a checkpoint {last['rollbacks']} times after it had diverged")
+        notes.append(f"{point}: went back to a checkpoint {last['rollbacks']} times after it had diverged")
     return notes + run.notes
 
 

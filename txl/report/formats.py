@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 NARROWEST_TEXT = 12  # columns of the terminal that a shortened text keeps
+PLAIN = str.maketrans("▁▂▃▄▅▆▇█─·…", "12345678--~")  # for a terminal that knows ASCII only
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -187,5 +188,5 @@ def print_text(text: str) -> None:
     try:
         text.encode(encoding)
     except UnicodeEncodeError:
-        text = text.replace("±", "+-").replace("─", "-").encode(encoding, "replace").decode(encoding)
+        text = text.replace("±", "+-").translate(PLAIN).encode(encoding, "replace").decode(encoding)
     print(text, flush=True)
