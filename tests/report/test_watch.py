@@ -3,6 +3,7 @@
 import fcntl
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -113,6 +114,6 @@ def test_slurm_is_asked_about_runs_that_wait_or_run(tmp_path, monkeypatch, state
 def test_a_narrow_encoding_gets_the_curve_in_digits(tmp_path):
     write_sweep(tmp_path, rates=(0.01,), seeds=(1,))
     command = [sys.executable, "-m", "txl.report", str(tmp_path), "--watch"]
-    env = os.environ | {"PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(command, cwd=PROJECT, env=env, capture_output=True, text=True, timeout=60)
+    env = environment(PYTHONIOENCODING="ascii")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0 and "84222111" in done.stdout, done.stderr
