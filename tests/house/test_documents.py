@@ -22,7 +22,7 @@ COMMANDS = commands()
 TASKS = ("generate", "score")  # commands that are tasks of evaluate
 
 
-class Parsed(Exception):
+class Parsed(BaseException):  # run_as_process ends the process at an Exception
     """The arguments of a command were accepted."""
 
 

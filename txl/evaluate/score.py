@@ -21,7 +21,7 @@ from txl.system.timing import synchronize
 from txl.tracking.scores import LossScores
 
 BATCH_TOKENS = {"cpu": 2048, "cuda": 16384}  # tokens of a batch, padding included; the logits of all are held at once
-CHUNK_TOKENS = 200_000  # of a stream of texts: read ahead, sorted by length
+CHUNK_TOKENS = 32_768  # of a stream of texts: read ahead, sorted by length
 LENGTH_STEP = 8  # the lengths of batches are rounded up to multiples, so that few sets of positions are projected
 
 
