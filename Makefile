@@ -69,7 +69,7 @@ gpu-wheels: $(BIN)/python ## what a machine with torch but without a network nee
 chaos: $(VENV)/.installed-test ## kill tiny runs at every instant and file operation, cut the power, break disks: hours; goes on where it stopped
 	$(BIN)/python -m tools.chaos $(CHAOS_ARGS)
 
-fuzz: $(VENV)/.installed-test ## 20,000 command lines and 3,000 damaged files, each answered in one short line; goes on where it stopped
+fuzz: $(VENV)/.installed-test ## 20,000 command lines, 3,000 damaged files and 5,000 texts, each answered in one short line; goes on where it stopped
 	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
 
 docs: $(VENV)/.installed-test ## the documentation as a site in build/site, every link checked
