@@ -21,6 +21,12 @@ def test_the_site_builds_without_a_warning(tmp_path):
     assert (tmp_path / "build" / "site" / "getting-started.html").is_file()
 
 
+def test_every_page_is_in_the_navigation():
+    named = (PROJECT / "mkdocs.yml").read_text().split("nav:")[-1]
+    pages = [page.relative_to(PROJECT / "docs").as_posix() for page in (PROJECT / "docs").rglob("*.md")]
+    assert [page for page in pages if f"- {page}\n" not in named] == []
+
+
 @pytest.mark.slow
 def test_getting_started_can_be_typed_from_top_to_bottom(tmp_path):
     """Every command in its order, with trainings of a few steps."""
