@@ -27,6 +27,8 @@ BLOCK_BYTES = 1 << 20  # read at a time for a checksum
 # What fsync of a folder raises on file systems that cannot do it.
 FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
 
+NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
+
 # --------------------------------------------------------------------------- on the disk
 
 
@@ -42,8 +44,10 @@ def write_text_file(path: Path, text: str) -> None:
         path.write_text(text, encoding="utf-8")
         return
     partial = path.with_name(path.name + ".partial")
+    if partial.is_symlink():
+        partial.unlink()
     try:
-        with open(partial, "w", encoding="utf-8") as file:
+        with open(open_regular_file(partial, NEW_FILE), "w", encoding="utf-8") as file:
             file.write(text)
             sync_file(file)
         os.replace(partial, path)

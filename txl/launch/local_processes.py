@@ -14,6 +14,7 @@ from txl.files import PROJECT
 from txl.launch.local_rank import LAUNCHER_PID
 from txl.launch.run_folder import first_failed_rank
 from txl.system.process_exit import DIVERGED, INTERRUPTED, MISSED_TARGET, PREEMPTED, TERMINATED, stop_signals_held
+from txl.system.world import LOOPBACK
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)
 # Exit codes with which all ranks end together: 0, a missed target, a training that diverged, a signal after saving.
@@ -32,7 +33,9 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
         The highest exit code of the ranks, or 1 if one failed.
     """
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
-    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), LOOPBACK: "1"}
+    if sys.platform == "linux":
+        shared["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
     # Without this every rank prints a note about find_unused_parameters (trainer.py). Errors are still shown.
     shared["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     shared[LAUNCHER_PID] = str(os.getpid())

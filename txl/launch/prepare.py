@@ -33,6 +33,7 @@ log = logging.getLogger(__name__)
 
 # At least one of them is in every run folder, also after a crash of the machine.
 RUN_FILES = {"config.yaml", "plan.json", "logs", "slurm", "checkpoints", "metrics.jsonl", LOCK}
+WRITTEN = ("config.yaml", "plan.json", "metrics.jsonl", "summary.json", "environment.json", "train.log", "wandb_id")
 START = "start.json"  # in the run folder: the checkpoint that its ranks continue from
 
 
@@ -121,9 +122,20 @@ def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
     there = set(os.listdir(run_dir)) if run_dir.is_dir() else set()
     if there and not there & RUN_FILES:
         raise ConfigError(f"run_dir={run_dir} holds files that are no run's ({min(there)}); name a new folder")
+    refuse_links(run_dir)
     if config.resume is None and not submitted:
         check_not_begun(run_dir)
     check_output_folder("run_dir", run_dir)
+
+
+def refuse_links(run_dir: Path) -> None:
+    """Raises ConfigError if a file that the run will write is a link: it could lead to a file of somebody else."""
+    for path in (*(run_dir / name for name in WRITTEN), *run_dir.glob("logs/*")):
+        if path.is_symlink():
+            raise ConfigError(
+                f"run_dir={run_dir}: {path.relative_to(run_dir)} is a link to {os.readlink(path)}, which the run would "
+                "write to; remove the link, or choose another run_dir"
+            )
 
 
 def check_same_text(config: RunConfig, corpus: Corpus, checkpoint: str) -> None:

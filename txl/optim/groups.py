@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
+import torch
 from torch import Tensor
 
 from txl.errors import ConfigError
@@ -111,3 +112,26 @@ def torch_groups(
         if params:
             found.append({"params": params} | label | options)
     return found
+
+
+def check_state_shapes(optimizer: Any) -> None:
+    """Raises ValueError if what an optimizer keeps of a parameter has another shape than the parameter.
+
+    `load_state_dict` accepts it, and the first step would fail, or compute something else.
+    """
+    for part in _torch_optimizers(optimizer):
+        for parameter in (parameter for group in part.param_groups for parameter in group["params"]):
+            for name, value in part.state.get(parameter, {}).items():
+                if isinstance(value, Tensor) and value.numel() > 1 and value.shape != parameter.shape:
+                    shapes = f"{tuple(value.shape)}, the parameter {tuple(parameter.shape)}"
+                    raise ValueError(f"the optimizer's {name} is {shapes}")
+
+
+def _torch_optimizers(optimizer: Any) -> list[torch.optim.Optimizer]:
+    """The optimizer, or those that it combines."""
+    if isinstance(optimizer, torch.optim.Optimizer):
+        return [optimizer]
+    inner = [
+        part for value in vars(optimizer).values() for part in (value.values() if isinstance(value, dict) else [value])
+    ]
+    return [part for part in inner if isinstance(part, torch.optim.Optimizer)]

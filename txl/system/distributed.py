@@ -1,5 +1,7 @@
 """Collectives: sums, gathers and broadcasts over all ranks."""
 
+import os
+import socket
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -8,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from txl.system.hang_watch import waiting_for_ranks
-from txl.system.world import World
+from txl.system.world import LOOPBACK, World
 
 T = TypeVar("T")
 
@@ -20,7 +22,24 @@ def init_process_group(world: World, device: torch.device) -> None:
     """
     if world.world_size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=30))
+        store = _loopback_store(world) if os.environ.get(LOOPBACK) else None
+        dist.init_process_group(
+            backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=30), store=store
+        )
+
+
+def _loopback_store(world: World) -> Any:
+    """Where ranks of one machine meet. Unlike torch's default, no other machine can connect to it."""
+    address, port, timeout = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(minutes=30)
+    if not world.is_main:
+        return dist.TCPStore(address, port, world.world_size, False, timeout)  # type: ignore[attr-defined]
+    listening = socket.socket()
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.bind((address, port))
+    listening.listen(max(128, world.world_size))
+    return dist.TCPStore(  # type: ignore[attr-defined]
+        address, port, world.world_size, True, timeout, wait_for_workers=False, master_listen_fd=listening.detach()
+    )
 
 
 def close_process_group() -> None:

@@ -39,7 +39,7 @@ def held_lock(run_dir: Path, insist: bool = True) -> Iterator[IO[str]]:
         descriptor = open_regular_file(path, os.O_RDWR | os.O_CREAT)
     except OSError as error:
         raise ConfigError(
-            f"run_dir={run_dir} cannot be locked: {path} {error.strerror}; remove it if it is a link, a folder or a "
+            f"run_dir={run_dir} cannot be locked: {path}: {error.strerror}; remove it if it is a link, a folder or a "
             "FIFO, or choose another run_dir"
         ) from None
     with open(descriptor, "a+") as lock, contextlib.ExitStack() as held:

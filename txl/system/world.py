@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from txl.errors import ConfigError
 
+LOOPBACK = "TXL_LOOPBACK"  # environment variable: all ranks are on this machine, and meet at its loopback address
+
 
 @dataclass(frozen=True)
 class World:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from txl.files import sync_file, sync_folder
+from txl.files import NEW_FILE, open_regular_file, sync_file, sync_folder
 
 BLOCK_BYTES = 1 << 16  # read at a time, from the end of the file on
 
@@ -32,7 +32,7 @@ def drop_later_lines(path: Path, step: int, is_kept: IsKept) -> None:
             sync_file(file)
             return
         partial = path.with_name(path.name + ".partial")
-        with open(partial, "wb") as new:
+        with open(open_regular_file(partial, NEW_FILE), "wb") as new:
             file.seek(0)
             new.write(file.read(begin))
             new.writelines(kept)

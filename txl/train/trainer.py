@@ -22,6 +22,7 @@ from txl.data.corpus import Corpus
 from txl.data.sentence_batches import training_stream
 from txl.evaluate.loss import evaluate_split
 from txl.evaluate.targets import missed_training_targets
+from txl.optim.groups import check_state_shapes
 from txl.optim.schedule import LearningRate
 from txl.plan.run_plan import Plan
 from txl.system.devices import use_deterministic_kernels
@@ -280,6 +281,7 @@ class Trainer:
         del saved["data"], saved["vocabulary"]
         load_weights(step.model, read_checkpoint_file(folder, "model.pt", self.device), str(folder))
         step.optimizer.load_state_dict(read_checkpoint_file(folder, "optimizer.pt", self.device))
+        check_state_shapes(step.optimizer)
         self.stream.load_state_dict(saved.pop("stream"))
         step.scaler.load_state_dict(saved.pop("scaler"))
         self.state = TrainState.from_dict(saved)
