@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install test test-slow test-floors faults lint parity same-as speed gpu-check gpu-wheels clean
+.PHONY: help demo install audit test test-slow test-floors faults lint parity same-as speed gpu-check gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -75,6 +75,9 @@ fuzz: $(VENV)/.installed-test ## 20,000 command lines, 3,000 damaged files and 5
 docs: $(VENV)/.installed-test ## the documentation as a site in build/site, every link checked
 	$(BIN)/python tools/configuration_reference.py
 	$(BIN)/python -m zensical build --clean --strict -f mkdocs.yml
+
+audit: $(VENV)/.installed-test ## known advisories about the versions in constraints.txt; says so if it cannot check
+	$(BIN)/python tests/audit.py
 
 clean: ## remove the environment and caches; runs and data stay
 	rm -rf $(VENV) $(FLOORS) .whl build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
