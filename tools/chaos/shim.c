@@ -241,7 +241,9 @@ static int on_names(const char *name, long call, int dir, const char *path, int 
         if (path2) absolute(dir2, path2, full2);
     }
     int ours = armed && ((!link_text && below(full)) || (path2 && below(full2)));
-    if (ours && before(room)) return -1;
+    /* POSIX lets calls on open files be interrupted, not those on names. */
+    if (ours && error == EINTR) current = __atomic_fetch_add(&shared->count, 1, __ATOMIC_SEQ_CST);
+    else if (ours && before(room)) return -1;
     int code;
     if (link_text) code = syscall(call, path, dir2, path2);
     else if (path2) code = syscall(call, dir, path, dir2, path2, flags);
