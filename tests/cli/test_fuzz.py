@@ -1,0 +1,53 @@
+"""A short form of `make fuzz`, and the inputs that once were answered with a traceback."""
+
+import pytest
+
+from tools.fuzz.answers import problem_of, problem_of_message
+from tools.fuzz.configurations import problem_of_command_line
+from tools.fuzz.files import FileFuzz
+from txl.errors import ConfigError
+
+FOUND = [90, 111]  # seeds of files that failed: `txl status` of a run with a damaged config.yaml
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def failures(problem, seeds) -> list[str]:
+    return [f"seed {seed}: {given}: {wrong}" for seed in seeds for given, wrong in [problem(seed)] if wrong]
+
+
+def test_command_lines_of_every_kind_are_answered_in_one_short_line(elsewhere):
+    assert failures(problem_of_command_line, range(60)) == []
+    assert list(elsewhere.iterdir()) == []  # nothing is written before a run starts
+
+
+@pytest.mark.slow
+def test_damaged_files_of_every_kind_are_answered_in_one_short_line(elsewhere, caplog):
+    assert failures(FileFuzz(elsewhere).problem, [*FOUND, *range(200, 220)]) == []
+
+
+@pytest.mark.slow
+def test_more_command_lines_are_answered_in_one_short_line(elsewhere):
+    assert failures(problem_of_command_line, range(1000, 4000)) == []
+
+
+@pytest.mark.slow
+def test_more_damaged_files_are_answered_in_one_short_line(elsewhere):
+    assert failures(FileFuzz(elsewhere).problem, range(1000, 1400)) == []
+
+
+def test_what_counts_as_a_problem():
+    def fail(error: BaseException):
+        raise error
+
+    assert problem_of(lambda: fail(ConfigError("seed=-1 must be 0 or more"))) is None
+    assert problem_of(lambda: None) is None
+    assert "traceback" in problem_of(lambda: fail(KeyError("x")))
+    assert "several lines" in problem_of(lambda: fail(ConfigError("a\nb")))
+    assert "301 characters" in problem_of_message("x" * 301)
