@@ -28,16 +28,19 @@ def test_command_lines_of_every_kind_are_answered_in_one_short_line(elsewhere):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_damaged_files_of_every_kind_are_answered_in_one_short_line(elsewhere, caplog):
     assert failures(FileFuzz(elsewhere).problem, [*FOUND, *range(200, 220)]) == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_more_command_lines_are_answered_in_one_short_line(elsewhere):
     assert failures(problem_of_command_line, range(1000, 4000)) == []
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3600)
 def test_more_damaged_files_are_answered_in_one_short_line(elsewhere):
     assert failures(FileFuzz(elsewhere).problem, range(1000, 1400)) == []
 

@@ -28,14 +28,15 @@ def campaign(folder, *arguments: str) -> list[dict]:
     return [json.loads(line) for line in results.read_text().splitlines()]
 
 
+@pytest.mark.timeout(1800)  # half a minute of computing; the machine may be shared
 @pytest.mark.skipif(compiler() is None, reason="a C compiler builds the library that counts file operations")
 def test_runs_survive_kills_power_cuts_and_faults(tmp_path):
-    trials = campaign(tmp_path, "--trials", "6", "--sample", "1", "--cases", "accumulation_two_processes,varlen")
-    assert {trial["campaign"] for trial in trials} == CAMPAIGNS
-    assert len(trials) == 6 + 2 * sum(WAYS.values()) and any(trial["lost"] for trial in trials)
+    trials = campaign(tmp_path, "--trials", "4", "--sample", "1", "--cases", "accumulation_two_processes")
+    assert {trial["campaign"] for trial in trials} == CAMPAIGNS and len(trials) == 4 + sum(WAYS.values())
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)
 @pytest.mark.skipif(compiler() is None, reason="a C compiler builds the library that counts file operations")
 def test_every_kind_of_run_survives_kills_power_cuts_and_faults(tmp_path):
     trials = campaign(tmp_path, "--trials", "36", "--sample", "2", "--seed", "1")
