@@ -68,7 +68,7 @@ def open_regular_file(path: Path, flags: int) -> int:
     descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise OSError(errno.EEXIST, "is not a file; remove it", str(path))
+        raise OSError(errno.EEXIST, "is not a file", str(path))
     return descriptor
 
 

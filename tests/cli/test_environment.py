@@ -24,7 +24,7 @@ def test_a_console_that_lacks_a_character_shows_its_escape(encoding, monkeypatch
 
 def test_bytes_of_standard_input_that_are_no_text_stay_what_they_are(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"the cat \xe4\xbd"), "utf-8", "strict"))
-    assert read_text_argument("-").encode("utf-8", "surrogateescape") == b"the cat \xe4\xbd"
+    assert read_text_argument("text", "-").encode("utf-8", "surrogateescape") == b"the cat \xe4\xbd"
 
 
 def test_spaces_and_joiners_of_all_scripts_are_printed_and_overrides_of_direction_are_not():

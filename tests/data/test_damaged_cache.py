@@ -151,7 +151,10 @@ def test_a_cache_that_may_not_be_written_is_checked_and_used(cached, checks, mon
     def read_only(*_, **__):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr(os, "open", read_only)
+    def open_to_read(path, flags, *rest, opened=os.open, **named):
+        return read_only() if flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT) else opened(path, flags, *rest, **named)
+
+    monkeypatch.setattr(os, "open", open_to_read)
     monkeypatch.setattr(corpus_folder, "write_json", read_only)
     assert content(open_corpus(data)) == expected and checks == ["train.bin", "valid.bin", "test.bin"]
     zero_region(folder / "train.bin")

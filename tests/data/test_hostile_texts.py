@@ -216,7 +216,6 @@ def test_byte_pairs_of_a_text_without_spaces_are_cut_between_characters(folder, 
 
 def test_a_single_word_cannot_be_cut(tmp_path):
     (tmp_path / "one").write_text(LINE * 50)
+    options = [f"data.file={tmp_path}/one", "data.vocab=word", "data.split=[.9,.1]", f"data.cache={tmp_path}/c"]
     with pytest.raises(ConfigError, match="leaves no text for valid"):
-        open_corpus(
-            composed("data=text", f"data.file={tmp_path}/one", "data.split=[.9,.1]", f"data.cache={tmp_path}/c").data
-        )
+        open_corpus(composed("data=text", *options).data)

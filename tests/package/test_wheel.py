@@ -114,7 +114,7 @@ def test_txl_evaluates_generates_and_reports(trained, python):
     assert loss == pytest.approx(metrics(trained, "test")[0]["loss"], rel=1e-3)  # of other batches
     said = run([txl, "generate", f"checkpoint={trained}", "hardware=cpu", "prompt=the cat", "max_tokens=5"], trained)
     assert "the cat" in said
-    assert "run" in run([txl, "report", str(trained)], trained)
+    assert "finished" in run([txl, "report", str(trained)], trained)
     assert "20" in run([txl, "status", str(trained)], trained)
 
 

@@ -95,7 +95,7 @@ def test_what_is_no_lock_file_is_one_line_and_nothing_is_written(what, tmp_path)
     path.parent.mkdir()
     {"folder": path.mkdir, "link": lambda: path.symlink_to(victim), "FIFO": lambda: os.mkfifo(path)}[what]()
     assert not is_locked(path.parent)
-    expected = pytest.raises(ConfigError, match=r"cannot be locked: .*\.lock .*; remove it if it is a link")
+    expected = pytest.raises(ConfigError, match=r"cannot be locked: .*\.lock: .*; remove it if it is a link")
     with expected, held_lock(path.parent):
         pass
     assert victim.read_text() == "precious"

@@ -118,7 +118,7 @@ def test_debug_with_two_processes_leaves_nothing(tmp_path):
     two = ["gpus=2", "train.local_batch_size=3"]
     data = write_corpus(tmp_path / "text")
     done = run("train.py", *data, *TINY_RUN, *FOUR_STEPS, *two, "debug=true", cwd=tmp_path)
-    for said in ("batch        6 sequences", "step        4", "Training time"):
+    for said in ("batch        6 sequences", "Test at step 4 |", "Training time"):
         assert said in done.stdout
     assert files_below(tmp_path) == set()
 

@@ -18,7 +18,7 @@ from txl.cli.user_conf import search_user_conf
 from txl.config.compose import TYPED_TEXT, Config, register_types, to_typed
 from txl.config.error_messages import composition_error
 from txl.config.rules import validate
-from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
+from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite
 from txl.errors import ConfigError, disk_fault, shortened
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
@@ -135,7 +135,8 @@ class _Points:
         return config
 
     def _start_point(self, launcher: "Launcher", config: RunConfig | EvaluateConfig, overrides: list[str]) -> int:
-        if not isinstance(config, RunConfig) or not config.dry_run:
+        is_measurement = isinstance(config, BenchmarkConfig) and config.suite is not Suite.train
+        if not isinstance(config, RunConfig) or not config.dry_run or is_measurement:
             return launcher.start(config)
         from txl.cli.overridden import has_published_recipe, overridden_values
         from txl.launch.start import show_dry_run

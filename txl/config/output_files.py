@@ -19,11 +19,12 @@ class OutputFile:
 
     makes_folder: bool = False  # its folder is made if it is missing
     may_be_read: bool = False  # a file that exists is read, and not written
+    may_be_stdout: bool = False  # `-` is standard output
 
 
-def output_file(makes_folder: bool = False, may_be_read: bool = False) -> Any:
+def output_file(makes_folder: bool = False, may_be_read: bool = False, may_be_stdout: bool = False) -> Any:
     """A dataclass field with the default None that names a file to write; for the options see `OutputFile`."""
-    return field(default=None, metadata={OUTPUT: OutputFile(makes_folder, may_be_read)})
+    return field(default=None, metadata={OUTPUT: OutputFile(makes_folder, may_be_read, may_be_stdout)})
 
 
 def check_output_files(config: Any, prefix: str = "") -> None:
@@ -52,7 +53,9 @@ def _output_files(config: Any, prefix: str) -> Iterator[tuple[str, str, OutputFi
         if is_dataclass(value):
             yield from _output_files(value, f"{prefix}{option.name}.")
         elif OUTPUT in option.metadata and value is not None:
-            yield prefix + option.name, value, option.metadata[OUTPUT]
+            output = option.metadata[OUTPUT]
+            if not (output.may_be_stdout and value == "-"):
+                yield prefix + option.name, value, output
 
 
 def check_output_file(key: str, path: Path, makes_folder: bool = False) -> None:

@@ -123,7 +123,8 @@ class RunConfig:
     preflight_torch: bool = MISSING  # check devices and collectives too; false: only what needs no torch
     debug: bool = MISSING  # train without a run folder, checkpoints or logs
     dry_run: bool = MISSING  # print the plan, start nothing
-    json: str | None = None  # dry_run=true: write the plan to this file; -: to standard output, and nothing else
+    # dry_run=true: write the plan to this file; -: to standard output, and nothing else
+    json: str | None = output_file(may_be_stdout=True)
 
 
 @dataclass
