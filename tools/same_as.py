@@ -125,7 +125,11 @@ def cases(folder: Path, data: Path | None) -> list[Case]:
     small = [*TINY_RUN, *text, "train.roll=true"]
     sampled = ["data.vocab=word", "model.adaptive=false", "optimizer=adam", "train.sampled_softmax=6"]
     found = [
-        Case("demo", 200, ["experiment=demo", "resume=null", "sample_tokens=0", "valid.max_steps=20"]),
+        Case(
+            "demo",
+            200,
+            ["experiment=demo", "resume=null", "sample_tokens=0", "valid.max_steps=20", "optimizer.lr=0.001"],
+        ),
         Case("two-processes", 60, [*small, "gpus=2"]),
         Case(
             "accumulation-varlen-sampled-softmax",
