@@ -23,6 +23,15 @@ PROBE_BYTES = 4096  # written once to find a read-only or full file system
 
 BLOCK_BYTES = 1 << 20  # read at a time for a checksum
 
+# How compressed files begin, and the programs that unpack them.
+UNPACKED_BY = {
+    b"\x1f\x8b": "gunzip",
+    b"PK\x03\x04": "unzip",
+    b"BZh91AY&SY": "bunzip2",
+    b"\xfd7zXZ\x00": "unxz",
+    b"\x28\xb5\x2f\xfd": "unzstd",
+}
+
 
 # What fsync of a folder raises on file systems that cannot do it.
 FOLDER_SYNC_UNSUPPORTED = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EBADF, errno.EACCES}
@@ -70,6 +79,11 @@ def open_regular_file(path: Path, flags: int) -> int:
         os.close(descriptor)
         raise OSError(errno.EEXIST, "is not a file", str(path))
     return descriptor
+
+
+def unpacking_program(beginning: bytes) -> str | None:
+    """Returns the program that unpacks a file, by its first bytes; None if they are not those of a compressed file."""
+    return next((program for begin, program in UNPACKED_BY.items() if beginning.startswith(begin)), None)
 
 
 def read_text_file(path: Path) -> str:

@@ -1,6 +1,9 @@
 """`data=text data.file=...` alone works for any text, and says what it took for a token."""
 
+import bz2
+import gzip
 import json
+import lzma
 import random
 
 import pytest
@@ -12,6 +15,7 @@ from txl.config.choose_vocab import SAMPLE, choose_vocab
 from txl.config.data import Metric, VocabKind
 from txl.data.corpus import log_once, open_corpus
 from txl.data.splits import SPLITS
+from txl.errors import ConfigError
 
 RANDOM = random.Random(0)
 WORDS = [f"Note_{i}" for i in range(90)]
@@ -48,6 +52,17 @@ def test_one_file_of_any_language_is_a_data_set(tmp_path, name):
     corpus = open_corpus(data)
     assert corpus.splits == SPLITS and all(len(corpus.tokens(split)) for split in SPLITS)
     assert f"data.vocab={kind.name} was chosen for {tmp_path}/my.txt: " in corpus.notes[1][1]
+
+
+@pytest.mark.parametrize(
+    "pack, program", [(gzip.compress, "gunzip"), (bz2.compress, "bunzip2"), (lzma.compress, "unxz")]
+)
+def test_a_compressed_text_is_refused_unless_bytes_are_asked_for(tmp_path, program, pack):
+    (tmp_path / "my.txt").write_bytes(pack(NAMES.encode() + TEXTS["events"][0]))
+    options = ["data=text", f"data.file={tmp_path}/my.txt", f"data.cache={tmp_path}/cache"]
+    with pytest.raises(ConfigError, match=f"my.txt.* is compressed; unpack it first: {program} {tmp_path}/my.txt"):
+        open_corpus(composed(*options).data)
+    assert open_corpus(composed(*options, "data.vocab=byte").data).splits == SPLITS
 
 
 def test_words_that_occur_once_and_later_ones_are_unknown(tmp_path):

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 
 from omegaconf import DictConfig
 
+from txl.files import unpacking_program
+
 SAMPLE = 1 << 21  # bytes
 MOST_RARE = 0.05  # share of the words of the last tenth of the sample
 MIN_FREQ, MAX_SIZE = 2, 100_000  # of a vocabulary of words
@@ -49,7 +51,7 @@ def of_text(option: str, *, _root_: DictConfig) -> Any:
     try:
         status = path.stat()
         choice = choose_vocab(path, status.st_size, status.st_mtime_ns)
-    except (OSError, ValueError):  # the file is missing, which is said when it is opened
+    except (OSError, ValueError):  # the file is missing or compressed, which is said when it is read
         return getattr(WORDS, option)
     _reasons[data.path, data.file] = choice.reason
     return getattr(choice, option)
@@ -64,12 +66,14 @@ def choice_reason(path: str | None, file: str | None) -> str | None:
 def choose_vocab(path: Path, size: int, mtime_ns: int) -> Choice:
     """The choice for a text, by the rule of this module. `size` and `mtime_ns` tell when the file has changed.
 
-    Raises OSError if the file cannot be read, ValueError if it is no file.
+    Raises OSError if the file cannot be read, ValueError if it is no file or is compressed.
     """
     if not path.is_file():
         raise ValueError(f"{path} is not a file")
     with open(path, "rb") as file:
         sample = file.read(SAMPLE)
+    if unpacking_program(sample) is not None:
+        raise ValueError(f"{path} is compressed")
     try:
         words = _whole_characters(sample).decode().split()
     except UnicodeDecodeError:

@@ -3,6 +3,7 @@
 import re
 from dataclasses import is_dataclass
 from enum import Enum
+from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
@@ -119,8 +120,10 @@ def _known_mistake(text: str, overrides: list[str]) -> str | None:
         groups = ", ".join(dict.fromkeys(key for key in keys if key.isidentifier() and (CONF / key).is_dir()))
         return f"a choice ({groups or 'hydra'}) must name one of the files in its folder of conf/, no other value"
     if text.startswith("Ambiguous value"):
-        key = shortened(text.split("'")[1])
-        return f"{key} gives several values: add -m to run each, or write a list as [a,b]"
+        key, _, value = text.split("'")[1].partition("=")
+        if Path(value).expanduser().exists():
+            return f"{shortened(f'{key}={value}')} is read as several values: quote the name, '{key}=\"{value}\"'"
+        return f"{shortened(f'{key}={value}')} gives several values: add -m to run each, or write a list as [a,b]"
     return None
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from txl.errors import ConfigError
+from txl.files import unpacking_program
 from txl.system.hang_watch import note_progress
 
 BLOCK = 1 << 18  # bytes; what is computed from a block stays in the processor's cache
@@ -156,6 +157,10 @@ def _decode_block(span: Span, offset: int, block: bytes) -> str:
     try:
         return block.decode()
     except UnicodeDecodeError as error:
+        with open(span.path, "rb") as file:
+            program = unpacking_program(file.read(16))
+        if program is not None:
+            raise ConfigError(f"{span} is compressed; unpack it first: {program} {span.path}") from None
         line = line_number(span.path, offset + error.start)
         raise ConfigError(
             f"{span}: line {line} is not UTF-8 (byte 0x{block[error.start]:02x}); "
