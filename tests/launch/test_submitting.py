@@ -55,17 +55,17 @@ def long_text(folder) -> list[str]:
 def test_submitting_takes_less_than_two_seconds(site, faults):
     """Of this process' time: others may be using the machine as well."""
     longer = long_text(site.folder / "longer")
-    big = ["model=large", "hardware=dgx2", "nodes=8", *longer, f"runs={site.folder}/latency", HOLD]
+    big = ["model=large", "hardware=dgxa100", "nodes=8", *longer, f"runs={site.folder}/latency", HOLD]
     start = dict(cwd=site.folder, env=site.environment(), capture_output=True, text=True, timeout=60)
     subprocess.run([*command("train.py", *big), "seed=1"], **start)  # encodes the text
     before, began = resource.getrusage(resource.RUSAGE_CHILDREN), time.monotonic()
     done = subprocess.run([*command("train.py", *big), "seed=2"], **start)
     seconds, after = time.monotonic() - began, resource.getrusage(resource.RUSAGE_CHILDREN)
     assert done.returncode == 0, done.stderr
-    assert "128 = 8 node(s) x 16 V100-32GB" in done.stdout and "multi_node" in done.stdout
+    assert "64 = 8 node(s) x 8 A100" in done.stdout and "multi_node" in done.stdout
     assert site.cluster.job(job_of(done.stdout))["NumNodes"].startswith("8")
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    what = "`model=large hardware=dgx2 nodes=8`, until it is submitted"
+    what = "`model=large hardware=dgxa100 nodes=8`, until it is submitted"
     faults.measure(what, f"{seconds:.2f} s ({cpu:.2f} s of CPU)")
     assert cpu < 2
     site.cluster.run("scancel", "--state=PENDING", "--name=text-large")
