@@ -44,10 +44,16 @@ def wait_until(condition, seconds: float = 60) -> None:
         time.sleep(0.002)
 
 
-def stopped_at_random(folder: Path, seed: int, longest: float) -> None:
-    """Send one or two signals to a starting run; its exit code is that of the first, and it prints no traceback."""
+# Seeds, and how long a run goes on at most before the signal: while it starts, and during its first seconds.
+INSTANTS = [(seed, 1.0) for seed in range(4)]
+INSTANTS += [pytest.param(seed, 8.0, marks=pytest.mark.slow) for seed in range(100, 140)]
+
+
+@pytest.mark.parametrize("seed, longest", INSTANTS)
+def test_a_signal_at_any_instant_ends_a_run_with_its_exit_code_and_no_traceback(seed, longest, tmp_path):
+    """One or two signals: the first one decides."""
     rng = random.Random(seed)
-    process = start(folder, "train.py", *endless_run(folder), *rng.choice([[], ["gpus=2"]]))
+    process = start(tmp_path, "train.py", *endless_run(tmp_path), *rng.choice([[], ["gpus=2"]]))
     wait_until(lambda: handles_signals(process.pid))
     first, second = rng.choice(SIGNALS), rng.choice([None, *SIGNALS])
     time.sleep(rng.uniform(0, longest))
@@ -58,17 +64,6 @@ def stopped_at_random(folder: Path, seed: int, longest: float) -> None:
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + first, (first, second, output)
     assert "Traceback" not in output and "Exception ignored" not in output, output
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_a_signal_at_any_instant_of_a_start_ends_it_with_its_exit_code(seed, tmp_path):
-    stopped_at_random(tmp_path, seed, longest=1.0)
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("seed", range(100, 140))
-def test_a_signal_at_any_instant_of_a_run_ends_it_with_its_exit_code(seed, tmp_path):
-    stopped_at_random(tmp_path, seed, longest=8.0)
 
 
 def children_of(pid: int) -> list[int]:

@@ -167,13 +167,7 @@ def evaluate_adaptively(
     """
     device, training = next(model.parameters()).device, model.training
     model.eval()
-    weights = None
-    if options.dynamic is not Dynamic.none:
-        assert isinstance(model, TransformerXL), "the rules have checked it"
-        weights = DynamicWeights(model, options, roots)
-    cache = None
-    if options.neural_cache is not None:
-        cache = NeuralCache(options.neural_cache, options.cache_theta, options.cache_lambda)
+    weights, cache = _learners(model, options, roots)
     losses = LossSum(model, at_least=1)
     started, counted = time.perf_counter(), 0
     memory: Memory = []
@@ -200,6 +194,19 @@ def evaluate_adaptively(
         model.train(training)
     nats, tokens = losses.sum_over_ranks(device)
     return EvaluationResult(nats / tokens, tokens, time.perf_counter() - started, geometry, batch_size)
+
+
+def _learners(
+    model: Readable, options: Adaptation, roots: list[Tensor] | None
+) -> tuple[DynamicWeights | None, NeuralCache | None]:
+    """What learns from the segments that were scored: the weights, a cache of hidden states, or both."""
+    weights = cache = None
+    if options.dynamic is not Dynamic.none:
+        assert isinstance(model, TransformerXL), "the rules have checked it"
+        weights = DynamicWeights(model, options, roots)
+    if options.neural_cache is not None:
+        cache = NeuralCache(options.neural_cache, options.cache_theta, options.cache_lambda)
+    return weights, cache
 
 
 def _read(

@@ -150,6 +150,7 @@ class _LogFile(logging.handlers.RotatingFileHandler):
         self._told = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        """Print one warning for a disk that is full or broken; other errors are logging's to report."""
         reason = disk_fault(sys.exception() or OSError())
         if reason is None:
             super().handleError(record)
