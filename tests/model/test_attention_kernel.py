@@ -10,18 +10,12 @@ from hypothesis import strategies as st
 
 from tests.support.entry_points import PROJECT, environment
 from tests.support.models import build
+from tests.support.triton_interpreter import import_interpreted
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend, Positions
 from txl.model.attention import attention_with_bias, relative_shift
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
-    pytest.importorskip("triton", reason="Triton is made for Linux alone")
-    from tests.support.interpreted_kernels import interpreter_fault
-    from txl.model import fused_attention
-
-    if interpreter_fault():
-        pytest.skip(str(interpreter_fault()), allow_module_level=True)
+fused_attention = import_interpreted("txl.model.fused_attention")
 
 
 @pytest.fixture(autouse=True)

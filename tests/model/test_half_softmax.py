@@ -5,18 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from tests.support.models import model_config
+from tests.support.triton_interpreter import import_interpreted
 from txl.model import adaptive_softmax as adaptive
 from txl.model.adaptive_embedding import add_rows
 from txl.model.transformer import TransformerXL
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
-    pytest.importorskip("triton", reason="Triton is made for Linux alone")
-    from tests.support.interpreted_kernels import interpreter_fault
-    from txl.model import half_softmax
-
-    if interpreter_fault():
-        pytest.skip(str(interpreter_fault()), allow_module_level=True)
+half_softmax = import_interpreted("txl.model.half_softmax")
 
 # The interpreter says so of the numbers beyond the columns, which the kernel reads and does not use.
 pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered", "ignore:overflow encountered")

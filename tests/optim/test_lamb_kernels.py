@@ -8,16 +8,11 @@ import torch
 
 from tests.support.entry_points import PROJECT, environment
 from tests.support.optimizers import optimizer_config
+from tests.support.triton_interpreter import import_interpreted
+from txl.optim import lamb
 from txl.optim.build import build_optimizer
 
-with pytest.MonkeyPatch.context() as patch:
-    patch.setenv("TRITON_INTERPRET", "1")  # Triton looks while it is imported, and later on
-    pytest.importorskip("triton", reason="Triton is made for Linux alone")
-    from tests.support.interpreted_kernels import interpreter_fault
-    from txl.optim import lamb, lamb_kernels
-
-    if interpreter_fault():
-        pytest.skip(str(interpreter_fault()), allow_module_level=True)
+lamb_kernels = import_interpreted("txl.optim.lamb_kernels")
 
 
 @pytest.fixture(autouse=True)
