@@ -38,7 +38,7 @@ NEEDED = ("hydra", "omegaconf", "antlr4")  # packages that a machine for torch m
 class Step(NamedTuple):
     """One process of the check."""
 
-    name: str  # of a function in tests/support/gpu_correctness.py or gpu_speed.py; or several
+    name: str  # of a function in tests/support/gpu_correctness.py, gpu_pairs.py or gpu_speed.py; or several
     seconds: int  # after which it is ended
 
 
@@ -47,6 +47,7 @@ PLAN = [
     [Step("probe", 40)],
     [Step(name, 120) for name in ("kernels", "softmax", "golden", "curves", "deterministic", "warm")],
     [Step("attention", 35)],
+    [Step("pairs", 45)],
     [Step("train", 190)],
     [Step("profile", 50)],
     [Step("inference", 80)],
@@ -55,7 +56,7 @@ PLAN = [
 REHEARSAL = [  # two processes, because importing torch takes longer than the small sizes
     [
         Step("kernels attention", 120),
-        Step("probe softmax golden curves deterministic warm train profile inference", 120),
+        Step("probe softmax golden curves deterministic warm pairs train profile inference", 120),
     ],
 ]
 
@@ -88,12 +89,13 @@ def main() -> int:
 
 def run_one(given: argparse.Namespace) -> int:
     """Be the process of one step."""
-    from tests.support import gpu_correctness, gpu_speed
+    from tests.support import gpu_correctness, gpu_pairs, gpu_speed
     from tests.support.gpu_rows import Rows
 
+    modules = (gpu_correctness, gpu_pairs, gpu_speed)
     for name in given.steps:
         rows = Rows(given.out / "rows.jsonl", name, given.until, TINY, given.reference)
-        step = getattr(gpu_correctness, name, None) or getattr(gpu_speed, name)
+        step = next(getattr(module, name) for module in modules if hasattr(module, name))
         with rows.guarded(what="the step"):
             step(rows)
     return 0

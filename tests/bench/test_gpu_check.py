@@ -20,7 +20,7 @@ def test_every_step_runs_in_small_and_all_is_well(tmp_path):
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
-    steps = "probe kernels softmax golden curves deterministic warm attention train profile inference".split()
+    steps = "probe kernels softmax golden curves deterministic warm attention pairs train profile inference".split()
     assert {row["step"] for row in rows} == set(steps)
     assert json.loads((tmp_path / "gpu.json").read_text()) == {"revision": "abc", "rows": rows}
     page = (tmp_path / "gpu.md").read_text()

@@ -16,6 +16,7 @@ from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.checkpoint.checkpoint_files import read_checkpoint_file
 from txl.config.optimizer import OptimizerConfig
 from txl.model.transformer import TransformerXL
+from txl.optim import batched_muon
 from txl.optim.build import build_optimizer
 from txl.optim.clipping import clip_gradients
 
@@ -76,6 +77,26 @@ def test_each_of_q_k_and_v_is_orthogonalised_on_its_own():
     assert not torch.allclose(qkv, whole)
 
 
+def test_matrices_that_are_updated_together_move_as_torch_moves_them(monkeypatch):
+    """Fifty steps, as on a GPU. They differ by the rounding of bf16 products at most."""
+    monkeypatch.setattr(batched_muon, "steps_together", lambda params: True)
+    shapes = [(24, 8)] * 3 + [(8, 8)] * 2 + [(8, 32)]
+    ours = {
+        f"layers.{i}.output.weight": p
+        for i, p in enumerate(parameters(**{f"w{i}": s for i, s in enumerate(shapes)}).values())
+    }
+    theirs, start = copy.deepcopy(list(ours.values())), copy.deepcopy(list(ours.values()))
+    both = build_optimizer(muon_config(), [*ours.items(), ("softmax.biases.0", parameters(b=(3,))["b"])])
+    other = torch_muon(theirs)
+    step_with_equal_gradients(list(zip(ours.values(), theirs, strict=True)), both, other, steps=50)
+    for mine, expected, before in zip(ours.values(), theirs, start, strict=True):
+        assert (mine - expected).norm() < 0.02 * (expected - before).norm()
+    mine, expected = both.muon.state_dict(), other.state_dict()
+    assert mine["state"].keys() == expected["state"].keys()
+    for i, state in expected["state"].items():  # torch's own can go on with it
+        torch.testing.assert_close(mine["state"][i], state, rtol=1e-5, atol=1e-6)
+
+
 def test_matrices_of_layers_get_muon_and_everything_else_adamw():
     model = TransformerXL(model_config(div_val=2), 50, [20], 16)
     optimizer = build_optimizer(muon_config(), model.named_parameters())
@@ -134,7 +155,9 @@ def test_an_update_whose_gradients_overflowed_is_skipped_and_clipping_is_torchs(
 MUON = ["optimizer=muon", "optimizer.lr=0.01", 'optimizer.lr_scale=["embedding.*=0.5","*.bias=2"]']
 
 
-def test_a_resumed_run_continues_bitwise(tmp_path):
+@pytest.mark.parametrize("together", [False, True])
+def test_a_resumed_run_continues_bitwise(together, tmp_path, monkeypatch):
+    monkeypatch.setattr(batched_muon, "steps_together", lambda params: together)
     shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *MUON, "scheduler.max_step=12", "train.roll=true"]
     train_here(*shared, "train.max_step=12", f"run_dir={tmp_path}/straight")
     train_here(*shared, "train.max_step=5", f"run_dir={tmp_path}/broken")

@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices of the layers.
 
 AdamW (Loshchilov & Hutter 2019) updates everything else: embedding, softmax, positions, biases and gains. Both are
-torch's own.
+torch's own; on a GPU, Muon updates matrices of one shape together (batched_muon.py).
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from txl.config.optimizer import OptimizerConfig
+from txl.optim.batched_muon import BatchedMuon
 from txl.optim.groups import NamedParameter, ParameterGroup, TrainingOptimizer, torch_groups
 
 # Parameters that hold several matrices, one below the other, and how many. Each matrix is orthogonalised on its own.
@@ -33,7 +34,7 @@ def build_muon(config: OptimizerConfig, groups: Sequence[ParameterGroup]) -> Tra
     }
     matrices = torch_groups(groups, _is_layer_matrix, lr=config.lr)
     of_views = [group | {"params": [view for p in group["params"] for view in views[p]]} for group in matrices]
-    muon = torch.optim.Muon(of_views, config.lr, config.weight_decay, config.momentum, adjust_lr_fn="match_rms_adamw")
+    muon = BatchedMuon(of_views, config.lr, config.weight_decay, config.momentum, adjust_lr_fn="match_rms_adamw")
     others = torch_groups(groups, lambda p: not _is_layer_matrix(p))
     adamw = torch.optim.AdamW(others, config.lr, (beta1, beta2), config.eps, config.weight_decay, fused=True)
     return MuonWithAdamW(matrices, views, muon, adamw)

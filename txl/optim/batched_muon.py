@@ -1,0 +1,77 @@
+"""torch's Muon, which on a GPU orthogonalises all matrices of one shape together.
+
+A model has a few shapes and many matrices of each. Torch's own step launches about forty kernels for every matrix, one
+after the other; base has 112 matrices. Here the products of one shape are one batched product each, and everything that
+is no product is one launch for all matrices of a shape: a pass that reads gradients and momentum, and a pass that
+updates the weights.
+
+Shapes: n matrices of a rows and b columns.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+class BatchedMuon(torch.optim.Muon):
+    """torch's Muon with `adjust_lr_fn="match_rms_adamw"`. Its state is torch's, so either can load the other's."""
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+        """Update all parameters that have a gradient."""
+        if not steps_together([p for group in self.param_groups for p in group["params"]]):
+            super().step()
+            return
+        for group in self.param_groups:
+            by_shape: dict[torch.Size, list[Tensor]] = {}
+            for p in group["params"]:
+                if p.grad is not None:
+                    by_shape.setdefault(p.shape, []).append(p)
+                    if not self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p.grad)
+            for params in by_shape.values():
+                step_of_one_shape(params, [self.state[p]["momentum_buffer"] for p in params], group)
+
+
+def steps_together(params: list[Tensor]) -> bool:
+    """Whether matrices of one shape are updated together. On a CPU torch's own step is as fast."""
+    return all(p.is_cuda for p in params)
+
+
+def step_of_one_shape(params: list[Tensor], momenta: list[Tensor], group: dict[str, Any]) -> None:
+    """One step of Muon for n matrices of one shape.
+
+    Args:
+        params: weights [a, b] that have gradients.
+        momenta: their averaged gradients [a, b].
+        group: torch's options: lr, weight_decay, momentum, nesterov, ns_coefficients, ns_steps, eps.
+    """
+    grads = [p.grad for p in params if p.grad is not None]
+    torch._foreach_lerp_(momenta, grads, 1 - group["momentum"])
+    updates = torch._foreach_lerp(grads, momenta, group["momentum"]) if group["nesterov"] else momenta
+    directions = orthogonalise(torch.stack(tuple(updates)).bfloat16(), group)
+    rate = 0.2 * max(params[0].shape) ** 0.5 * group["lr"]  # the size of AdamW's updates (Liu et al. 2025)
+    torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+    torch._foreach_add_(params, list(directions.to(params[0].dtype).unbind()), alpha=-rate)
+
+
+def orthogonalise(matrices: Tensor, group: dict[str, Any]) -> Tensor:
+    """U V^T of every matrix U S V^T, roughly, by Newton and Schulz's iteration (Jordan et al. 2024).
+
+    Args:
+        matrices: [n, a, b].
+        group: torch's options: ns_coefficients, ns_steps, eps.
+
+    Returns:
+        [n, a, b] in the dtype of `matrices`.
+    """
+    a, b, c = group["ns_coefficients"]
+    is_tall = matrices.shape[-2] > matrices.shape[-1]
+    x = matrices.mT if is_tall else matrices
+    x = x / torch.linalg.vector_norm(x, dim=(-2, -1), keepdim=True).clamp(min=group["eps"])
+    for _ in range(group["ns_steps"]):
+        gram = x @ x.mT
+        x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=b, alpha=c), x, beta=a)
+    return x.mT if is_tall else x
