@@ -9,10 +9,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tests.support.entry_points import PROJECT, environment
-from tests.support.models import build
+from tests.support.models import V, build
 from tests.support.triton_interpreter import import_interpreted
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend, Positions
+from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.model.attention import attention_with_bias, relative_shift
 
 fused_attention = import_interpreted("txl.model.fused_attention")
@@ -61,6 +62,34 @@ def test_output_and_every_gradient_equal_the_plain_ones(data):
     found = results(lambda *x: fused_attention.relative_attention(*x, window, 0.0), inputs)
     expected = results(lambda *x: plain(*x, window), inputs)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@settings(deadline=None, max_examples=6, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_keys_in_a_ring_buffer_are_read_where_they_lie(data):
+    T, M = data.draw(st.integers(1, 20), "T"), data.draw(st.integers(1, 30), "M")
+    K = M + T
+    window = data.draw(st.none() | st.integers(0, K), "window")
+    R = data.draw(st.integers(1, K if window is None else min(K, window + 1)), "R")
+    offset = data.draw(st.integers(0, K - 1), "offset")
+    query, key, value, by_distance = tensors(2, 2, T, K, 16, R)
+    found = fused_attention.relative_attention(query, key, value, by_distance, window, 0.0, offset)
+    bias = relative_shift(by_distance, K, window)
+    expected = attention_with_bias(query, key, value, bias, 0.0, ring_offset=offset)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("positions", [Positions.relative, Positions.rotary])
+def test_a_cache_that_turns_gives_the_same_with_the_kernel(positions):
+    """Segments of one length, as in an evaluation, and shorter ones, after which old keys must not be seen."""
+    geometry, found = Geometry(6, 15, 0, 9 if positions is Positions.relative else -1, True), []
+    for backend in (AttentionBackend.triton, AttentionBackend.eager):
+        cached, cache, states = CachedTransformerXL(build(positions=positions, backend=backend).float()), [], []
+        for segment in (torch.arange(70) % V).view(2, 35).split([6] * 4 + [2, 6, 3], dim=1):
+            hidden, cache = cached(segment, cache, geometry)
+            states.append(hidden)
+        found.append(torch.cat(states, 1))
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
 
 
 def test_rotary_models_compute_the_same_with_the_kernel():
@@ -156,7 +185,9 @@ types |= dict.fromkeys("query key value by_distance out grad_out".split(), eleme
 types |= dict.fromkeys("grad_query grad_by_distance grad_key grad_value".split(), element)
 constants = dict(DROPS=True, SHIFTS=True, CLAMPS=False, H_FULL=True, PRECISION=precision)
 constants |= dict(BT=tile.queries, BK=tile.keys, BH=64)
-for kernel in (kernels._forward, kernels._backward_queries, kernels._backward_keys):
+for kernel, ring in [(kernels._forward, False), (kernels._forward, True), (kernels._backward_queries, False),
+                     (kernels._backward_keys, False)]:
+    constants["RING"] = ring
     mine = {name: value for name, value in constants.items() if name in kernel.arg_names}
     signature = {name: "constexpr" if name in mine else types.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, constexprs=mine)
@@ -177,5 +208,5 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(dtype, capability, preci
     done = subprocess.run(run, env=env, cwd=PROJECT, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     lines = [line.split() for line in done.stdout.splitlines()]
-    assert len(lines) == 3  # forward, and backward for the queries and for the keys
+    assert len(lines) == 4  # forward, also with a ring buffer; backward for the queries and for the keys
     assert all(int(size) > 0 and int(shared) <= most * 1024 for _, size, shared in lines), done.stdout

@@ -1,6 +1,8 @@
 """The step of tests/gpu_check.py that computes the same in two ways: how far both are apart, and what each takes."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -8,15 +10,49 @@ from tests.support.gpu_correctness import relative_error
 from tests.support.gpu_rows import Rows
 from tests.support.gpu_speed import seconds_of
 from tests.support.gpu_trainer import clean_up, device_of
+from tests.support.interpreted_kernels import interpreter_fault
+from txl.model.attention import attention_with_bias, relative_shift
+from txl.model.fused_attention import relative_attention
 from txl.optim import batched_muon
 
 
 def pairs(rows: Rows) -> None:
     """Each pair on its own; an error in one is a row."""
-    for compare in (muon,):
+    for compare in (muon, ring):
         with rows.guarded(what=compare.__name__):
             compare(rows)
         clean_up()
+
+
+def both_ms(rows: Rows, ours: Callable[[], Any], plain: Callable[[], Any]) -> dict[str, float]:
+    """Milliseconds of a call of each."""
+    repeat = 1 if rows.tiny else 10
+    return {"ms": 1e3 * seconds_of(ours, repeat), "plain_ms": 1e3 * seconds_of(plain, repeat)}
+
+
+def ring(rows: Rows) -> None:
+    """Attention over keys in a ring buffer: the fused kernel beside the plain code, with float64 as the truth."""
+    if rows.tiny and (fault := interpreter_fault()):
+        return rows.add(what="ring", skipped=fault)
+    shapes = {"base": (8, 64, 704, 401, 640), "large": (16, 128, 1728, 1001, 1600)}  # heads, queries, keys, R, window
+    for name, (N, T, K, R, window) in ({"tiny": (2, 5, 12, 6, 8)} if rows.tiny else shapes).items():
+        for B in (2,) if rows.tiny else (1, 8, 32):
+            torch.manual_seed(0)
+            dtype, device = torch.float16 if rows.tiny else torch.bfloat16, device_of(rows.tiny)
+            query, key, value = (torch.randn(B, n, N, 64, device=device).to(dtype).transpose(1, 2) for n in (T, K, K))
+            by_distance = torch.randn(N, B, T, R, device=device).to(dtype).transpose(0, 1)
+
+            def fused(q=query, k=key, v=value, d=by_distance, window=window, K=K) -> torch.Tensor:
+                return relative_attention(q, k, v, d, window, 0.0, K // 3)
+
+            def plain(q=query, k=key, v=value, d=by_distance, window=window, K=K) -> torch.Tensor:
+                return attention_with_bias(q, k, v, relative_shift(d, K, window), 0.0, ring_offset=K // 3)
+
+            exact = plain(*(x.double() for x in (query, key, value, by_distance)))
+            error, plain_error = relative_error(fused(), exact), relative_error(plain(), exact)
+            rows.add(what="ring", model=name, batch=B, error=error, plain_error=plain_error, ok=error < 2e-2,
+                     **both_ms(rows, fused, plain))  # fmt: skip
+    return None
 
 
 def muon(rows: Rows) -> None:
@@ -37,4 +73,4 @@ def muon(rows: Rows) -> None:
         moved = zip(ours, theirs, before, strict=True)
         error = max(relative_error(a.detach() - start, b.detach() - start) for a, b, start in moved)
         rows.add(what="muon", shape=name, matrices=count, error=error, ok=error < 0.02,
-                 ms=1e3 * seconds_of(own.step), plain_ms=1e3 * seconds_of(torchs.step))  # fmt: skip
+                 **both_ms(rows, own.step, torchs.step))  # fmt: skip

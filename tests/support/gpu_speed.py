@@ -67,7 +67,7 @@ def probe(rows: Rows) -> None:
 
 def seconds_of(work: Callable[[], Any], repeat: int = 10) -> float:
     """Seconds of one call, without waiting between the calls."""
-    for _ in range(3):
+    for _ in range(min(3, repeat)):
         work()
     synchronize()
     began = time.perf_counter()

@@ -49,11 +49,11 @@ def build_runtime(
         return model
     device_type = next(model.parameters()).device.type
     if runtime is Runtime.cached:
-        return CachedTransformerXL(with_half_weights(model, device_type), geometry)
+        return CachedTransformerXL(with_half_weights(model, device_type, batch_size), geometry)
     if runtime is Runtime.graphs:
         if device_type != "cuda":
             raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
-        return GraphedTransformerXL(with_half_weights(model, device_type), geometry)
+        return GraphedTransformerXL(with_half_weights(model, device_type, batch_size), geometry)
     step = CachedStep(model, geometry, runtime.name)
     return FixedShapeProgram(step, make_program(step, runtime, batch_size, program, trust_program))
 

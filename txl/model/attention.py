@@ -132,7 +132,13 @@ def choose_backend(
 
 
 def fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, by_distance: Tensor, window: int | None, dropatt: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    by_distance: Tensor,
+    window: int | None,
+    dropatt: float,
+    ring_offset: int = 0,
 ) -> Tensor:
     """`relative_shift` and `attention_with_bias` in one Triton kernel, which stores neither scores nor probabilities.
 
@@ -143,13 +149,14 @@ def fused_attention(
         by_distance: [B, N, T, R].
         window: as in `relative_shift`.
         dropatt: dropout of the probabilities.
+        ring_offset: as in `attention_with_bias`; without a gradient only.
 
     Returns:
         [B, N, T, H].
     """
     from txl.model.fused_attention import relative_attention
 
-    return relative_attention(query, key, value, by_distance, window, dropatt)
+    return relative_attention(query, key, value, by_distance, window, dropatt, ring_offset)
 
 
 class Attention(nn.Module):
@@ -239,9 +246,8 @@ class Attention(nn.Module):
         by_distance = scheme.score(layer, query, position_keys)
         query, key = scheme.transform(layer, query, key, position_keys, ring_offset)
         dropatt = self.dropatt if self.training else 0.0
-        if self.backend is AttentionBackend.triton:
-            assert mask is None and not ring_offset, "cached inference uses the eager code"
-            heads = fused_attention(query, key, value, by_distance, window, dropatt)
+        if self.backend is AttentionBackend.triton and mask is None:
+            heads = fused_attention(query, key, value, by_distance, window, dropatt, ring_offset)
         else:
             bias = relative_shift(by_distance, key.shape[2], window)
             if mask is not None:

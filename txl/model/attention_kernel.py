@@ -11,6 +11,9 @@ to the same address and none adds to what is in memory, so the same input gives 
 Most tiles are seen as a whole. Only tiles at the edges of what is seen (EDGE) need masks, so each kernel walks over its
 tiles in three parts: edge, whole, edge. Unless distances are clamped (CLAMPS), a row of by_distance is contiguous in j.
 
+In inference, keys and values lie in a ring buffer (txl/evaluate/kv_cache.py). With RING, key j is in row j - turn, or
+j - turn + K: the forward pass reads them where they lie.
+
 Dropout hashes the position (i, j) with a key of the head, which is made of one number of torch's generator. So no mask
 is stored, and a resumed run draws the same one. (Triton's own generator, Philox, took 60 % of a kernel's instructions.)
 
@@ -35,6 +38,15 @@ def _load_rows(base, row, column, stride, n_rows, n_columns, H_FULL: tl.constexp
     if not H_FULL:
         inside = inside & (column[None, :] < n_columns)
     return tl.load(base + row[:, None].to(tl.int64) * stride + column[None, :], mask=inside, other=0.0)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
+def _row_of_key(j, turn, K, RING: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Where key j lies."""
+    if RING:
+        return tl.where(j < turn, j - turn + K, j - turn)
+    else:
+        return j
 
 
 @triton.jit
@@ -126,15 +138,16 @@ def _part(part: tl.constexpr, begin, whole, edge, end):  # type: ignore[no-untyp
 @triton.jit  # type: ignore[untyped-decorator]
 def _forward_tiles(  # type: ignore[no-untyped-def]
     q, key, value, by_distance, first_key, second_key, i, h, best, total, result, begin, end,
-    kt, vt, dt, T, K, H, R, window, scale, least, boost,
+    kt, vt, dt, T, K, H, R, window, scale, least, boost, turn,
     EDGE: tl.constexpr, CLAMPS: tl.constexpr, DROPS: tl.constexpr, H_FULL: tl.constexpr,
-    PRECISION: tl.constexpr, BK: tl.constexpr,
+    PRECISION: tl.constexpr, BK: tl.constexpr, RING: tl.constexpr,
 ):  # fmt: skip
     """The part of `_forward` from one key to another."""
     for start in range(begin, end, BK):
         j = start + tl.arange(0, BK)
         seen = _seen(i, j, T, K, window)
-        k = _load_rows(key, j, h, kt, K, H, H_FULL)
+        place = _row_of_key(j, turn, K, RING)
+        k = _load_rows(key, place, h, kt, K, H, H_FULL)
         score = _scores(q, k, by_distance, i, j, seen, dt, T, K, R, scale, EDGE, CLAMPS, PRECISION)
         higher = tl.maximum(best, tl.max(score, 1))
         shrink = tl.exp2(best - higher)
@@ -145,7 +158,7 @@ def _forward_tiles(  # type: ignore[no-untyped-def]
         best = higher
         if DROPS:
             weight = weight * _dropout_factor(first_key, second_key, i, j, K, least, boost)
-        v = _load_rows(value, j, h, vt, K, H, H_FULL)
+        v = _load_rows(value, place, h, vt, K, H, H_FULL)
         result = result * shrink[:, None] + tl.dot(weight.to(v.dtype), v, input_precision=PRECISION)
     return best, total, result
 
@@ -154,9 +167,9 @@ def _forward_tiles(  # type: ignore[no-untyped-def]
 def _forward(  # type: ignore[no-untyped-def]
     query, key, value, by_distance, seed, out, log_sum,
     qb, qn, qt, kb, kn, kt, vb, vn, vt, db, dn, dt, ob, on, ot,
-    N, T, K, H, R, window, scale, least, boost,
+    N, T, K, H, R, window, scale, least, boost, turn,
     DROPS: tl.constexpr, CLAMPS: tl.constexpr, H_FULL: tl.constexpr,
-    PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
+    PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, RING: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head against all keys it sees."""
     first = tl.program_id(0) * BT
@@ -176,8 +189,8 @@ def _forward(  # type: ignore[no-untyped-def]
         part_begin, part_end = _part(part, begin, whole, edge, end)
         best, total, result = _forward_tiles(
             q, key, value, by_distance, first_key, second_key, i, h, best, total, result, part_begin, part_end,
-            kt, vt, dt, T, K, H, R, window, scale, least, boost,
-            part != 1, CLAMPS, DROPS, H_FULL, PRECISION, BK,
+            kt, vt, dt, T, K, H, R, window, scale, least, boost, turn,
+            part != 1, CLAMPS, DROPS, H_FULL, PRECISION, BK, RING,
         )  # fmt: skip
     inside = (i[:, None] < T) & (h[None, :] < H)
     total = tl.where(i < T, total, 1.0)

@@ -35,7 +35,13 @@ def tile_of(dtype: torch.dtype) -> Tile:
 
 
 def relative_attention(
-    query: Tensor, key: Tensor, value: Tensor, by_distance: Tensor, window: int | None, dropatt: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    by_distance: Tensor,
+    window: int | None,
+    dropatt: float,
+    ring_offset: int = 0,
 ) -> Tensor:
     """softmax(query key^T / sqrt(H) + by_distance, shifted), dropout, times value; see attention.py.
 
@@ -48,6 +54,7 @@ def relative_attention(
         by_distance: [B, N, T, R], or a shape that broadcasts to it; columns by descending distance.
         window: largest distance that a query sees; None for all.
         dropatt: dropout of the probabilities.
+        ring_offset: key j lies in row (j - ring_offset) mod K of `key` and `value`. Without a gradient only.
 
     Returns:
         [B, N, T, H] in the dtype of key and value.
@@ -58,7 +65,7 @@ def relative_attention(
     seed = torch.randint(2**62, (1,), device=query.device) if dropatt > 0 else None
     out: Tensor
     out, _ = attention_operator(
-        query.to(key.dtype), key, value, by_distance, seed, K if window is None else window, dropatt
+        query.to(key.dtype), key, value, by_distance, seed, K if window is None else window, dropatt, ring_offset
     )
     return out
 
@@ -72,6 +79,7 @@ def attention_operator(
     seed: Tensor | None,
     window: int,
     dropatt: float,
+    ring_offset: int,
 ) -> tuple[Tensor, Tensor]:
     """The forward pass: one launch, a program for every block of queries and every head.
 
@@ -83,6 +91,7 @@ def attention_operator(
         seed: [1], int64; None without dropout.
         window: largest distance that a query sees.
         dropatt: dropout of the probabilities.
+        ring_offset: as in `relative_attention`.
 
     Returns:
         The result [B, N, T, H], and for the backward pass the logarithm of each row's sum [B, N, T].
@@ -92,7 +101,8 @@ def attention_operator(
     log_sum = query.new_empty(B, N, T, dtype=torch.float32)
     _forward[triton.cdiv(T, tile_of(key.dtype).queries), B * N](
         query, key, value, by_distance, seed, out, log_sum, *_strides(query, key, value, by_distance, out),
-        *_sizes(query, key, by_distance, window, dropatt), **_constants(query, key, by_distance, window, dropatt),
+        *_sizes(query, key, by_distance, window, dropatt), ring_offset, RING=ring_offset > 0,
+        **_constants(query, key, by_distance, window, dropatt),
     )  # fmt: skip
     return out, log_sum
 
@@ -106,6 +116,7 @@ def _(
     seed: Tensor | None,
     window: int,
     dropatt: float,
+    ring_offset: int,
 ) -> tuple[Tensor, Tensor]:
     B, N, T, H = query.shape
     return query.new_empty(B, T, N, H).transpose(1, 2), query.new_empty(B, N, T, dtype=torch.float32)
@@ -185,7 +196,8 @@ def _(
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    *tensors, ctx.window, ctx.dropatt = inputs
+    *tensors, ctx.window, ctx.dropatt, ring_offset = inputs
+    assert ring_offset == 0, "keys in a ring buffer have no gradient"
     ctx.save_for_backward(*tensors, *output)
     ctx.set_materialize_grads(False)
 
@@ -194,7 +206,7 @@ def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor
 def _differentiate(ctx: Any, grad_out: Tensor, _: Any) -> tuple[Tensor | None, ...]:
     shifts = ctx.needs_input_grad[3]
     found = attention_gradients(*ctx.saved_tensors, grad_out, ctx.window, ctx.dropatt, shifts)
-    return *found[:3], found[3] if shifts else None, None, None, None
+    return *found[:3], found[3] if shifts else None, None, None, None, None
 
 
 def _contiguous_like(x: Tensor) -> Tensor:

@@ -22,7 +22,7 @@ class BatchedMuon(torch.optim.Muon):
     def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
         """Update all parameters that have a gradient."""
         if not steps_together([p for group in self.param_groups for p in group["params"]]):
-            super().step()
+            super().step()  # type: ignore[no-untyped-call]
             return
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}
