@@ -293,9 +293,12 @@ class Recorded(TorchDispatchMode):
                     old.copy_(new)
 
 
-@pytest.mark.parametrize("positions", [Positions.relative, Positions.rotary])
-def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, monkeypatch):
-    """With a stand-in for CUDA's graphs; what this shows of CUDA itself is that addresses and order are right."""
+@pytest.fixture
+def order(monkeypatch) -> list[str]:
+    """A stand-in for CUDA's graphs; what it shows of CUDA itself is that addresses and order are right.
+
+    The list tells what was run before capturing, and what was captured.
+    """
     monkeypatch.setattr(torch.cuda, "CUDAGraph", Recorded)
     order = []
 
@@ -309,6 +312,11 @@ def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, monkeyp
         monkeypatch.setattr(torch.cuda, name, lambda: SimpleNamespace(wait_stream=lambda other: None))
     monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(order.append("warm")))
     monkeypatch.setattr(torch.cuda, "graph_pool_handle", lambda: None)
+    return order
+
+
+@pytest.mark.parametrize("positions", [Positions.relative, Positions.rotary])
+def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, order):
     clamp_len = 9 if positions is Positions.relative else -1
     model, geometry, tokens = build(positions=positions), Geometry(4, 10, 0, clamp_len, True), stream(2, 70)
     graphed, cache = GraphedTransformerXL(model, geometry), []
@@ -320,3 +328,21 @@ def test_graphs_compute_the_same_from_every_place_in_the_ring(positions, monkeyp
             torch.testing.assert_close(hidden, expected, rtol=1e-10, atol=1e-12)
     assert len(cache.graphs) == count_graphs(geometry) == 7
     assert order == ["warm", "capture"] * 7 and torch.is_autocast_cache_enabled()
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(div_val=2, tie_projs=[False, True, False])], ids=str)
+def test_the_losses_of_a_few_tokens_are_a_graph_with_the_same_numbers(changes, order, monkeypatch):
+    monkeypatch.setattr("txl.evaluate.kv_cache.MOST_TOKENS_IN_GRAPH", 8)
+    model, geometry, tokens = build(**changes), Geometry(4, 8), stream(2, 70)
+    sums = [LossSum(kind(model, geometry), at_least=1) for kind in (GraphedTransformerXL, CachedTransformerXL)]
+    for total in sums:
+        memory = []
+        with torch.no_grad():
+            for begin in range(0, 70, 4):
+                input, target = tokens[:, begin : begin + 4], tokens[:, begin + 1 : begin + 5]
+                memory = run_segment(total.model, input[:, : target.shape[1]], target, memory, geometry, total)
+    assert sums[0].total.item() == pytest.approx(sums[1].total.item(), rel=1e-10) and sums[0].tokens == sums[1].tokens
+    assert len(sums[0].model.loss_graphs) == 2 == order.count("capture") - count_graphs(geometry)  # two lengths
+    hidden = torch.randn(2, 5, model.d_model, dtype=torch.float64)
+    sums[0].model.total_loss(hidden, tokens[:, :5])  # more than fit into a graph
+    assert len(sums[0].model.loss_graphs) == 2

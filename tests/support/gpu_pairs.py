@@ -4,21 +4,27 @@ import copy
 from collections.abc import Callable
 from typing import Any
 
+import pytest
 import torch
 
 from tests.support.gpu_correctness import relative_error
 from tests.support.gpu_rows import Rows
 from tests.support.gpu_speed import seconds_of
-from tests.support.gpu_trainer import clean_up, device_of
+from tests.support.gpu_trainer import benchmark_config, clean_up, device_of, draw_weights, drawn_on_the_gpu
 from tests.support.interpreted_kernels import interpreter_fault
+from txl.bench.inference import build_benchmark_model
+from txl.config.precision import Arithmetic
+from txl.evaluate.half_weights import with_half_weights
+from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL
 from txl.model.attention import attention_with_bias, relative_shift
 from txl.model.fused_attention import relative_attention
 from txl.optim import batched_muon
+from txl.system.precision import autocast
 
 
 def pairs(rows: Rows) -> None:
     """Each pair on its own; an error in one is a row."""
-    for compare in (muon, ring):
+    for compare in (muon, ring, losses):
         with rows.guarded(what=compare.__name__):
             compare(rows)
         clean_up()
@@ -53,6 +59,33 @@ def ring(rows: Rows) -> None:
             rows.add(what="ring", model=name, batch=B, error=error, plain_error=plain_error, ok=error < 2e-2,
                      **both_ms(rows, fused, plain))  # fmt: skip
     return None
+
+
+@torch.no_grad()
+def losses(rows: Rows) -> None:
+    """The losses of a few tokens through all clusters, on a GPU as a graph, beside those of sorted tokens."""
+    device, config = device_of(rows.tiny), benchmark_config(rows.tiny, "base", "model.n_layer=1")
+    with pytest.MonkeyPatch.context() as patch:
+        drawn_on_the_gpu(patch, rows.tiny)
+        model = build_benchmark_model(config, device, Arithmetic.bf16)
+    draw_weights(model)
+    for n in (4,) if rows.tiny else (64, 256):
+        hidden, target = torch.randn(1, n, model.d_model, device=device), torch.randint(model.vocab_size, (1, n))
+        ids, tokens = target.to(device), model.softmax.clusters.sort_tokens(target.flatten()).to(device)
+        with autocast(Arithmetic.bf16, device):
+            halved = with_half_weights(model, device.type)
+            plain = CachedTransformerXL(halved)
+            found = halved.softmax.loss_through_all_clusters(hidden[0], ids[0], halved.embedding).sum()
+            values = {"what": "losses", "tokens": n}
+            if not rows.tiny:
+                graphed = GraphedTransformerXL(halved)
+                found = graphed.total_loss(hidden, ids)[1]
+                values |= both_ms(
+                    rows, lambda g=graphed, h=hidden, t=ids: g.total_loss(h, t),
+                    lambda p=plain, h=hidden, t=ids, s=tokens: p.total_loss(h, t, tokens=s),
+                )  # fmt: skip
+            error = relative_error(found, plain.total_loss(hidden, ids, tokens=tokens)[1])
+        rows.add(**values, error=error, ok=error < 5e-3)
 
 
 def muon(rows: Rows) -> None:

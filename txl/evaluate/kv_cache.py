@@ -22,6 +22,9 @@ from txl.model.adaptive_softmax import AdaptiveSoftmax
 from txl.model.clusters import TokensByCluster
 from txl.model.positions.scheme import PositionKeys, attention_window
 from txl.model.transformer import TransformerXL
+from txl.system.cuda_graphs import CapturedCall
+
+MOST_TOKENS_IN_GRAPH = 256  # whose logits of all words fit into memory: 274 MB in float32 with 267,735 words
 
 
 class RingLayout(NamedTuple):
@@ -45,7 +48,7 @@ class KeyValueCache:
         self.key: Tensor | None = None  # [L, B, N, slots, H]; allocated when the first segment shows type and device
         self.value: Tensor | None = None  # the same shape
         self.end = 0  # tokens read so far
-        self.graphs: dict[int, CapturedSegment] = {}  # of GraphedTransformerXL, by the slot where a segment begins
+        self.graphs: dict[int, CapturedCall] = {}  # of GraphedTransformerXL, by the slot where a segment begins
 
     def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Write keys and values [B, N, T, H] of a segment; returns those of all used slots [B, N, K, H]."""
@@ -181,16 +184,8 @@ class CachedTransformerXL(nn.Module):
         return self.model.layers[0].attention.qkv.weight.device
 
 
-class CapturedSegment(NamedTuple):
-    """One segment as a CUDA graph."""
-
-    graph: torch.cuda.CUDAGraph
-    input: Tensor  # [B, T] ids that the graph reads
-    hidden: Tensor  # [B, T, D] that it writes
-
-
 class GraphedTransformerXL(CachedTransformerXL):
-    """The cached runtime as CUDA graphs: a segment of tgt_len tokens is one launch.
+    """The cached runtime as CUDA graphs: a segment of tgt_len tokens is one launch, and so are its losses.
 
     A graph holds addresses, so there is one for every slot of the ring where a segment may begin (`count_graphs`).
     """
@@ -198,6 +193,7 @@ class GraphedTransformerXL(CachedTransformerXL):
     def __init__(self, model: TransformerXL, geometry: Geometry | None = None):
         super().__init__(model, geometry)
         self.pool = torch.cuda.graph_pool_handle()  # one graph runs at a time, so all may use the same memory
+        self.loss_graphs: dict[torch.Size, CapturedCall] = {}  # by the shape of the hidden states
 
     @torch.no_grad()
     def forward(
@@ -211,34 +207,38 @@ class GraphedTransformerXL(CachedTransformerXL):
         slot = cache.end % cache.slots
         if slot not in cache.graphs:
             cache.graphs[slot] = self.capture(input, cache, geometry)
-        captured = cache.graphs[slot]
-        captured.input.copy_(input)
-        captured.graph.replay()
+        hidden: Tensor = cache.graphs[slot](input).clone()
         cache.advance(T)
-        return captured.hidden.clone(), cache
+        return hidden, cache
 
-    def capture(self, input: Tensor, cache: KeyValueCache, geometry: Geometry) -> CapturedSegment:
+    def capture(self, input: Tensor, cache: KeyValueCache, geometry: Geometry) -> CapturedCall:
         """Capture the segment [B, T] that begins at the cache's next slot. The cache does not advance."""
-        graph, input, end = torch.cuda.CUDAGraph(), input.clone(), cache.end
-        # What is loaded or set up at a first use must not be captured. So the segment runs once before, on a stream of
-        # its own, as torch asks for. It writes what the graph will write.
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            super().forward(input, cache, geometry)
-        torch.cuda.current_stream().wait_stream(stream)
-        cache.end = end
-        # A cast that autocast keeps would lie in the graph's memory, and be used outside of it.
-        keeps_casts = torch.is_autocast_cache_enabled()
-        torch.clear_autocast_cache()
-        torch.set_autocast_cache_enabled(False)
-        try:
-            with torch.cuda.graph(graph, pool=self.pool):
-                hidden, _ = super().forward(input, cache, geometry)
-        finally:
-            torch.set_autocast_cache_enabled(keeps_casts)
-        cache.end = end
-        return CapturedSegment(graph, input, hidden)
+        end = cache.end
+
+        def read(ids: Tensor) -> Tensor:
+            hidden, _ = super(GraphedTransformerXL, self).forward(ids, cache, geometry)
+            cache.end = end
+            return hidden
+
+        return CapturedCall(read, [input], self.pool)
+
+    @torch.no_grad()
+    def total_loss(
+        self, hidden: Tensor, target: Tensor, *, tokens: TokensByCluster | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """As `TransformerXL.total_loss`; for a few tokens as a graph, in which each passes through every cluster."""
+        if target.numel() > MOST_TOKENS_IN_GRAPH:
+            return super().total_loss(hidden, target, tokens=tokens)
+        states, model = hidden[:, -target.shape[1] :].flatten(0, 1), self.model
+
+        def losses(states: Tensor, target: Tensor) -> Tensor:
+            found = model.softmax.loss_through_all_clusters(states, target, model.embedding)
+            return found.sum(dtype=torch.float64)
+
+        if states.shape not in self.loss_graphs:
+            self.loss_graphs[states.shape] = CapturedCall(losses, [states, target.flatten()], self.pool)
+        nats: Tensor = self.loss_graphs[states.shape](states, target.flatten()).clone()
+        return nats.float(), nats
 
 
 def count_graphs(geometry: Geometry) -> int:

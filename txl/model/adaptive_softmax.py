@@ -125,6 +125,21 @@ class AdaptiveSoftmax(nn.Module):
                 loss = loss.index_add(0, index, F.cross_entropy(logits, word, reduction="none"))
         return loss
 
+    def loss_through_all_clusters(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
+        """As `forward`, for a few tokens: each passes through every cluster, and counts in its own.
+
+        So no shape depends on the targets, and the host need not know them: a CUDA graph can hold it.
+        """
+        spans, columns = self.clusters.spans, self.clusters.spans[0][1] + self.clusters.n_tails
+        head_target, of_tails = target, torch.zeros(len(target), dtype=torch.float32, device=target.device)
+        for i, (begin, end) in enumerate(spans[1:], 1):
+            inside = (target >= begin) & (target < end)
+            word = (target - begin).clamp(0, end - begin - 1)
+            loss = F.cross_entropy(self.tail_logits(hidden, i, embedding), word, reduction="none")
+            of_tails = of_tails + torch.where(inside, loss, 0.0)
+            head_target = torch.where(inside, columns - i, head_target)
+        return F.cross_entropy(self.head_logits(hidden, embedding), head_target, reduction="none") + of_tails
+
     def _head_target(self, target: Tensor, tokens: TokensByCluster) -> Tensor:
         """Column [n] of the head's softmax: the word itself, or its cluster."""
         columns = self.clusters.spans[0][1] + self.clusters.n_tails
