@@ -27,21 +27,10 @@ from txl.evaluate.trained_model import Model
 from txl.model.transformer import TransformerXL
 from txl.system.console import printable
 
-LETTERS = {
-    "ASCII": (0x20, 0x7F),
-    "controls": (0x00, 0x20),
-    "Latin": (0xA0, 0x250),
-    "Cyrillic": (0x400, 0x500),
-    "Arabic": (0x600, 0x700),
-    "Devanagari": (0x900, 0x980),
-    "Thai": (0xE00, 0xE80),
-    "spaces and marks": (0x2000, 0x2070),
-    "Chinese": (0x3000, 0x9FFF),
-    "private": (0xE000, 0xE100),
-    "specials": (0xFFF0, 0x10000),
-    "emoji": (0x1F300, 0x1F700),
-    "last plane": (0x10FFF0, 0x110000),
-}
+# Where an alphabet begins and ends: ASCII, control characters, Latin, Cyrillic, Arabic, Devanagari, Thai, spaces and
+# marks, Chinese, private characters, specials, emoji, the end of the last plane.
+LETTERS = "20-7F 0-20 A0-250 400-500 600-700 900-980 E00-E80 2000-2070 3000-9FFF E000-E100 FFF0-10000 1F300-1F700"
+LETTERS += " 10FFF0-110000"
 WORDS = "the a cat <unk> <eos> <|endoftext|> 3.5 don't x-y @-@ &quot; \ufeff [CLS] \\n Note_60 U.S. ' \" ( ) , . ! "
 WORDS += "\u3000 \u200d \u0301"
 ENDS = ["\n", "\n", "\n", "\r\n", "\r", "\n\n", " ", "\t", "\u3000", "\u2028", "\x0b", "\x0c", "\x85", "\u00a0\n", ""]
@@ -52,7 +41,7 @@ GEOMETRY = Geometry(tgt_len=8, mem_len=8)
 
 def random_text(rng: random.Random, most: int) -> str:
     """A text of up to about `most` characters, of one or two alphabets, words, or one repeated character."""
-    low, high = rng.choice(list(LETTERS.values()))
+    low, high = (int(end, 16) for end in rng.choice(LETTERS.split()).split("-"))
     alphabet = [chr(rng.randrange(low, high)) for _ in range(rng.choice([1, 2, 30, 300]))]
     alphabet += rng.choice([[], [], [" "], [" "] * 8, WORDS.split(" "), WORDS.split(" ") * 9])
     end, length, parts = rng.choice(ENDS), rng.choice([1, 5, 30, 3000]), list[str]()

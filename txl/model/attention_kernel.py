@@ -49,6 +49,14 @@ def _row_of_key(j, turn, K, RING: tl.constexpr):  # type: ignore[no-untyped-def]
         return j
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _block(N, ROWS: tl.constexpr, BH: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a program: the first of its rows, its rows, its columns; its head among all, its batch, its head therein."""
+    first = tl.program_id(0) * ROWS
+    head = tl.program_id(1).to(tl.int64)
+    return first, first + tl.arange(0, ROWS), tl.arange(0, BH), head, head // N, head % N
+
+
 @triton.jit
 def _seen(i, j, T, K, window):  # type: ignore[no-untyped-def]
     """Which pairs of a query and a key exist and count."""
@@ -73,6 +81,19 @@ def _scores(  # type: ignore[no-untyped-def]
     return tl.where(seen, score, MASKED_SCORE) if EDGE else score
 
 
+@triton.jit  # type: ignore[untyped-decorator]
+def _weights(  # type: ignore[no-untyped-def]
+    q, k, v, g, by_distance, i, j, seen, sums, stride, T, K, R, scale,
+    EDGE: tl.constexpr, CLAMPS: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Probabilities of a tile, for the backward pass, and their gradients before dropout."""
+    score = _scores(q, k, by_distance, i, j, seen, stride, T, K, R, scale, EDGE, CLAMPS, PRECISION)
+    weight = tl.exp2(score - sums[:, None])
+    if EDGE:
+        weight = tl.where(seen, weight, 0.0)
+    return weight, tl.dot(g, tl.trans(v), input_precision=PRECISION)
+
+
 @triton.jit
 def _mix(x):  # type: ignore[no-untyped-def]
     """A hash of 32 bits: every bit of x changes about half of its bits (Wellons' lowbias32)."""
@@ -81,9 +102,11 @@ def _mix(x):  # type: ignore[no-untyped-def]
     return x ^ (x >> 16)
 
 
-@triton.jit
-def _dropout_keys(seed, head):  # type: ignore[no-untyped-def]
-    """Two numbers of 32 bits for a head. Neighbouring heads get keys that have nothing in common."""
+@triton.jit  # type: ignore[untyped-decorator]
+def _dropout_keys(seed, head, DROPS: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Two numbers of 32 bits for a head, used with dropout. Neighbouring heads get keys that have nothing in common."""
+    if not DROPS:
+        return head, head
     drawn = tl.load(seed)
     low, high = (drawn & 0xFFFFFFFF).to(tl.uint32), ((drawn >> 32) & 0xFFFFFFFF).to(tl.uint32)
     first = _mix(low ^ _mix(head.to(tl.uint32)))
@@ -172,18 +195,13 @@ def _forward(  # type: ignore[no-untyped-def]
     PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr, RING: tl.constexpr,
 ):  # fmt: skip
     """One block of queries of one head against all keys it sees."""
-    first = tl.program_id(0) * BT
-    head = tl.program_id(1).to(tl.int64)
-    b, n = head // N, head % N
-    i, h = first + tl.arange(0, BT), tl.arange(0, BH)
+    first, i, h, head, b, n = _block(N, BT, BH)
     key, value, by_distance = key + b * kb + n * kn, value + b * vb + n * vn, by_distance + b * db + n * dn
     q = _load_rows(query + b * qb + n * qn, i, h, qt, T, H, H_FULL)
     best = tl.full([BT], MASKED_SCORE, tl.float32)
     total = tl.zeros([BT], tl.float32)
     result = tl.zeros([BT, BH], tl.float32)
-    first_key, second_key = head, head
-    if DROPS:
-        first_key, second_key = _dropout_keys(seed, head)
+    first_key, second_key = _dropout_keys(seed, head, DROPS)
     begin, whole, edge, end = _key_range(first, T, K, window, BT, BK)
     for part in tl.static_range(3):
         part_begin, part_end = _part(part, begin, whole, edge, end)
@@ -213,11 +231,9 @@ def _query_tiles(  # type: ignore[no-untyped-def]
         seen = _seen(i, j, T, K, window)
         k = _load_rows(key, j, h, kt, K, H, H_FULL)
         v = _load_rows(value, j, h, vt, K, H, H_FULL)
-        score = _scores(q, k, by_distance, i, j, seen, dt, T, K, R, scale, EDGE, CLAMPS, PRECISION)
-        weight = tl.exp2(score - sums[:, None])
-        if EDGE:
-            weight = tl.where(seen, weight, 0.0)
-        grad_weight = tl.dot(g, tl.trans(v), input_precision=PRECISION)
+        weight, grad_weight = _weights(
+            q, k, v, g, by_distance, i, j, seen, sums, dt, T, K, R, scale, EDGE, CLAMPS, PRECISION
+        )
         if DROPS:
             grad_weight = grad_weight * _dropout_factor(first_key, second_key, i, j, K, least, boost)
         grad_score = weight * (grad_weight - mean[:, None])
@@ -248,10 +264,7 @@ def _backward_queries(  # type: ignore[no-untyped-def]
     PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of queries and of the rows of by_distance; stores sum(grad_out * out) of every row."""
-    first = tl.program_id(0) * BT
-    head = tl.program_id(1).to(tl.int64)
-    b, n = head // N, head % N
-    i, h = first + tl.arange(0, BT), tl.arange(0, BH)
+    first, i, h, head, b, n = _block(N, BT, BH)
     key, value, by_distance = key + b * kb + n * kn, value + b * vb + n * vn, by_distance + b * db + n * dn
     q = _load_rows(query + b * qb + n * qn, i, h, qt, T, H, H_FULL)
     g = _load_rows(grad_out + b * gb + n * gn, i, h, gt, T, H, H_FULL)
@@ -262,9 +275,7 @@ def _backward_queries(  # type: ignore[no-untyped-def]
     grad_q = tl.zeros([BT, BH], tl.float32)
     farthest = tl.zeros([BT], tl.float32)  # gradient of the first column, which all clamped distances share
     rows = grad_by_distance + b * db + n * dn + i.to(tl.int64) * dt  # it has the strides of by_distance
-    first_key, second_key = head, head
-    if DROPS:
-        first_key, second_key = _dropout_keys(seed, head)
+    first_key, second_key = _dropout_keys(seed, head, DROPS)
     begin, whole, edge, end = _key_range(first, T, K, window, BT, BK)
     for part in tl.static_range(3):
         part_begin, part_end = _part(part, begin, whole, edge, end)
@@ -302,11 +313,9 @@ def _key_tiles(  # type: ignore[no-untyped-def]
         g = _load_rows(grad_out, i, h, gt, T, H, H_FULL)
         sums = tl.load(log_sum + head * T + i, mask=i < T, other=0.0)
         mean = tl.load(row_sum + head * T + i, mask=i < T, other=0.0)
-        score = _scores(q, k, by_distance, i, j, seen, dt, T, K, R, scale, EDGE, CLAMPS, PRECISION)
-        weight = tl.exp2(score - sums[:, None])
-        if EDGE:
-            weight = tl.where(seen, weight, 0.0)
-        grad_weight = tl.dot(g, tl.trans(v), input_precision=PRECISION)
+        weight, grad_weight = _weights(
+            q, k, v, g, by_distance, i, j, seen, sums, dt, T, K, R, scale, EDGE, CLAMPS, PRECISION
+        )
         kept = weight
         if DROPS:
             drop = _dropout_factor(first_key, second_key, i, j, K, least, boost)
@@ -326,18 +335,13 @@ def _backward_keys(  # type: ignore[no-untyped-def]
     PRECISION: tl.constexpr, BT: tl.constexpr, BK: tl.constexpr, BH: tl.constexpr,
 ):  # fmt: skip
     """Gradients of one block of keys and values, from all queries that see it."""
-    first = tl.program_id(0) * BK
-    head = tl.program_id(1).to(tl.int64)
-    b, n = head // N, head % N
-    j, h = first + tl.arange(0, BK), tl.arange(0, BH)
+    first, j, h, head, b, n = _block(N, BK, BH)
     query, grad_out, by_distance = query + b * qb + n * qn, grad_out + b * gb + n * gn, by_distance + b * db + n * dn
     k = _load_rows(key + b * kb + n * kn, j, h, kt, K, H, H_FULL)
     v = _load_rows(value + b * vb + n * vn, j, h, vt, K, H, H_FULL)
     grad_k = tl.zeros([BK, BH], tl.float32)
     grad_v = tl.zeros([BK, BH], tl.float32)
-    first_key, second_key = head, head
-    if DROPS:
-        first_key, second_key = _dropout_keys(seed, head)
+    first_key, second_key = _dropout_keys(seed, head, DROPS)
     begin, whole, edge, end = _query_range(first, T, K, window, BT, BK)
     for part in tl.static_range(3):
         part_begin, part_end = _part(part, begin, whole, edge, end)

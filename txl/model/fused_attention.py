@@ -108,16 +108,7 @@ def attention_operator(
 
 
 @attention_operator.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    by_distance: Tensor,
-    seed: Tensor | None,
-    window: int,
-    dropatt: float,
-    ring_offset: int,
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *_: Any) -> tuple[Tensor, Tensor]:
     B, N, T, H = query.shape
     return query.new_empty(B, T, N, H).transpose(1, 2), query.new_empty(B, N, T, dtype=torch.float32)
 
@@ -178,21 +169,10 @@ def attention_gradients(
 
 
 @attention_gradients.register_fake
-def _(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    by_distance: Tensor,
-    seed: Tensor | None,
-    out: Tensor,
-    log_sum: Tensor,
-    grad_out: Tensor,
-    window: int,
-    dropatt: float,
-    shifts: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    grads = [_contiguous_like(x) for x in (query, key, value)]
-    return grads[0], grads[1], grads[2], torch.empty_like(by_distance) if shifts else query.new_empty(0)
+def _(query: Tensor, key: Tensor, value: Tensor, by_distance: Tensor, *rest: Any) -> tuple[Tensor, ...]:
+    *_, shifts = rest
+    like_by_distance = torch.empty_like(by_distance) if shifts else query.new_empty(0)
+    return *(_contiguous_like(x) for x in (query, key, value)), like_by_distance
 
 
 def _save_inputs(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:

@@ -29,15 +29,21 @@ def _tensor(addresses, row, tensor, n_tensors):  # type: ignore[no-untyped-def]
 
 
 @triton.jit  # type: ignore[untyped-decorator]
+def _chunk(tensor_of, first_of, sizes, CHUNK: tl.constexpr):  # type: ignore[no-untyped-def]
+    """Of a program: its chunk, the chunk's tensor, its first number in the tensor, and the tensor's size."""
+    chunk = tl.program_id(0)
+    tensor = tl.load(tensor_of + chunk)
+    begin = (chunk - tl.load(first_of + tensor)).to(tl.int64) * CHUNK
+    return chunk, tensor, begin, tl.load(sizes + tensor)
+
+
+@triton.jit  # type: ignore[untyped-decorator]
 def _update_moments(  # type: ignore[no-untyped-def]
     addresses, tensor_of, first_of, sizes, n_tensors, sums, factor, skip, beta1, beta2, eps, decay,
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """New moments of a chunk; sums[chunk] = squares of its weights and of its update. A skipped step stores nothing."""
-    chunk = tl.program_id(0)
-    tensor = tl.load(tensor_of + chunk)
-    begin = (chunk - tl.load(first_of + tensor)).to(tl.int64) * CHUNK
-    size = tl.load(sizes + tensor)
+    chunk, tensor, begin, size = _chunk(tensor_of, first_of, sizes, CHUNK)
     weights, grads = _tensor(addresses, 0, tensor, n_tensors), _tensor(addresses, 1, tensor, n_tensors)
     means, squares = _tensor(addresses, 2, tensor, n_tensors), _tensor(addresses, 3, tensor, n_tensors)
     scale, kept_size = tl.load(factor), tl.where(tl.load(skip) == 0, size, 0)
@@ -79,10 +85,7 @@ def _subtract_updates(  # type: ignore[no-untyped-def]
     CHUNK: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """weight -= rate * update, for a chunk."""
-    chunk = tl.program_id(0)
-    tensor = tl.load(tensor_of + chunk)
-    begin = (chunk - tl.load(first_of + tensor)).to(tl.int64) * CHUNK
-    size = tl.load(sizes + tensor)
+    _, tensor, begin, size = _chunk(tensor_of, first_of, sizes, CHUNK)
     weights, means = _tensor(addresses, 0, tensor, n_tensors), _tensor(addresses, 2, tensor, n_tensors)
     squares, rate = _tensor(addresses, 3, tensor, n_tensors), tl.load(rates + tensor)
     size = tl.where(tl.load(skip) == 0, size, 0)
