@@ -62,11 +62,17 @@ class Tree:
 
 
 def finish(*started: subprocess.Popen[str]) -> None:
-    """Wait for processes; one that fails ends everything with its output."""
-    for process in started:
-        output, _ = process.communicate()
-        if process.returncode:
-            sys.exit(f"error: {process.args!r}\n{output}")
+    """Wait for processes; one that fails ends everything with its output. None of them outlives this call."""
+    try:
+        for process in started:
+            output, _ = process.communicate()
+            if process.returncode:
+                sys.exit(f"error: {process.args!r}\n{output}")
+    finally:
+        for process in started:  # their folder is removed next
+            process.terminate()
+        for process in started:
+            process.communicate()
 
 
 def losses(run_dir: Path, after: int = 0) -> list[tuple[str, int, float]]:
@@ -180,4 +186,7 @@ def report(commit: str, folder: Path, checkout: Path, data: Path | None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit("error: interrupted")

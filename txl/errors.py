@@ -54,6 +54,23 @@ def refuse_unless(ok: object, key: str, value: Any, rule: str) -> None:
         raise ConfigError(f"{key}={shown(value)} {rule}")
 
 
+def refuse_unused(used: object, key: str, value: Any, absent: Any, chosen: str) -> None:
+    """Raises ConfigError if an option is given that does nothing beside another choice.
+
+    Args:
+        used: Whether the option does something.
+        key: Its dotted key, such as data.max_bytes.
+        value: Its value.
+        absent: The value that means "not given".
+        chosen: The choice beside which it does nothing, such as data.source=ids.
+
+    Raises:
+        ConfigError: The option does nothing, and `value` is another one than `absent`.
+    """
+    remedy = f"leave it out (where conf/ sets it: {key}={shown(absent)})"
+    refuse_unless(used or value == absent, key, value, f"has no meaning for {chosen}; {remedy}")
+
+
 def shown(value: Any) -> str:
     """Returns a value as one would write it on the command line; a long one is shortened."""
     if isinstance(value, Enum):

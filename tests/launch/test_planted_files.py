@@ -16,7 +16,8 @@ from txl.checkpoint.checkpoint_files import read_checkpoint_file, write_checkpoi
 from txl.checkpoint.find import MANIFEST
 from txl.errors import ConfigError
 from txl.files import write_json
-from txl.launch.local_processes import free_port
+from txl.launch import local_processes
+from txl.launch.local_processes import free_port, run_local_ranks
 from txl.launch.prepare import WRITTEN
 from txl.tracking.rewind_file import drop_later_lines
 
@@ -104,3 +105,20 @@ def test_ranks_of_one_machine_listen_on_its_loopback_address_only():
     said = [rank.communicate(timeout=100)[0] for rank in ranks][0]
     listening = re.findall(r"\b(?:[0-9A-F]{32}|[0-9A-F]{8})\b", said)  # gloo of torch 2.10 says more
     assert listening and set(listening) == {"0100007F"}  # 127.0.0.1
+
+
+def test_the_launcher_binds_gloo_and_nccl_to_loopback_unless_told_otherwise(tmp_path, monkeypatch):
+    seen = []
+
+    def start(rank, folder, shared, lock):
+        seen.append(shared)
+        return subprocess.Popen(["true"])
+
+    monkeypatch.setattr(local_processes, "start_rank", start)
+    monkeypatch.delenv("GLOO_SOCKET_IFNAME", raising=False)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "eth0")
+    assert run_local_ranks(tmp_path, 1) == 0
+    assert (seen[0]["GLOO_SOCKET_IFNAME"], seen[0]["NCCL_SOCKET_IFNAME"]) == ("lo", "eth0")
+    monkeypatch.delenv("NCCL_SOCKET_IFNAME")
+    assert run_local_ranks(tmp_path, 1) == 0
+    assert seen[1]["NCCL_SOCKET_IFNAME"] == "lo"

@@ -3,7 +3,7 @@
 import math
 
 from txl.config.data import SOURCE_OPTIONS, VOCAB_OPTIONS, DataConfig, TypedText
-from txl.errors import refuse_unless
+from txl.errors import refuse_unless, refuse_unused
 
 
 def check_data_options(data: DataConfig) -> None:
@@ -27,8 +27,8 @@ def check_data_options(data: DataConfig) -> None:
 def _check_source_options(data: DataConfig) -> None:
     for option, unused in SOURCE_OPTIONS.items():
         value = getattr(data, option)
-        rule = f"has no meaning for data.source={data.source.name}; leave it out"
-        refuse_unless(value == unused or option in data.source.facts.options, f"data.{option}", value, rule)
+        used = option in data.source.facts.options
+        refuse_unused(used, f"data.{option}", value, unused, f"data.source={data.source.name}")
 
 
 def _check_vocabulary_options(data: DataConfig) -> None:
@@ -38,13 +38,11 @@ def _check_vocabulary_options(data: DataConfig) -> None:
     refuse_unless(data.source in facts.sources, "data.vocab", kind, rule)
     for option, unused in VOCAB_OPTIONS.items():
         value = getattr(data, option)
-        rule = f"has no meaning for data.vocab={kind}; leave it out"
-        refuse_unless(value == unused or option in facts.options, f"data.{option}", value, rule)
+        refuse_unused(option in facts.options, f"data.{option}", value, unused, f"data.vocab={kind}")
         rule = f"is needed by data.vocab={kind}: {facts.remedy}"
         refuse_unless(value is not None or option not in facts.needed, f"data.{option}", value, rule)
-    rule = f"has no meaning for data.vocab={kind}; leave it out"
-    plain = data.typed_text is TypedText.whitespace or facts.splits_typed_text
-    refuse_unless(plain, "data.typed_text", data.typed_text, rule)
+    used = facts.splits_typed_text
+    refuse_unused(used, "data.typed_text", data.typed_text, TypedText.whitespace, f"data.vocab={kind}")
     for option in ("eos", "unk"):
         value = getattr(data, option)
         refuse_unless(value.split() == [value], f"data.{option}", f"{value!r}", "must be one word")

@@ -10,7 +10,7 @@ from txl.config.precision import Arithmetic
 from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig, Then
 from txl.config.training import VARLEN_SHORTEST
-from txl.errors import any_of, refuse_unless, shown
+from txl.errors import any_of, refuse_unless, refuse_unused, shown
 
 MODEL_PARTS = ["embedding", "positions", "layers", "softmax"]  # attributes of TransformerXL that have parameters
 
@@ -88,7 +88,7 @@ def _check_optimizer(config: RunConfig) -> None:
         if option in needed:
             refuse_unless(value != absent, key, value, f"is needed by optimizer={name}; give it")
         else:
-            refuse_unless(value == absent, key, value, f"has no meaning for optimizer={name}; leave it out")
+            refuse_unused(False, key, value, absent, f"optimizer={name}")
 
 
 def _check_lr_scale(config: RunConfig) -> None:

@@ -34,8 +34,9 @@ def run_local_ranks(folder: Path, size: int, lock: IO[str] | None = None) -> int
     """
     shared = {"WORLD_SIZE": str(size), "LOCAL_WORLD_SIZE": str(size)}
     shared |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), LOOPBACK: "1"}
-    if sys.platform == "linux":
-        shared["GLOO_SOCKET_IFNAME"] = os.environ.get("GLOO_SOCKET_IFNAME", "lo")
+    if sys.platform == "linux":  # the name of the loopback interface; without it both listen on all interfaces
+        for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+            shared[name] = os.environ.get(name, "lo")
     # Without this every rank prints a note about find_unused_parameters (trainer.py). Errors are still shown.
     shared["TORCH_CPP_LOG_LEVEL"] = os.environ.get("TORCH_CPP_LOG_LEVEL", "ERROR")
     shared[LAUNCHER_PID] = str(os.getpid())

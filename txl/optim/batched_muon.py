@@ -14,15 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from txl.optim.without_compiler import without_compiler
 
-class BatchedMuon(torch.optim.Muon):
+
+class BatchedMuon(without_compiler(torch.optim.Muon)):  # type: ignore[misc]
     """torch's Muon with `adjust_lr_fn="match_rms_adamw"`. Its state is torch's, so either can load the other's."""
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], float] | None = None) -> None:  # type: ignore[override]
+    def step(self, closure: Callable[[], float] | None = None) -> None:
         """Update all parameters that have a gradient."""
         if not steps_together([p for group in self.param_groups for p in group["params"]]):
-            super().step()  # type: ignore[no-untyped-call]
+            super().step()
             return
         for group in self.param_groups:
             by_shape: dict[torch.Size, list[Tensor]] = {}

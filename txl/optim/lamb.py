@@ -9,6 +9,7 @@ from torch import Tensor
 
 from txl.config.optimizer import OptimizerConfig
 from txl.optim.groups import ParameterGroup, TrainingOptimizer, torch_groups
+from txl.optim.without_compiler import without_compiler
 
 MAX_WEIGHT_NORM = 10.0  # ||p|| is clamped to this in the trust ratio
 BLOCK = 2**20  # elements that a CPU updates at a time: five blocks of 4 MiB fit into its last-level cache
@@ -17,7 +18,7 @@ BLOCK = 2**20  # elements that a CPU updates at a time: five blocks of 4 MiB fit
 def build_lamb(config: OptimizerConfig, groups: Sequence[ParameterGroup]) -> TrainingOptimizer:
     """LAMB."""
     assert config.eps is not None  # rules.py requires it
-    return Lamb(torch_groups(groups), config.lr, config.betas, config.eps, config.weight_decay)
+    return without_compiler(Lamb)(torch_groups(groups), config.lr, config.betas, config.eps, config.weight_decay)
 
 
 class Lamb(torch.optim.Optimizer):

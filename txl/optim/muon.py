@@ -13,6 +13,7 @@ from torch import Tensor
 from txl.config.optimizer import OptimizerConfig
 from txl.optim.batched_muon import BatchedMuon
 from txl.optim.groups import NamedParameter, ParameterGroup, TrainingOptimizer, torch_groups
+from txl.optim.without_compiler import without_compiler
 
 # Parameters that hold several matrices, one below the other, and how many. Each matrix is orthogonalised on its own.
 STACKED = {"attention.qkv.weight": 3}
@@ -36,7 +37,8 @@ def build_muon(config: OptimizerConfig, groups: Sequence[ParameterGroup]) -> Tra
     of_views = [group | {"params": [view for p in group["params"] for view in views[p]]} for group in matrices]
     muon = BatchedMuon(of_views, config.lr, config.weight_decay, config.momentum, adjust_lr_fn="match_rms_adamw")
     others = torch_groups(groups, lambda p: not _is_layer_matrix(p))
-    adamw = torch.optim.AdamW(others, config.lr, (beta1, beta2), config.eps, config.weight_decay, fused=True)
+    adamw_class = without_compiler(torch.optim.AdamW)
+    adamw = adamw_class(others, config.lr, (beta1, beta2), config.eps, config.weight_decay, fused=True)
     return MuonWithAdamW(matrices, views, muon, adamw)
 
 

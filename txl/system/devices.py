@@ -68,7 +68,8 @@ def use_deterministic_kernels(on: bool) -> None:
 
     if on:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it torch refuses products on a GPU
-    torch.use_deterministic_algorithms(on)
+    if on != torch.are_deterministic_algorithms_enabled():  # the call imports torch's compiler: more than a second
+        torch.use_deterministic_algorithms(on)
 
 
 def bind_to_numa_node(device: "torch.device", local_rank: int, local_world_size: int) -> None:
