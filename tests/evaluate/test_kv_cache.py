@@ -20,7 +20,7 @@ from txl.config.model import AttentionBackend, Positions
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
-from txl.evaluate.half_weights import with_half_weights
+from txl.evaluate.fixed_weights import with_fixed_weights
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, count_graphs
 from txl.evaluate.loss import LossSum, run_segment
 from txl.model.transformer import TransformerXL
@@ -100,7 +100,7 @@ def test_weights_that_are_cast_once_give_the_same_bits_and_are_not_cast_again(dt
     found, casts = [], []
     with torch.autocast("cpu", dtype):
         for half in (True, False):
-            runtime = CachedTransformerXL(with_half_weights(model, "cpu") if half else model)
+            runtime = CachedTransformerXL(with_fixed_weights(model) if half else model)
             cast.clear()
             with Watch(), torch.autocast("cpu", dtype):  # a context for each text, as an evaluation has it
                 found.append(losses(runtime, tokens, geometry))
@@ -108,7 +108,29 @@ def test_weights_that_are_cast_once_give_the_same_bits_and_are_not_cast_again(dt
     assert torch.equal(*found)
     assert casts[0] == 0 < casts[1]
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
-    assert with_half_weights(model, "cpu") is model  # without autocast
+    exact = build(**changes)
+    assert with_fixed_weights(exact) is exact  # in float64 nothing can be prepared
+
+
+@pytest.mark.parametrize("changes", [dict(), dict(div_val=2, tie_projs=[False, True, False]),
+                                     dict(tie_weight=False, positions=Positions.rotary)], ids=str)  # fmt: skip
+def test_weights_that_are_packed_once_give_the_same_losses_and_probabilities(changes, monkeypatch):
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    for module in ("txl.model.linear", "txl.evaluate.fixed_weights"):
+        monkeypatch.setattr(f"{module}.has_avx512", lambda: True)
+    model, tokens, geometry = build(**changes).float(), stream(2, 60), Geometry(4, 20)
+    fixed = with_fixed_weights(model)
+    assert all(layer.attention.qkv.weight.is_mkldnn for layer in fixed.layers)
+    assert all(weight.is_mkldnn for weight, _ in fixed.softmax.fixed_weights)
+    cached = [CachedTransformerXL(one, geometry) for one in (fixed, model)]
+    found, expected = (losses(one, tokens, geometry) for one in cached)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)
+    hidden = torch.randn(3, model.d_model)
+    with torch.no_grad():
+        torch.testing.assert_close(*(one.log_prob(hidden) for one in cached), rtol=1e-6, atol=1e-5)
+        totals = [one.total_loss(hidden[None], tokens[:1, :3])[1] for one in cached]
+    torch.testing.assert_close(*totals, rtol=1e-6, atol=1e-6)
 
 
 def test_the_state_of_a_program_is_in_half_precision_under_autocast_and_changes_no_loss():

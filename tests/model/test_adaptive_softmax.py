@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.models import model_config
-from txl.model import adaptive_softmax as adaptive
+from txl.model import cluster_loss
 from txl.model.transformer import TransformerXL
 
 
@@ -36,7 +36,7 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 def test_the_sum_of_training_equals_the_definition_and_so_does_every_gradient(shape, monkeypatch):
-    monkeypatch.setattr(adaptive, "LOGITS_AT_ONCE", 100)  # several chunks, also in the tails
+    monkeypatch.setattr(cluster_loss, "LOGITS_AT_ONCE", 100)  # several chunks, also in the tails
     model = build(**shape)
     hidden = torch.randn(2, 21, 16, dtype=torch.float64, requires_grad=True)
     target = torch.randint(50, (2, 21))
@@ -57,14 +57,14 @@ def test_any_tokens_in_any_chunks_cost_the_same(data):
     words = data.draw(st.lists(st.integers(0, 49), min_size=1, max_size=12), "targets")
     model = build()
     hidden, target = torch.randn(1, len(words), 16, dtype=torch.float64), torch.tensor([words])
-    expected, whole = model.loss(hidden, target).sum(), adaptive.LOGITS_AT_ONCE
+    expected, whole = model.loss(hidden, target).sum(), cluster_loss.LOGITS_AT_ONCE
     expected.backward()
     wanted = gradients(model)
     try:
-        adaptive.LOGITS_AT_ONCE = data.draw(st.integers(1, 200), "logits at once")
+        cluster_loss.LOGITS_AT_ONCE = data.draw(st.integers(1, 200), "logits at once")
         total, _ = model.total_loss(hidden, target)
     finally:
-        adaptive.LOGITS_AT_ONCE = whole
+        cluster_loss.LOGITS_AT_ONCE = whole
     total.backward()
     found = gradients(model)
     torch.testing.assert_close(total, expected)
@@ -114,8 +114,8 @@ def test_a_loss_without_lookup_and_a_lookup_without_loss_have_gradients_too():
 
 def test_no_more_logits_are_held_than_stated(monkeypatch):
     model = build(vocab_size=500, cutoffs=(100, 200)).float()
-    monkeypatch.setattr(adaptive, "LOGITS_AT_ONCE", 3000)
-    monkeypatch.setattr(adaptive, "ROWS_AT_ONCE", 100)
+    monkeypatch.setattr(cluster_loss, "LOGITS_AT_ONCE", 3000)
+    monkeypatch.setattr(cluster_loss, "ROWS_AT_ONCE", 100)
     largest = [0]
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -138,7 +138,7 @@ def test_no_more_logits_are_held_than_stated(monkeypatch):
 
 
 def test_half_precision_agrees_with_float32(monkeypatch):
-    monkeypatch.setattr(adaptive, "LOGITS_AT_ONCE", 200)
+    monkeypatch.setattr(cluster_loss, "LOGITS_AT_ONCE", 200)
     model = build().float()
     hidden, target = torch.randn(2, 16, 16, requires_grad=True), torch.randint(50, (2, 16))
     model.loss(hidden, target).sum().backward()

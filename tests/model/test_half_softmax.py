@@ -6,7 +6,7 @@ import torch.nn.functional as F
 
 from tests.support.models import model_config
 from tests.support.triton_interpreter import import_interpreted
-from txl.model import adaptive_softmax as adaptive
+from txl.model import cluster_loss
 from txl.model.adaptive_embedding import add_rows
 from txl.model.transformer import TransformerXL
 
@@ -69,7 +69,7 @@ def test_fifty_training_steps_are_those_of_the_plain_path(changes, monkeypatch):
         generator, curve = torch.Generator().manual_seed(1), []
         with monkeypatch.context() as patch:
             if fast:
-                patch.setattr(adaptive, "_uses_half_logits", lambda x: x.dtype in adaptive.HALF)
+                patch.setattr(cluster_loss, "_uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
             for _ in range(50):
                 input = torch.randint(50, (1, 6), generator=generator)
                 with torch.autocast("cpu", torch.float16):

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from txl.model import linear as product
-from txl.model.linear import Linear, linear
+from txl.model.linear import Linear, linear, pack
 
 
 @pytest.fixture
@@ -66,3 +66,12 @@ def test_autocast_and_traced_programs_stay_with_torch(onednn):
         assert layer(x).dtype == torch.bfloat16
     assert "mkldnn" not in str(torch.jit.trace(layer, x).inlined_graph)
     assert "mkldnn" not in str(torch.export.export(layer, (x,)).graph)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(1,), (7,), (3, 5), (0,), (2, 0), (130,)], ids=str)
+def test_a_packed_weight_multiplies_as_the_plain_one(onednn, dtype, shape):
+    torch.manual_seed(0)
+    x, weight, bias = torch.randn(*shape, 12), torch.randn(9, 12).to(dtype), torch.randn(9).to(dtype)
+    found = linear(x, pack(weight), bias)
+    torch.testing.assert_close(found, F.linear(x.to(dtype), weight, bias))

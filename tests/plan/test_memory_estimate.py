@@ -12,7 +12,7 @@ from txl.config.geometry import train_geometry
 from txl.config.optimizer import OptimizerName
 from txl.config.precision import Arithmetic
 from txl.config.schema import RunConfig
-from txl.model import adaptive_softmax as adaptive
+from txl.model import cluster_loss
 from txl.model.transformer import TransformerXL
 from txl.optim.build import build_optimizer
 from txl.plan import memory_estimate
@@ -101,7 +101,7 @@ def test_recomputing_keeps_the_inputs_of_layers_and_the_insides_of_one():
 
 
 def test_the_plan_knows_how_many_logits_are_held():
-    assert memory_estimate.LOGITS_AT_ONCE == adaptive.LOGITS_AT_ONCE
+    assert memory_estimate.LOGITS_AT_ONCE == cluster_loss.LOGITS_AT_ONCE
 
 
 @pytest.mark.parametrize("name", [name.name for name in OptimizerName])

@@ -14,7 +14,7 @@ from tests.support.gpu_trainer import benchmark_config, clean_up, device_of, dra
 from tests.support.interpreted_kernels import interpreter_fault
 from txl.bench.inference import build_benchmark_model
 from txl.config.precision import Arithmetic
-from txl.evaluate.half_weights import with_half_weights
+from txl.evaluate.fixed_weights import with_fixed_weights
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL
 from txl.model.attention import attention_with_bias, relative_shift
 from txl.model.fused_attention import relative_attention
@@ -73,7 +73,7 @@ def losses(rows: Rows) -> None:
         hidden, target = torch.randn(1, n, model.d_model, device=device), torch.randint(model.vocab_size, (1, n))
         ids, tokens = target.to(device), model.softmax.clusters.sort_tokens(target.flatten()).to(device)
         with autocast(Arithmetic.bf16, device):
-            halved = with_half_weights(model, device.type)
+            halved = with_fixed_weights(model)
             plain = CachedTransformerXL(halved)
             found = halved.softmax.loss_through_all_clusters(hidden[0], ids[0], halved.embedding).sum()
             values = {"what": "losses", "tokens": n}

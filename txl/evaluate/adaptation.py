@@ -26,7 +26,7 @@ from txl.data.batches import TokenStream
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import EvaluationResult, LossSum, SegmentProgress
 from txl.evaluate.runtimes import Memory
-from txl.model.adaptive_softmax import at_least_fp32
+from txl.model.cluster_loss import at_least_fp32
 from txl.model.transformer import TransformerXL
 from txl.system.distributed import sum_over_ranks
 from txl.system.hang_watch import note_progress

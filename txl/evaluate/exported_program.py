@@ -108,10 +108,10 @@ def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tens
     head_target = target
     for i, (begin, end) in enumerate(spans[1:], start=1):
         head_target = torch.where((target >= begin) & (target < end), columns - i, head_target)
-    loss = -softmax.head_logits(hidden, embedding).log_softmax(-1).gather(1, head_target[:, None]).squeeze(1)
+    loss = -softmax.logits(hidden, 0, embedding).log_softmax(-1).gather(1, head_target[:, None]).squeeze(1)
     for i, (begin, end) in enumerate(spans[1:], start=1):
         index = ((target >= begin) & (target < end)).nonzero().squeeze(1)
-        log_prob = softmax.tail_logits(hidden[index], i, embedding).log_softmax(-1)
+        log_prob = softmax.logits(hidden[index], i, embedding).log_softmax(-1)
         loss = loss.index_add(0, index, -log_prob.gather(1, (target[index] - begin)[:, None]).squeeze(1))
     return loss.view(shape)
 

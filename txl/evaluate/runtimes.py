@@ -6,7 +6,7 @@ from txl.config.geometry import Geometry
 from txl.config.schema import Runtime
 from txl.errors import ConfigError
 from txl.evaluate.exported_program import CachedStep, FixedShapeProgram, make_program
-from txl.evaluate.half_weights import with_half_weights
+from txl.evaluate.fixed_weights import with_fixed_weights
 from txl.evaluate.kv_cache import CachedTransformerXL, GraphedTransformerXL, KeyValueCache
 from txl.model.transformer import TransformerXL
 
@@ -49,11 +49,11 @@ def build_runtime(
         return model
     device_type = next(model.parameters()).device.type
     if runtime is Runtime.cached:
-        return CachedTransformerXL(with_half_weights(model, device_type, batch_size), geometry)
+        return CachedTransformerXL(with_fixed_weights(model, batch_size), geometry)
     if runtime is Runtime.graphs:
         if device_type != "cuda":
             raise ConfigError("runtime=graphs needs a GPU; use runtime=cached")
-        return GraphedTransformerXL(with_half_weights(model, device_type, batch_size), geometry)
+        return GraphedTransformerXL(with_fixed_weights(model, batch_size), geometry)
     step = CachedStep(model, geometry, runtime.name)
     return FixedShapeProgram(step, make_program(step, runtime, batch_size, program, trust_program))
 

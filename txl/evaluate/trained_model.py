@@ -19,7 +19,7 @@ from txl.config.sampling import Sampling, SamplingKeywords
 from txl.config.schema import EvaluateConfig, Runtime
 from txl.data.vocabulary import Vocabulary
 from txl.errors import ConfigError
-from txl.evaluate.half_weights import with_half_weights
+from txl.evaluate.fixed_weights import with_fixed_weights
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.load_model import LoadedModel, check_finite_weights, evaluation_geometry, load_trained_model
 from txl.evaluate.runtimes import choose_runtime
@@ -84,19 +84,19 @@ class Model:
         self.vocab, self.config, self.metric = loaded.vocab, loaded.architecture, loaded.data.metric
         self.checkpoint, self.geometry, self.precision = loaded.folder, geometry, precision
         self.device = next(loaded.model.parameters()).device
+        self._size = sum(p.numel() for p in loaded.model.parameters())
         self.runtime = choose_runtime(runtime, loaded.model, geometry)
         if self.runtime not in (Runtime.eager, Runtime.cached):
             raise ConfigError(f"runtime={runtime.name} reads whole segments; use runtime=auto, eager or cached")
         self._model: TokenModel = loaded.model
         if self.runtime is Runtime.cached:
             with autocast(precision, self.device):
-                self._model = CachedTransformerXL(with_half_weights(loaded.model, self.device.type), geometry)
+                self._model = CachedTransformerXL(with_fixed_weights(loaded.model), geometry)
         self._sampler = TokenSampler(self._model, geometry, precision)
 
     def __repr__(self) -> str:
-        size = sum(p.numel() for p in self._model.parameters())
         known = f"{len(self.vocab):,} {self.vocab.noun}"
-        return f"<txl.Model {self.config.name}: {size:,} parameters, {known}, {self.geometry}>"
+        return f"<txl.Model {self.config.name}: {self._size:,} parameters, {known}, {self.geometry}>"
 
     # ------------------------------------------------------------------ scores
 

@@ -11,8 +11,7 @@ number of logits at a time.
 Shapes: n tokens, D model width, V vocabulary, V_i words and d_i width of cluster i, C tail clusters.
 """
 
-import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,16 +19,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txl.model.adaptive_embedding import AdaptiveEmbedding
+from txl.model.cluster_loss import WeightAndBias, at_least_fp32, loss_of_cluster, wide
 from txl.model.clusters import TokensByCluster, VocabularyClusters
-from txl.model.linear import linear, uses_onednn
+from txl.model.linear import linear
 
-ROWS_AT_ONCE = 2**14  # rows of a table's gradient that are computed apart and then added: 32 MiB at width 512
-LOGITS_AT_ONCE = 2**25  # logits that `total_loss` holds, or those of one token if they are more: 128 MiB in float32
-
-HALF = (torch.float16, torch.bfloat16)
-
-WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v], or their gradients
-ColumnBlock = tuple[int, int, slice]  # indices of a weight and a bias among the parameters; the rows to take of both
+# Indices of a weight and a bias among the parameters, and the rows to take of both; None: all.
+ColumnBlock = tuple[int, int, slice | None]
 
 
 class AdaptiveSoftmax(nn.Module):
@@ -65,7 +60,7 @@ class AdaptiveSoftmax(nn.Module):
         spans = [(0, vocab_size)] if div_val == 1 else clusters.spans
         self.biases = nn.ParameterList(torch.zeros(end - begin) for begin, end in spans)
         self.weights = nn.ParameterList()  # empty if the weights are the embedding's
-        self.cast_tables: list[Tensor] = []  # the weights in half precision, if they were cast for good
+        self.fixed_weights: list[WeightAndBias] = []  # of every softmax, from `fix_weights`
         if not tie_weight:
             widths = clusters.widths[: len(spans)]
             self.weights.extend(torch.zeros(e - b, width) for (b, e), width in zip(spans, widths, strict=True))
@@ -83,11 +78,11 @@ class AdaptiveSoftmax(nn.Module):
 
     def weight(self, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """Vectors [V_i, d_i] of cluster i: its own, or the embedding's if they are tied."""
-        tables = self.cast_tables or list(self.weights)
-        if not tables:
+        if len(self.weights) == 0:
             return embedding.weight(i)
         begin, end = self.clusters.spans[i]
-        return tables[i] if len(tables) == len(self.clusters.spans) else tables[0][begin:end]
+        weight: Tensor = self.weights[i] if len(self.weights) > 1 else self.weights[0][begin:end]
+        return weight
 
     def bias(self, i: int) -> Tensor:
         """Biases [V_i] of cluster i."""
@@ -95,32 +90,39 @@ class AdaptiveSoftmax(nn.Module):
         bias: Tensor = self.biases[i] if len(self.biases) > 1 else self.biases[0][begin:end]
         return bias
 
+    def weight_and_bias(self, i: int, embedding: AdaptiveEmbedding) -> WeightAndBias:
+        """All columns of softmax i: [v, d_i] and [v], v = V_i; for the head with those of the tail clusters V_0 + C."""
+        if self.fixed_weights:
+            return self.fixed_weights[i]
+        weight, bias = self.weight(i, embedding), self.bias(i)
+        if i == 0 and self.clusters.n_tails:
+            weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
+        return weight, bias
+
+    @torch.no_grad()
+    def fix_weights(self, embedding: AdaptiveEmbedding, prepare: Callable[[Tensor], Tensor]) -> None:
+        """From now on compute with the present weights, without gradients; `prepare` makes what products take."""
+        columns = [self.weight_and_bias(i, embedding) for i in range(len(self.clusters.spans))]
+        self.fixed_weights = [(prepare(weight), bias.clone()) for weight, bias in columns]
+
     def project(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, d_i] by the own projection of cluster i, or the embedding's if they are tied."""
         own = self.projections[str(i)] if str(i) in self.projections else embedding.projection(i)
         return hidden if own is None else linear(hidden, own.t())
 
-    def head_logits(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
-        """hidden [n, D] -> [n, V_0 + C] in float32 or wider."""
-        weight, bias = self.weight(0, embedding), self.bias(0)
-        if self.clusters.n_tails:
-            weight = torch.cat([weight, self.cluster_weight])
-            bias = torch.cat([bias, self.cluster_bias])
-        return at_least_fp32(linear(self.project(hidden, 0, embedding), weight, bias))
-
-    def tail_logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
-        """hidden [n, D] -> [n, V_i] of tail cluster i, in float32 or wider."""
-        projected = self.project(hidden, i, embedding)
-        return at_least_fp32(linear(projected, self.weight(i, embedding), self.bias(i)))
+    def logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
+        """hidden [n, D] -> logits of softmax i [n, v] in float32 or wider; for v see `weight_and_bias`."""
+        weight, bias = self.weight_and_bias(i, embedding)
+        return at_least_fp32(linear(self.project(hidden, i, embedding), weight, bias.to(weight.dtype)))
 
     def forward(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D], target [n] -> loss [n] in nats, in the order of the tokens."""
         tokens = self.clusters.sort_tokens(target)
         head_target = self._head_target(target, tokens)
-        loss = F.cross_entropy(self.head_logits(hidden, embedding), head_target, reduction="none")
+        loss = F.cross_entropy(self.logits(hidden, 0, embedding), head_target, reduction="none")
         for i, index in enumerate(tokens.order.split(tokens.sizes)):
             if i > 0 and len(index) > 0:
-                logits = self.tail_logits(hidden[index], i, embedding)
+                logits = self.logits(hidden[index], i, embedding)
                 word = target[index] - self.clusters.spans[i][0]
                 loss = loss.index_add(0, index, F.cross_entropy(logits, word, reduction="none"))
         return loss
@@ -135,10 +137,10 @@ class AdaptiveSoftmax(nn.Module):
         for i, (begin, end) in enumerate(spans[1:], 1):
             inside = (target >= begin) & (target < end)
             word = (target - begin).clamp(0, end - begin - 1)
-            loss = F.cross_entropy(self.tail_logits(hidden, i, embedding), word, reduction="none")
+            loss = F.cross_entropy(self.logits(hidden, i, embedding), word, reduction="none")
             of_tails = of_tails + torch.where(inside, loss, 0.0)
             head_target = torch.where(inside, columns - i, head_target)
-        return F.cross_entropy(self.head_logits(hidden, embedding), head_target, reduction="none") + of_tails
+        return F.cross_entropy(self.logits(hidden, 0, embedding), head_target, reduction="none") + of_tails
 
     def _head_target(self, target: Tensor, tokens: TokensByCluster) -> Tensor:
         """Column [n] of the head's softmax: the word itself, or its cluster."""
@@ -183,32 +185,31 @@ class AdaptiveSoftmax(nn.Module):
 
     def _column_blocks(self, embedding: AdaptiveEmbedding) -> tuple[list[list[ColumnBlock]], list[Tensor]]:
         """Per cluster, the blocks of its softmax's columns; and the parameters that the blocks refer to."""
-        tables = self.cast_tables or list(self.weights) or embedding.tables_for_softmax()
+        if self.fixed_weights:
+            n = len(self.fixed_weights)
+            matrices, biases = zip(*self.fixed_weights, strict=True)
+            return [[(i, n + i, None)] for i in range(n)], [*matrices, *biases]
+        tables = list(self.weights) or embedding.tables_for_softmax()
         parameters: list[Tensor] = [*tables, *self.biases]
         clusters: list[list[ColumnBlock]] = []
         for i, (begin, end) in enumerate(self.clusters.spans):
-            rows = slice(begin, end) if len(tables) == 1 else slice(None)
+            rows = slice(begin, end) if len(tables) == 1 else None
             table = 0 if len(tables) == 1 else i
             clusters.append([(table, len(tables) + table, rows)])
         if self.clusters.n_tails:
-            clusters[0].append((len(parameters), len(parameters) + 1, slice(None)))
+            clusters[0].append((len(parameters), len(parameters) + 1, None))
             parameters += [self.cluster_weight, self.cluster_bias]
         return clusters, parameters
 
     def log_prob(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> log-probability of every word [n, V]."""
-        head = self.head_logits(hidden, embedding).log_softmax(-1)
+        head = self.logits(hidden, 0, embedding).log_softmax(-1)
         shortlist = self.clusters.spans[0][1]
         parts = [head[:, :shortlist]]
         for i in range(1, len(self.clusters.spans)):
-            tail = self.tail_logits(hidden, i, embedding).log_softmax(-1)
+            tail = self.logits(hidden, i, embedding).log_softmax(-1)
             parts.append(tail + head[:, -i, None])
         return torch.cat(parts, dim=-1)
-
-
-def at_least_fp32(logits: Tensor) -> Tensor:
-    """Logits of any shape in float32 or wider. In half precision a softmax over 20,000 words loses its tail."""
-    return logits.float() if logits.dtype in HALF else logits
 
 
 class _TotalLoss(torch.autograd.Function):
@@ -247,15 +248,15 @@ class _TotalLoss(torch.autograd.Function):
         total, input_grads = torch.zeros((), dtype=torch.float64, device=inputs[0].device), []
         with torch.autocast(kind, enabled=False):
             for x, target, blocks in zip(inputs, targets, clusters, strict=True):
-                weights = [(parameters[w][rows], parameters[b][rows]) for w, b, rows in blocks]
-                block_grads = [(grads[w][rows], grads[b][rows]) for w, b, rows in blocks] if grads else None
-                nats, grad = _loss_of_cluster(x.to(dtype), target, weights, block_grads, scale)
+                weights = _take(parameters, blocks)
+                block_grads = _take(grads, blocks) if grads else None
+                nats, grad = loss_of_cluster(x.to(dtype), target, weights, block_grads, scale)
                 total += nats
                 input_grads.append(grad)
         ctx.grads = [*input_grads, *grads] if grads else None
         ctx.dtypes, ctx.is_root = [x.dtype for x in inputs], is_root
         ctx.mark_non_differentiable(total)
-        return (total * scale).to(at_least_fp32(parameters[0][:0]).dtype), total
+        return (total * scale).to(wide(parameters[0].dtype)), total
 
     @staticmethod
     def backward(ctx: Any, grad_total: Tensor, _: Any) -> tuple[Tensor | None, ...]:
@@ -271,88 +272,5 @@ class _TotalLoss(torch.autograd.Function):
         return None, None, None, None, *grads
 
 
-def _loss_of_cluster(
-    x: Tensor,
-    target: Tensor,
-    weights: list[WeightAndBias],
-    grads: list[WeightAndBias] | None,
-    scale: float,
-) -> tuple[Tensor, Tensor | None]:
-    """Loss of one softmax over the columns of all blocks, and its gradient times `scale`.
-
-    Args:
-        x: [n, d] in the dtype that products are computed in.
-        target: [n] columns.
-        weights: blocks of columns, each a weight [v, d] and a bias [v].
-        grads: tensors of the same shapes, which are overwritten with the gradients; None to compute no gradient.
-        scale: factor on the gradients.
-
-    Returns:
-        The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32 or wider, or None.
-    """
-    weights = [(w.to(x.dtype), b) for w, b in weights]
-    if _uses_half_logits(x):
-        return _loss_over_half_logits(x, target, weights, grads, scale)
-    wide = at_least_fp32(x[:0]).dtype
-    sizes = [len(w) for w, _ in weights]
-    n, columns = len(x), sum(sizes)
-    rows = max(1, min(n, LOGITS_AT_ONCE // columns))
-    logits = torch.empty(rows, columns, dtype=wide, device=x.device)
-    nats = torch.zeros((), dtype=torch.float64, device=x.device)
-    grad_x = torch.zeros(x.shape, dtype=wide, device=x.device) if grads else None
-    if grads and n == 0:
-        for grad in (g for block in grads for g in block):
-            grad.zero_()
-    for begin in range(0, n, rows):
-        part, word = x[begin : begin + rows], target[begin : begin + rows]
-        for (w, b), out in zip(weights, logits[: len(part)].split(sizes, dim=1), strict=True):
-            torch.add(linear(part, w), b, out=out)
-        probability = logits[: len(part)].log_softmax(-1)
-        row = torch.arange(len(part), device=x.device)
-        nats -= probability[row, word].sum(dtype=torch.float64)
-        if grads is None or grad_x is None:
-            continue
-        probability.exp_()
-        probability[row, word] -= 1
-        for (w, _), (grad_w, grad_b), p in zip(weights, grads, probability.split(sizes, dim=1), strict=True):
-            _store_product(grad_b, None, p, begin > 0, scale)
-            p = p.to(x.dtype)
-            _store_product(grad_w, part, p, begin > 0, scale)
-            grad_x[begin : begin + rows].add_(linear(p, w.t()), alpha=scale)
-    return nats, grad_x
-
-
-def _loss_over_half_logits(
-    x: Tensor, target: Tensor, weights: list[WeightAndBias], grads: list[WeightAndBias] | None, scale: float
-) -> tuple[Tensor, Tensor | None]:
-    """`_loss_of_cluster` with all blocks of columns as one."""
-    from txl.model.half_softmax import loss_over_half_logits
-
-    if len(weights) == 1:
-        return loss_over_half_logits(x, target, *weights[0], grads[0] if grads else None, scale)
-    weight, bias = (torch.cat(parts) for parts in zip(*weights, strict=True))
-    together = (weight.new_empty(weight.shape, dtype=torch.float32), torch.empty_like(bias)) if grads else None
-    result = loss_over_half_logits(x, target, weight, bias, together, scale)
-    if grads and together:
-        for whole, parts in zip(together, zip(*grads, strict=True), strict=True):
-            for grad, part in zip(parts, whole.split([len(grad) for grad in parts]), strict=True):
-                grad.copy_(part)
-    return result
-
-
-def _uses_half_logits(x: Tensor) -> bool:
-    """Whether the logits stay in half precision: on a GPU, where their memory traffic takes most of the time."""
-    return x.is_cuda and x.dtype in HALF and importlib.util.find_spec("triton") is not None
-
-
-def _store_product(grad: Tensor, x: Tensor | None, p: Tensor, accumulate: bool, scale: float) -> None:
-    """grad = scale * p^T x, or scale * the sums of p's columns without x; added to grad if `accumulate`."""
-    if x is not None and x.dtype == grad.dtype and not uses_onednn(x):
-        grad.addmm_(p.t(), x, beta=float(accumulate), alpha=scale)
-        return
-    for begin in range(0, len(grad), ROWS_AT_ONCE):
-        rows = slice(begin, begin + ROWS_AT_ONCE)
-        part = p[:, rows].sum(0) if x is None else linear(p[:, rows].t(), x.t())
-        if not accumulate:
-            grad[rows].zero_()
-        grad[rows].add_(part, alpha=scale)
+def _take(tensors: Sequence[Tensor], blocks: list[ColumnBlock]) -> list[WeightAndBias]:
+    return [(tensors[w], tensors[b]) if rows is None else (tensors[w][rows], tensors[b][rows]) for w, b, rows in blocks]

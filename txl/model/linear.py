@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+ROWS_TO_EXPECT = 64  # rows of x that a packed weight is made for; others can be multiplied as well
+
 
 @functools.cache
 def has_avx512() -> bool:
@@ -30,13 +32,25 @@ def uses_onednn(x: Tensor) -> bool:
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    """x [..., k], weight [m, k], bias [m] -> x weight^T + bias [..., m]. Differentiable."""
+    """x [..., k], weight [m, k], bias [m] -> x weight^T + bias [..., m]. Differentiable if the weight is not packed."""
+    if weight.is_mkldnn:
+        x = x.to(weight.dtype)  # as autocast would
+        return _onednn_linear(x, weight, bias) if x.numel() else x.new_empty(*x.shape[:-1], len(weight))
     if not uses_onednn(x):
         return F.linear(x, weight, bias)
     if not torch.is_grad_enabled():
         return _onednn_linear(x, weight, bias)
     product: Tensor = _OneDnnLinear.apply(x, weight, bias)  # type: ignore[no-untyped-call]
     return product
+
+
+def pack(weight: Tensor) -> Tensor:
+    """A copy of a weight [m, k] in the order in which oneDNN multiplies it. Only `linear` can read it.
+
+    Otherwise each product makes such a copy and forgets it.
+    """
+    packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous(), ROWS_TO_EXPECT)
+    return packed
 
 
 class Linear(nn.Linear):

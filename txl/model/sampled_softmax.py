@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.model.adaptive_softmax import at_least_fp32
+from txl.model.cluster_loss import at_least_fp32
 from txl.model.transformer import TransformerXL
 
 

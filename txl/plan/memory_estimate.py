@@ -13,7 +13,7 @@ from txl.plan.parameter_count import layer_matrix_parameters, layer_parameters
 
 TAIL_SHARE = 0.15  # of all tokens that fall into one tail cluster of an adaptive softmax, at most
 
-LOGITS_AT_ONCE = 2**25  # the adaptive softmax's (txl/model/adaptive_softmax.py, which would import torch)
+LOGITS_AT_ONCE = 2**25  # the adaptive softmax's (txl/model/cluster_loss.py, which would import torch)
 HALF_LOGITS_AT_ONCE = 2**29  # on a GPU in half precision (txl/model/half_softmax.py)
 
 
