@@ -13,7 +13,7 @@ from typing import Any
 
 from tests.support.configurations import composed
 from tests.support.tiny_runs import metrics
-from tools.chaos.cases import CASES, STEPS, arguments_of, write_data
+from tools.chaos.cases import CASES, DRAWN, STEPS, arguments_of, write_data
 from tools.chaos.compare import first_difference, record_of
 from tools.chaos.operations import Operation, read_operations
 from tools.chaos.power_cut import VARIANTS, disk_after
@@ -22,6 +22,7 @@ from tools.chaos.results import Results, Trial
 from tools.chaos.shim import DELAY, FAIL_FROM, FAIL_ONCE, KILL, Fault
 from txl.checkpoint.find import step_folders, step_of
 from txl.config.schema import RunConfig
+from txl.data.corpus import open_corpus
 from txl.plan.batch_split import with_global_batch
 
 MOST_MESSAGE = 300  # characters of an error message
@@ -89,15 +90,20 @@ class Workshop:
             self._configs[arguments] = with_global_batch(composed(*arguments))
         return self._configs[arguments]
 
+    def run(self, case: str, start: list[str] | RunConfig, fault: Fault | None = None, **how: Any) -> Outcome:
+        """Run a case in `run_dir`: `ForkedRuns.run`."""
+        self.runs.draws = case in DRAWN
+        return self.runs.run(start, self.run_dir, fault, **how)
+
     def reference(self, case: str) -> Reference:
         """The undisturbed run of a case; it is run once, with the data encoded before."""
         if case not in self.references:
-            for _ in range(2):  # the first one encodes the data
-                shutil.rmtree(self.run_dir, ignore_errors=True)
-                log = self.folder / "operations.log"
-                outcome = self.runs.run(self.config(case), self.run_dir, log=log)
-                if outcome.code != 0:
-                    raise RuntimeError(f"the undisturbed run of {case} fails:\n{outcome.output[-3000:]}")
+            open_corpus(self.config(case).data)  # encodes the data, unless another case did
+            shutil.rmtree(self.run_dir, ignore_errors=True)
+            log = self.folder / "operations.log"
+            outcome = self.run(case, self.config(case), log=log)
+            if outcome.code != 0:
+                raise RuntimeError(f"the undisturbed run of {case} fails:\n{outcome.output[-3000:]}")
             self.references[case] = Reference(self.record(case), outcome.seconds, read_operations(log))
         return self.references[case]
 
@@ -117,7 +123,7 @@ class Workshop:
         Returns:
             What is wrong, or None; and the number of steps that were computed again.
         """
-        outcome = self.runs.run(self.config(case, "resume=auto"), self.run_dir)
+        outcome = self.run(case, self.config(case, "resume=auto"))
         if outcome.code != 0:
             return f"the next start ends with code {outcome.code}: {outcome.output[-600:]}", 0
         if "is finished: nothing to do" in outcome.output:
@@ -167,7 +173,7 @@ def kills(workshop: Workshop, trials: int, cases: list[str]) -> Iterator[Trial]:
             more = ["resume=auto"] if attempt else []
             # After Ctrl-C and SIGTERM, what the command line's own code does with them counts as well.
             start = workshop.config if kill.number == signal.SIGKILL else workshop.arguments
-            outcome = workshop.runs.run(start(case, *more), workshop.run_dir, kill=kill)
+            outcome = workshop.run(case, start(case, *more), kill=kill)
             killed.append(f"{signal.Signals(kill.number).name} to the {kill.whom} after {kill.after:.2f} s")
             noticed = max(noticed, outcome.seconds - kill.after)
             hit = hit or outcome.code != 0
@@ -206,7 +212,7 @@ def kills_at_operations(workshop: Workshop, cases: list[str]) -> Iterator[Trial]
             if workshop.results.has("kills_at_operations", case, str(number)):
                 continue
             shutil.rmtree(workshop.run_dir, ignore_errors=True)
-            outcome = workshop.runs.run(workshop.config(case), workshop.run_dir, Fault(KILL, number))
+            outcome = workshop.run(case, workshop.config(case), Fault(KILL, number))
             problem = f"{outcome.orphans} processes outlive their launcher" if outcome.orphans else None
             after, lost = workshop.continue_and_compare(case, *workshop.progress())
             disturbed = outcome.code != 0
@@ -224,7 +230,7 @@ def faults(workshop: Workshop, cases: list[str]) -> Iterator[Trial]:
                     continue
                 shutil.rmtree(workshop.run_dir, ignore_errors=True)
                 injected = Fault(how.action, number, how.error)
-                outcome = workshop.runs.run(workshop.config(case), workshop.run_dir, injected)
+                outcome = workshop.run(case, workshop.config(case), injected)
                 after, lost = workshop.continue_and_compare(case, *workshop.progress())
                 problem = judge_fault(outcome, fault) or after
                 yield Trial("faults", case, name, fault, problem, lost, 0.0, outcome.code != 0)

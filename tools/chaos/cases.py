@@ -39,6 +39,8 @@ CASES: dict[str, list[str]] = {
     "evaluated": ["then=evaluate", "sample_tokens=8", "evaluation.tgt_len=8", "evaluation.mem_len=8"],
 }
 
+DRAWN = ("plain", "two_processes", "evaluated")  # these draw their loss curve at the end; it takes as long as 8 steps
+
 
 def write_data(folder: Path) -> dict[str, list[str]]:
     """Write small data sets; returns the options of each case that name its data."""

@@ -22,6 +22,7 @@ from tools.chaos.shim import Fault, Shim
 from txl.cli.hydra_main import exit_code_of
 from txl.cli.train import main
 from txl.config.schema import RunConfig
+from txl.launch import rank
 from txl.launch.local_rank import end_with_the_launcher
 from txl.launch.start import Launcher
 from txl.system.process_exit import end_on_stop_signals
@@ -63,6 +64,7 @@ class ForkedRuns:
     def __init__(self, shim: Shim, output: Path):
         """`output`: a file for what the runs print."""
         self.shim, self.output = shim, output
+        self.draws = True  # whether finished runs draw their loss curve
         ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1)  # orphans become children of this process
 
     def run(
@@ -108,6 +110,8 @@ class ForkedRuns:
             end_on_stop_signals()
             self.shim.arm(folder, fault or Fault(), descriptor)
             _fork_ranks()
+            if not self.draws:
+                setattr(rank, "draw_loss_curve", lambda run_dir: None)  # noqa: B010
             code = _train(arguments)
         except SystemExit as stop:
             code = stop.code if isinstance(stop.code, int) else 1
@@ -161,9 +165,7 @@ class _ForkedRank:
                 os.dup2(stdout.fileno(), 2)
             random.seed()
             end_with_the_launcher()
-            from txl.launch.rank import main as rank
-
-            code = rank(Path(command[-1]))
+            code = rank.main(Path(command[-1]))
         except BaseException:
             traceback.print_exc()
             code = 1
