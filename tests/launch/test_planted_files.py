@@ -72,7 +72,7 @@ import os, torch
 from txl.system.distributed import barrier, close_process_group, init_process_group
 from txl.system.world import World
 world = World.from_environment()
-init_process_group(world, torch.device("cpu"))
+init_process_group(world, torch.device("cpu"), hang_minutes=5)
 if world.is_main:
     inodes = set()
     for fd in os.listdir("/proc/self/fd"):

@@ -1,16 +1,20 @@
 """Two processes compute what one computes."""
 
 import math
+import os
 import subprocess
 import time
+from datetime import timedelta
 
 import pytest
+import torch
 
 from tests.support.entry_points import PROJECT, command, environment, run
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
-from txl.system.world import columns_of
+from txl.system import distributed
+from txl.system.world import World, columns_of
 
 
 @pytest.mark.parametrize("batch_size, world_size", [(8, 1), (8, 3), (16, 5), (2, 4)])
@@ -26,6 +30,20 @@ def test_the_first_rank_gets_the_columns_it_was_given(batch_size, world_size, fi
     assert [column for part in parts for column in part] == list(range(batch_size))
     assert world_size == 1 or len(parts[0]) == first
     assert len({len(part) for part in parts[1:]}) <= 1
+
+
+@pytest.mark.parametrize("hang_minutes, timeout, heartbeat", [(5, 30, 480), (0.5, 30, 480), (20, 120, 1200)])
+def test_torch_s_own_time_limits_come_after_the_hang_watch_s(hang_minutes, timeout, heartbeat, monkeypatch):
+    given = {}
+    monkeypatch.setattr(distributed.dist, "init_process_group", lambda backend, **how: given.update(how, kind=backend))
+    monkeypatch.setenv("TORCH_NCCL_ENABLE_MONITORING", "0")  # the user's own
+    for name in ("TORCH_NCCL_ASYNC_ERROR_HANDLING", "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC", "TXL_LOOPBACK"):
+        monkeypatch.setenv(name, "")  # is put back at the end
+        monkeypatch.delenv(name)
+    distributed.init_process_group(World(rank=0, world_size=2), torch.device("cuda"), hang_minutes)
+    assert given["kind"] == "cpu:gloo,cuda:nccl" and given["timeout"] == timedelta(minutes=timeout)
+    assert os.environ["TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC"] == str(heartbeat)
+    assert os.environ["TORCH_NCCL_ASYNC_ERROR_HANDLING"] == "3" and os.environ["TORCH_NCCL_ENABLE_MONITORING"] == "0"
 
 
 def test_two_processes_equal_one_on_the_same_global_batch(tmp_path):

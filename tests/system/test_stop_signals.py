@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.entry_points import command, environment
+from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
 
@@ -84,10 +85,11 @@ ORPHANS = {
     "training": ("train.py", []),
     "preflight": ("train.py", ["preflight=true"]),
     "benchmark": ("benchmark.py", ["suite=train", "model=small", "hardware=cpu", "benchmark.processes=[2]"]),
+    "evaluation": ("evaluate.py", ["split=valid", "gpus=2", "hardware=cpu"]),
 }
 
 
-SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("preflight", "benchmark")]
+SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("preflight", "benchmark", "evaluation")]
 
 
 @pytest.mark.parametrize("delay", [0.0, 0.2])
@@ -95,6 +97,9 @@ SLOW_KINDS = [pytest.param(kind, marks=pytest.mark.slow) for kind in ("preflight
 def test_ranks_end_with_a_launcher_that_is_killed_at_their_start(kind, delay, tmp_path):
     script, options = ORPHANS[kind]
     run = [*endless_run(tmp_path), "gpus=2"] if script == "train.py" else []
+    if kind == "evaluation":
+        train_here(*endless_run(tmp_path), "train.max_step=1", "scheduler=constant")
+        run = [f"checkpoint={tmp_path}/run"]
     process = start(tmp_path, script, *run, *options)
     try:
         wait_until(lambda: len(children_of(process.pid)) == 2)

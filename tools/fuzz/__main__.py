@@ -18,7 +18,7 @@ from tools.fuzz.answers import Failure, show
 
 Problem = Callable[[int], tuple[str, str | None]]  # a seed -> the input, and what is wrong with its answer
 
-SEEDS = {"configurations": 20_000, "files": 3_000, "texts": 5_000}
+SEEDS = {"configurations": 20_000, "files": 3_000, "texts": 5_000, "damages": 2_000}  # damages: as many as there are
 SAVED_EVERY = 100  # seeds
 
 
@@ -47,6 +47,12 @@ def problems_of(kind: str, folder: Path) -> Problem:
         from tools.fuzz.configurations import problem_of_command_line
 
         return problem_of_command_line
+    if kind == "damages":
+        from tools.fuzz.every_damage import EveryDamage
+
+        every = EveryDamage(folder)
+        SEEDS[kind] = len(every.all)
+        return every.problem
     if kind == "texts":
         from tools.fuzz.texts import TextFuzz
 

@@ -1,8 +1,8 @@
 """Command lines of train, evaluate and benchmark with values of every kind: composed, checked and planned."""
 
-import copy
 import enum
 import functools
+import pickle
 import random
 from dataclasses import is_dataclass
 from typing import Any, get_args, get_origin
@@ -19,7 +19,7 @@ from txl.config.schema import BenchmarkConfig, RunConfig
 from txl.errors import ConfigError
 from txl.files import CONF
 
-WHOLE_COMPOSITION = 0.03  # share of command lines that Hydra composes anew, a third of a second each
+WHOLE_COMPOSITION = 0.01  # share of command lines that Hydra composes anew, a fifth of a second each
 
 NUMBERS = "0 1 -1 2 3 7 16 100 1000 250 1e3 .5 1. 0.1 1e-8 1e308 -1e308 1e999 nan inf -inf .999999 10000000".split()
 NUMBERS += [str(2**31), str(2**63), str(2**64), str(-(2**63)), "9" * 40, "0x10", "1_000", "+5", "1e-400", "00012"]
@@ -135,14 +135,14 @@ def _compose(script: str, overrides: list[str], whole: bool) -> DictConfig:
     if whole:
         return _compose_anew(script, overrides)
     parsed = OverridesParser.create().parse_overrides([one for one in overrides if one not in choices])
-    cfg = copy.deepcopy(_chosen(script, tuple(choices)))
+    cfg: DictConfig = pickle.loads(_chosen(script, tuple(choices)))  # a seventh of the time of a deep copy
     ConfigLoaderImpl._apply_overrides_to_config(overrides=parsed, cfg=cfg)
     return cfg
 
 
-@functools.lru_cache(maxsize=500)
-def _chosen(script: str, choices: tuple[str, ...]) -> DictConfig:
-    return _compose_anew(script, list(choices))
+@functools.lru_cache(maxsize=1000)
+def _chosen(script: str, choices: tuple[str, ...]) -> bytes:
+    return pickle.dumps(_compose_anew(script, list(choices)))
 
 
 def _compose_anew(script: str, overrides: list[str]) -> DictConfig:
@@ -173,7 +173,7 @@ def _choices(script: str, rng: random.Random) -> list[str]:
     if script == "evaluate":
         return ["checkpoint=runs/a"] if rng.random() < 0.8 else []
     chosen = [f"{group}={rng.choice(CHOSEN[group])}" for group in CHOSEN if rng.random() < 0.4]
-    if rng.random() < 0.05:
+    if rng.random() < 0.02:
         group = rng.choice(sorted(GROUPS - {"published"}))
         chosen.append(f"{group}={rng.choice([*_options(group), *TEXTS])}")
     return chosen

@@ -1,6 +1,7 @@
 """What is known of an option beside its type, in its dataclass: `n_layer: int = above_zero()`."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field, fields, is_dataclass
@@ -11,6 +12,7 @@ from omegaconf import MISSING
 from txl.errors import refuse_unless, shown
 
 BOUNDS, ADDED = "bounds", "added"  # keys in a field's metadata
+_type_hints = functools.cache(get_type_hints)  # a fifth of the time of a plan, if every call resolved them again
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ def added(default: Any) -> Any:
 def added_options(section: type, prefix: str = "") -> dict[str, Any]:
     """{dotted key: default} of all fields of a configuration that `added` made."""
     found: dict[str, Any] = {}
-    hints = get_type_hints(section)
+    hints = _type_hints(section)
     for option in fields(section):
         if is_dataclass(hints[option.name]):
             found |= added_options(hints[option.name], f"{prefix}{option.name}.")

@@ -109,7 +109,7 @@ def check_with_torch(config: RunConfig, world: World) -> list[str]:
     try:
         device = pick_device(config.hardware, world.local_rank)
         check_gpu_build(device)
-        init_process_group(world, device)
+        init_process_group(world, device, config.cluster.hang_minutes)
         block = torch.eye(256, device=device) * (world.rank + 1)
         total = sum_over_ranks((block @ block).sqrt())[0, 0].item()
         close_process_group()

@@ -95,7 +95,7 @@ def set_up_process(config: RunConfig | EvaluateConfig, world: World) -> "torch.d
     bind_to_numa_node(device, world.local_rank, world.local_world_size)
     set_threads(device, world.local_world_size)
     keep_freed_memory(device)
-    init_process_group(world, device)  # does nothing if the ranks have met already
+    init_process_group(world, device, config.cluster.hang_minutes)  # does nothing if the ranks have met already
     return device
 
 
@@ -272,7 +272,7 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
     except ConfigError as error:  # perhaps on this rank alone, which must say it
         print(f"error: rank {world.rank}: {error}", file=sys.stderr, flush=True)
         os._exit(BAD_CONFIGURATION)
-    init_process_group(world, device)
+    init_process_group(world, device, config.cluster.hang_minutes)
     decided, problem = broadcast_object((prepared and prepared.for_other_processes(), problem))
     if problem is not None or decided is None:
         raise ConfigError(problem or "rank 0 could not prepare the run")

@@ -6,6 +6,7 @@ printed). The same search in the same folder goes on where it stopped, and so do
 
 import contextlib
 import ctypes
+import functools
 import json
 import math
 import os
@@ -177,15 +178,25 @@ def start_trial(
     print(f"trial {trial.number} begins: {' '.join(values)}", flush=True)
     with open(search.folder / f"trial_{trial.number}.log", "ab") as log:
         process = subprocess.Popen(
-            command, stdout=log, stderr=log, env=environment, start_new_session=True, preexec_fn=save_if_the_search_dies
+            command,
+            stdout=log,
+            stderr=log,
+            env=environment,
+            start_new_session=True,
+            preexec_fn=functools.partial(save_if_the_search_dies, os.getpid()),
         )
     return RunningTrial(trial, run_dir, process, slot, set(begun.intermediate_values) if begun else set())
 
 
-def save_if_the_search_dies() -> None:
-    """In a trial's process, before it starts: ask for SIGTERM when the search is gone, however it ended."""
+def save_if_the_search_dies(search: int) -> None:
+    """In a trial's process, before it starts: ask for SIGTERM when the search is gone, however it ended.
+
+    `search`: the search's process. If it ended before this call, the trial does not start.
+    """
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+    if os.getppid() != search:
+        os._exit(1)
 
 
 def wait_until_free(run_dir: Path) -> None:

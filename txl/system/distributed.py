@@ -9,28 +9,56 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from txl.system.hang_watch import waiting_for_ranks
+from txl.system.hang_watch import BEFORE_FIRST_STEP, waiting_for_ranks
 from txl.system.world import LOOPBACK, World
 
 T = TypeVar("T")
 
+SHORTEST_TIMEOUT = 30.0  # minutes that a collective, or the meeting of the ranks, may take
+SHORTEST_HEARTBEAT = 8.0  # minutes; torch's default
 
-def init_process_group(world: World, device: torch.device) -> None:
+
+def init_process_group(world: World, device: torch.device, hang_minutes: float) -> None:
     """Connect the ranks: gloo on CPUs; nccl for tensors and gloo for control on GPUs.
 
     Does nothing for a single process, or if the ranks are connected already.
+
+    Args:
+        world: This rank among the others.
+        device: What this rank computes on.
+        hang_minutes: cluster.hang_minutes. The hang watch goes by it; torch's own time limits come later.
     """
     if world.world_size > 1 and not dist.is_initialized():
         backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
-        store = _loopback_store(world) if os.environ.get(LOOPBACK) else None
-        dist.init_process_group(
-            backend, rank=world.rank, world_size=world.world_size, timeout=timedelta(minutes=30), store=store
-        )
+        if device.type == "cuda":
+            os.environ.update({name: os.environ.get(name, value) for name, value in nccl_watch(hang_minutes).items()})
+        timeout = collective_timeout(hang_minutes)
+        store = _loopback_store(world, timeout) if os.environ.get(LOOPBACK) else None
+        dist.init_process_group(backend, rank=world.rank, world_size=world.world_size, timeout=timeout, store=store)
 
 
-def _loopback_store(world: World) -> Any:
+def collective_timeout(hang_minutes: float) -> timedelta:
+    """How long torch lets a rank wait for the others in one collective.
+
+    Longer than the hang watch waits, also before the first step: the watch sees that another rank makes progress, as
+    one that saves to a slow file system, and torch does not. What is left for torch is a process whose Python is
+    blocked, so that the thread of its watch cannot run.
+    """
+    return timedelta(minutes=max(SHORTEST_TIMEOUT, BEFORE_FIRST_STEP * hang_minutes))
+
+
+def nccl_watch(hang_minutes: float) -> dict[str, str]:
+    """The environment variables of NCCL's own watchdog; what the user has set stays."""
+    return {
+        "TORCH_NCCL_ASYNC_ERROR_HANDLING": "3",  # an error or a timeout ends the process, without more NCCL calls
+        "TORCH_NCCL_ENABLE_MONITORING": "1",  # the process ends, too, if the watchdog itself is stuck for ...
+        "TORCH_NCCL_HEARTBEAT_TIMEOUT_SEC": f"{60 * max(SHORTEST_HEARTBEAT, hang_minutes):.0f}",
+    }
+
+
+def _loopback_store(world: World, timeout: timedelta) -> Any:
     """Where ranks of one machine meet. Unlike torch's default, no other machine can connect to it."""
-    address, port, timeout = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"]), timedelta(minutes=30)
+    address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     if not world.is_main:
         return dist.TCPStore(address, port, world.world_size, False, timeout)  # type: ignore[attr-defined]
     listening = socket.socket()
