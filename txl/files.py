@@ -4,12 +4,13 @@ import contextlib
 import errno
 import fcntl
 import hashlib
+import io
 import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Any, BinaryIO, Protocol
 
 PACKAGE = Path(__file__).resolve().parent  # txl/
 PROJECT = PACKAGE.parent  # what has to be on Python's path: a checkout, a run's copy of the code, or site-packages
@@ -86,13 +87,35 @@ def unpacking_program(beginning: bytes) -> str | None:
     return next((program for begin, program in UNPACKED_BY.items() if beginning.startswith(begin)), None)
 
 
-def read_text_file(path: Path) -> str:
-    """Returns the text of a file. Raises OSError if it is missing, or a folder or a FIFO, which would wait for ever."""
+def read_text_file(path: Path, most: int | None = None) -> str:
+    """Returns the text of a file.
+
+    Args:
+        path: The file.
+        most: How many bytes it may have.
+
+    Raises:
+        OSError: It is missing, or a folder or a FIFO, which would wait for ever.
+        ValueError: It is no UTF-8, or too large.
+    """
+    with open_for_reading(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if most is not None and size > most:
+            raise ValueError(f"it has {size:,} bytes, more than {most:,}")
+        return io.TextIOWrapper(file, encoding="utf-8").read()
+
+
+def open_for_reading(path: Path) -> BinaryIO:
+    """Opens a file of a run. Links are followed.
+
+    Raises:
+        OSError: It is missing, or a folder, a FIFO, which would wait for ever, or a device.
+    """
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-    with open(descriptor, encoding="utf-8") as file:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "is not a file", str(path))
-        return file.read()
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "is not a file", str(path))
+    return open(descriptor, "rb")
 
 
 def sync_file(file: IO[Any]) -> None:
@@ -237,7 +260,7 @@ def sha256_of_file(path: Path) -> str:
 
 def hash_of_file(path: Path, hash: Hash) -> str:
     """Adds a file's content to a hash and returns the hash in hex."""
-    with open(path, "rb") as file:
+    with open_for_reading(path) as file:
         while block := file.read(BLOCK_BYTES):
             hash.update(block)
     return hash.hexdigest()

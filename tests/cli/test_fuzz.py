@@ -4,9 +4,11 @@ import pytest
 
 from tools.fuzz.answers import problem_of, problem_of_message
 from tools.fuzz.configurations import problem_of_command_line
+from tools.fuzz.every_damage import EveryDamage
 from tools.fuzz.files import FileFuzz
 from txl.errors import ConfigError
 
+SAMPLED_EVERY = 60  # of the combinations of reader, file and damage
 FOUND = [90, 111]  # seeds of files that failed: `txl status` of a run with a damaged config.yaml
 
 
@@ -25,6 +27,22 @@ def failures(problem, seeds) -> list[str]:
 def test_command_lines_of_every_kind_are_answered_in_one_short_line(elsewhere):
     assert failures(problem_of_command_line, range(60)) == []
     assert list(elsewhere.iterdir()) == []  # nothing is written before a run starts
+
+
+@pytest.fixture(scope="module")
+def every_damage(tmp_path_factory):
+    return EveryDamage(tmp_path_factory.mktemp("damages"))
+
+
+def test_a_sample_of_all_files_and_damages_is_one_line_and_loses_nothing(every_damage, elsewhere, caplog):
+    assert failures(every_damage.problem, range(0, len(every_damage.all), SAMPLED_EVERY)) == []
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(3600)
+def test_every_file_with_every_damage_is_one_line_and_loses_nothing(every_damage, elsewhere, caplog):
+    assert len(every_damage.all) > 1500
+    assert failures(every_damage.problem, range(len(every_damage.all))) == []
 
 
 @pytest.mark.slow

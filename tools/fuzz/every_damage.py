@@ -18,9 +18,12 @@ from tests.support.damage import DAMAGES
 from tools.fuzz.answers import problem_of
 from tools.fuzz.files import FileFuzz
 from txl.checkpoint.find import step_of
+from txl.config.tracking import SinkName, WandbMode
 from txl.data.corpus import Corpus, open_corpus
+from txl.evaluate.load_model import read_model_description
 from txl.launch.prepare import prepare
 from txl.plan.batch_split import with_global_batch
+from txl.tracking.finished_run import track_finished_run
 
 NEWEST, BEFORE = 6, 3  # steps of the checkpoints in the run folder
 # What a start writes anew, or appends to.
@@ -58,7 +61,7 @@ class EveryDamage:
 
     def __init__(self, folder: Path):
         self.fuzz = FileFuzz(folder)
-        self.readers = self.fuzz.readers | {"start": self._start, "cache": self._encode_again}
+        self.readers = self.fuzz.readers | {"start": self._start, "cache": self._encode_again, "track": _track}
         self.readers.pop("resume")  # a start with a training after it
         self.all = [
             (target, file.relative_to(source).as_posix(), kind)
@@ -73,7 +76,7 @@ class EveryDamage:
         self.file = ""
 
     def _source(self, target: str) -> Path:
-        return self.fuzz.whole / (self.fuzz.sources | {"start": "run"}).get(target, target)
+        return self.fuzz.whole / (self.fuzz.sources | {"start": "run", "track": "run"}).get(target, target)
 
     def problem(self, number: int) -> tuple[str, str | None]:
         """What was damaged, and what is wrong with the answer."""
@@ -114,7 +117,17 @@ class EveryDamage:
 
     @staticmethod
     def _content(corpus: Corpus) -> list[object]:
-        return [corpus.fingerprint, corpus.vocab.fingerprint, *(corpus.tokens(name).tobytes() for name in corpus.splits)]
+        return [
+            corpus.fingerprint,
+            corpus.vocab.fingerprint,
+            *(corpus.tokens(name).tobytes() for name in corpus.splits),
+        ]
+
+
+def _track(copy: Path) -> None:
+    """The configuration is also that of weights alone (config_file=)."""
+    read_model_description(str(copy / "config.yaml"))
+    track_finished_run(copy, SinkName.tensorboard, WandbMode.offline)
 
 
 def files_by_content(folder: Path, but: str = "") -> Counter[tuple[str, str]]:

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from txl.config.yaml_file import read_yaml
 from txl.errors import ConfigError, shortened
 from txl.files import flatten
 
@@ -15,14 +16,11 @@ SECTIONS = ("name", "model", "data", "optimizer", "scheduler", "train", "precisi
 
 def read_flat_config(run: Path) -> dict[str, Any]:
     """config.yaml with dotted keys. Raises ConfigError if it cannot be read."""
-    import yaml
-
     file = run / "config.yaml"
     try:
-        text = file.read_bytes().decode("utf-8")
-        values = yaml.load(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(getattr(error, "strerror", None) or error).partition("\n")[0]
+        values = read_yaml(file)
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
         raise ConfigError(f"{file} cannot be read: {shortened(reason)}; leave the run out, or mend the file") from None
     if not isinstance(values, dict) or not {"name", "seed"} <= values.keys():
         raise ConfigError(f"{file} is no configuration of a run; leave the run out, or mend the file")

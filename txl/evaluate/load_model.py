@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-import yaml
 
 from txl.checkpoint.checkpoint_files import damage_reported, read_checkpoint_file, read_model_checkpoint
 from txl.checkpoint.find import CheckpointError
@@ -17,9 +16,10 @@ from txl.config.geometry import Geometry
 from txl.config.model import ModelConfig
 from txl.config.model_rules import check_architecture, check_clamp
 from txl.config.training import EvaluationConfig, longest_context
+from txl.config.yaml_file import read_yaml
 from txl.data.corpus import open_corpus
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
-from txl.errors import ConfigError
+from txl.errors import ConfigError, shortened
 from txl.model.transformer import TransformerXL
 
 # Sections of a configuration that are needed to use the weights of a run; of `train` only the lengths.
@@ -117,9 +117,10 @@ def read_model_description(path: str) -> dict[str, Any]:
     Raises ConfigError if the file lacks a section of SECTIONS or a value breaks a rule.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"config_file={path} cannot be read: {' '.join(str(error).split())}") from None
+        values = read_yaml(Path(path))
+    except (OSError, ValueError) as error:
+        reason = str(getattr(error, "strerror", None) or error)
+        raise ConfigError(f"config_file={shortened(path)} cannot be read: {shortened(reason)}") from None
     lengths = EvaluationConfig.__dataclass_fields__
     typed: dict[str, Any] = {}
     for name, kind in SECTIONS.items():

@@ -122,15 +122,23 @@ def check_run_folder(config: RunConfig, run_dir: Path, submitted: bool) -> None:
     there = set(os.listdir(run_dir)) if run_dir.is_dir() else set()
     if there and not there & RUN_FILES:
         raise ConfigError(f"run_dir={run_dir} holds files that are no run's ({min(there)}); name a new folder")
-    refuse_links(run_dir)
+    refuse_what_is_no_file(run_dir)
     if config.resume is None and not submitted:
         check_not_begun(run_dir)
     check_output_folder("run_dir", run_dir)
 
 
-def refuse_links(run_dir: Path) -> None:
-    """Raises ConfigError if a file that the run will write is a link: it could lead to a file of somebody else."""
+def refuse_what_is_no_file(run_dir: Path) -> None:
+    """Raises ConfigError if there is something else in place of a file that the run will write.
+
+    A link could lead to a file of somebody else, and a FIFO would wait for ever.
+    """
     for path in (*(run_dir / name for name in WRITTEN), *run_dir.glob("logs/*")):
+        if path.exists() and not path.is_symlink() and not path.is_file():
+            raise ConfigError(
+                f"run_dir={run_dir}: {path.relative_to(run_dir)} is no file, and the run would write to it; remove it, "
+                "or choose another run_dir"
+            )
         if path.is_symlink():
             raise ConfigError(
                 f"run_dir={run_dir}: {path.relative_to(run_dir)} is a link to {os.readlink(path)}, which the run would "

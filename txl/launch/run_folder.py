@@ -7,6 +7,7 @@ import yaml
 
 from txl.config.compose import from_dict, to_dict
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
+from txl.config.yaml_file import read_yaml
 from txl.files import CONF, INSTALLED, PACKAGE, PROJECT, write_json, write_text_file
 from txl.plan.batch_split import processes
 from txl.plan.run_plan import Plan, run_folder
@@ -44,7 +45,7 @@ def write_run_folder(config: RunConfig, plan: Plan, folder: Path, code: bool = T
 
 def read_config(folder: Path) -> RunConfig | EvaluateConfig:
     """The configuration that `write_config` wrote: of a training, a benchmark or an evaluation."""
-    values = yaml.safe_load((folder / "config.yaml").read_text())
+    values = read_yaml(folder / "config.yaml")
     if "task" in values:
         return from_dict(values, EvaluateConfig)
     return from_dict(values, BenchmarkConfig if "suite" in values else RunConfig)

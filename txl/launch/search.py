@@ -22,7 +22,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from txl.errors import ConfigError
-from txl.files import PROJECT, read_json
+from txl.files import PROJECT, open_for_reading, read_json
 from txl.launch.cancel import cancel_run
 from txl.system.hardware import visible_gpus
 from txl.system.process_exit import BAD_CONFIGURATION, DIVERGED, INTERRUPTED
@@ -258,7 +258,8 @@ def validations(run_dir: Path) -> list[tuple[int, float]]:
     """(step, loss) of the validations of a run so far, whose loss is finite."""
     found = []
     try:
-        lines = (run_dir / "metrics.jsonl").read_bytes().splitlines()
+        with open_for_reading(run_dir / "metrics.jsonl") as file:
+            lines = file.read().splitlines()
     except OSError:
         return []
     for line in lines:

@@ -7,6 +7,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from txl.files import open_for_reading
 from txl.launch.run_folder import first_failed_rank
 from txl.system.hardware import parse_core_list
 from txl.system.process_exit import INTERRUPTED
@@ -127,7 +128,7 @@ class FollowedFile:
 
     def print_new_lines(self) -> None:
         """Print what was added since the last call."""
-        with contextlib.suppress(OSError), open(self.path, "rb") as file:
+        with contextlib.suppress(OSError), open_for_reading(self.path) as file:
             file.seek(self.position)
             added = file.read()
             self.position += len(added)

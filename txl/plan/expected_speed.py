@@ -8,7 +8,7 @@ from typing import Any
 
 from txl.config.differences import read_flat_config
 from txl.config.schema import RunConfig
-from txl.files import read_json, short_path
+from txl.files import open_for_reading, read_json, short_path
 from txl.plan.published import (
     TRAINING_MACHINES,
     PublishedTable,
@@ -84,7 +84,7 @@ def _recorded_speed(run: Path) -> float | None:
     if isinstance(summary, dict) and summary.get("tokens_per_second"):
         return float(summary["tokens_per_second"])
     try:
-        with open(run / "metrics.jsonl", "rb") as file:
+        with open_for_reading(run / "metrics.jsonl") as file:
             file.seek(max(0, file.seek(0, 2) - TAIL_BYTES))
             lines = file.read().splitlines()
     except OSError:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.errors import shortened
+from txl.files import open_for_reading
 from txl.system.run_lock import is_locked
 from txl.system.slurm_jobs import SubmittedJob, describe_job
 
@@ -66,7 +67,7 @@ def reason_of_failure(run: Path) -> str:
 def reason_in_log(log: Path, pattern: str) -> str:
     """The last match of a pattern with one group at the end of a log, on one line; empty without one."""
     try:
-        with open(log, "rb") as file:
+        with open_for_reading(log) as file:
             file.seek(max(0, file.seek(0, 2) - LOG_END))
             text = file.read().decode(errors="replace")
     except OSError:

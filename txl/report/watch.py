@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from txl.files import open_for_reading
 from txl.report.formats import print_text, to_terminal
 from txl.report.labels import label_runs
 from txl.report.run_state import RunState, find_run_state, seconds_left_of_run
@@ -48,7 +49,7 @@ class FollowedRun:
 
     def _read_losses(self) -> None:
         try:
-            with open(self.folder / METRICS, "rb") as file:
+            with open_for_reading(self.folder / METRICS) as file:
                 if file.seek(0, 2) < self.position:  # a resumed run has cut its records back
                     self.position, self.losses = 0, []
                 file.seek(self.position)

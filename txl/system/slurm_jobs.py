@@ -6,6 +6,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from txl.files import read_text_file
+
 ENDED = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY".split()
 
 
@@ -20,8 +22,8 @@ class SubmittedJob:
     @staticmethod
     def of(run_dir: Path) -> "SubmittedJob | None":
         """The job that was submitted last for a run folder, or None."""
-        with contextlib.suppress(OSError, ValueError, KeyError):
-            values = json.loads((run_dir / "slurm" / "job.json").read_text())
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
+            values = json.loads(read_text_file(run_dir / "slurm" / "job.json"))
             return SubmittedJob(run_dir, values["job"], Path(values["log"]))
         return None
 

@@ -7,13 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from txl.config.compose import from_dict
 from txl.config.schema import RunConfig
 from txl.config.tracking import SinkName, WandbMode
-from txl.errors import ConfigError
-from txl.files import read_json, sha256_of_file, write_json
+from txl.config.yaml_file import read_yaml
+from txl.errors import ConfigError, shortened
+from txl.files import open_for_reading, read_json, sha256_of_file, write_json
 from txl.system.run_lock import is_locked
 from txl.tracking.sinks import TrackedRun, sink_class
 
@@ -51,13 +50,22 @@ def track_finished_run(run: Path, name: SinkName, mode: WandbMode) -> bool:
     before = done.get(name.value, {})
     if before.get("digest") == digest:
         return False
-    config = from_dict(yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8")), RunConfig)
+    config = read_run_config(run)
     wandb = replace(config.tracking.wandb, mode=mode)
     config = replace(config, tracking=replace(config.tracking, wandb=wandb))
     step = before.get("step", 0) if name is SinkName.wandb else 0
     last = _replay(TrackedRun.of(config, live=False), run, name, step, summary)
     write_json(run / REPLAYED, done | {name.value: {"digest": digest, "step": last}})
     return True
+
+
+def read_run_config(run: Path) -> RunConfig:
+    """A run's config.yaml. Raises ConfigError if it is no configuration of a training."""
+    try:
+        return from_dict(read_yaml(run / "config.yaml"), RunConfig)
+    except (OSError, ValueError, TypeError, AttributeError) as error:
+        reason = shortened(str(getattr(error, "strerror", None) or error))
+        raise ConfigError(f"{shortened(str(run))}/config.yaml cannot be read: {reason}; mend the file") from None
 
 
 def _replay(tracked: TrackedRun, run: Path, name: SinkName, step: int, summary: Any) -> int:
@@ -81,7 +89,7 @@ def _replay(tracked: TrackedRun, run: Path, name: SinkName, step: int, summary: 
 
 def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
     """The records of metrics.jsonl in order. Damaged lines are left out; what was not finite is NaN."""
-    with open(metrics, "rb") as lines:
+    with open_for_reading(metrics) as lines:
         for line in lines:
             try:
                 record = json.loads(line)

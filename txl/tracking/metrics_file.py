@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
+from txl.files import open_for_reading
 from txl.tracking.metrics_gaps import gap_note, is_whole, parse_record
 
 MetricsLine = dict[str, Any]  # one line of metrics.jsonl
@@ -37,7 +38,7 @@ def last_records(run: Path, *kinds: str) -> list[dict[str, Any]]:
 
 
 def _lines_from_the_end(path: Path) -> Iterator[bytes]:
-    with contextlib.suppress(OSError), open(path, "rb") as file:
+    with contextlib.suppress(OSError), open_for_reading(path) as file:
         position, rest = file.seek(0, 2), b""
         while position > 0:
             begin = max(0, position - TAIL_BYTES)
@@ -51,11 +52,11 @@ def _lines_from_the_end(path: Path) -> Iterator[bytes]:
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file with one JSON object per line. Damaged lines are left out; no file: no records."""
     found = []
-    with contextlib.suppress(OSError):
-        for line in path.read_text().splitlines():
-            with contextlib.suppress(ValueError):
+    with contextlib.suppress(OSError), open_for_reading(path) as file:
+        for line in file:
+            with contextlib.suppress(ValueError, RecursionError):
                 found.append(json.loads(line))
-    return found
+    return [record for record in found if isinstance(record, dict)]
 
 
 # --------------------------------------------------------------------------- the whole file
@@ -112,7 +113,7 @@ def read_metrics(path: Path, points: int = CURVE_POINTS) -> Metrics:
     """
     metrics = Metrics()
     waiting: list[bytes] = []
-    with open(path, "rb") as file:
+    with open_for_reading(path) as file:
         together = _lines_per_point(file, path.stat().st_size, points)
         while lines := file.readlines(READ_BYTES):
             for line in lines:

@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from txl.files import open_for_reading
+
 KINDS = {  # what the records of a kind hold at least, besides `kind` and `step`
     "train": ("loss",),
     "valid": ("loss", "tgt_len", "mem_len", "batch_size"),
@@ -44,7 +46,7 @@ def missing_at_the_end(path: Path, expected: dict[str, int]) -> list[str]:
     """
     if not path.exists():
         return []
-    with open(path, "rb") as file:
+    with open_for_reading(path) as file:
         size = file.seek(0, 2)
         file.seek(max(0, size - TAIL_BYTES))
         records = [record for record in map(parse_record, file.readlines()) if record is not None]
