@@ -99,11 +99,10 @@ def test_max_steps_counts_segments_after_the_warming():
 
 def test_the_published_evaluation_is_the_default_and_stands_beside_the_result(trained, tmp_path, capsys):
     result = score(trained, tmp_path)
-    first, time, rule, line, *_ = capsys.readouterr().out.splitlines()
-    assert first == (
-        "Evaluating with math fp32 type cached bsz 16 tgt_len 6 ext_len 0 mem_len 20 clamp_len -1 same_length false"
-    )
-    assert time.startswith("Time : ") and time.endswith("ms/segment") and rule == "=" * 100
+    first, lengths, time, rule, line, *_ = capsys.readouterr().out.splitlines()
+    assert first == "Evaluating with math fp32 type cached bsz 16"
+    assert lengths == "  tgt_len 6 ext_len 0 mem_len 20 clamp_len -1 same_length false"
+    assert time.startswith("Time : ") and time.endswith("ms/segment") and rule == "=" * 79
     loss, bpc = result["test"]["loss"], result["test"]["bpc"]
     assert line == f"| test loss {loss:5.2f} | test bpc {bpc:9.5f}"
     assert result["test"]["geometry"]["mem_len"] == 20

@@ -12,7 +12,7 @@ from tests.support.entry_points import PROJECT, command, environment
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
 from txl.launch import __main__ as launching
-from txl.launch.status import status_table, time_left
+from txl.launch.status import started_runs_below, status_table, time_left
 from txl.tracking.metrics_file import last_records
 
 CONFIG = "name: a\nseed: {seed}\ntrain: {{max_step: 600, lr: {lr}}}\n"
@@ -44,6 +44,35 @@ def test_the_table_shows_steps_of_the_total_and_the_validation(tmp_path):
 def test_a_long_name_is_shortened_to_120_columns(tmp_path):
     runs = [write_run(tmp_path / str(i), seed=i, lr=f"'{'x' * 150}{i}'") for i in range(2)]
     assert all(len(line) <= 120 for line in status_table(runs).splitlines())
+
+
+def test_an_evaluation_that_was_submitted_stands_below_its_run_with_why_it_failed(tmp_path):
+    run = write_run(tmp_path / "run", records=[record("train", 600)], summary="{}")
+    evaluation = run / "evaluations" / "3661881a"
+    for file, text in {
+        "config.yaml": "name: evaluate\nseed: 1\nsplit: test\n",
+        "slurm/job.json": '{"job": "17", "log": "17_0_log.out"}',
+        "logs/rank_0.error": "error: hardware=dgx1 needs GPUs, but torch was built without CUDA; " + 100 * "x",
+    }.items():
+        (evaluation / file).parent.mkdir(parents=True, exist_ok=True)
+        (evaluation / file).write_text(text)
+    assert started_runs_below(tmp_path) == [run, evaluation]
+    header, first, second = status_table(started_runs_below(tmp_path)).splitlines()
+    assert first.startswith("a seed=1 ") and header.endswith("reason")
+    assert second.split()[:3] == ["run/evaluations/3661881a", "17", "FAILED"] and len(second) == 120
+    assert "hardware=dgx1 needs GPUs" in second
+    (evaluation / "logs" / "rank_0.error").unlink()
+    (evaluation / "result.json").write_text("{}")
+    assert " COMPLETED " in status_table([evaluation])
+
+
+def test_what_is_computed_differently_is_named_before_machines_and_intervals(tmp_path):
+    runs = [write_run(tmp_path / str(i), seed=i, lr=i) for i in range(2)]
+    for i, run in enumerate(runs):
+        with open(run / "config.yaml", "a") as file:
+            file.write(f"checkpoint: {{interval: {i}}}\ncluster: {{kind: k{i}}}\n")
+    names = [line.partition("  ")[0] for line in status_table(runs).splitlines()[1:]]
+    assert names == [f"train.lr={i} seed={i} checkpoint.interval={i} cluster.kind=k{i}" for i in range(2)]
 
 
 def test_the_newest_records_are_found_behind_a_thousand_others_and_damaged_lines(tmp_path):

@@ -12,6 +12,7 @@ from txl.files import flatten
 IGNORED_KEYS = ("run_dir", "resume", "cluster.wait")  # runs that differ in these alone are the same point
 # Sections in the order in which a reader asks for them; the others follow.
 SECTIONS = ("name", "model", "data", "optimizer", "scheduler", "train", "precision", "init_from")
+MACHINE = ("checkpoint.", "cluster.", "hardware.", "tracking.")  # sections that change nothing of what is computed
 
 
 def read_flat_config(run: Path) -> dict[str, Any]:
@@ -64,6 +65,6 @@ def name_points(configurations: list[dict[str, Any]]) -> list[str]:
     """Name each run by the keys that differ from the others; a single one by its name and seed."""
     if len(configurations) == 1:
         return [f"{configurations[0]['name']} seed={configurations[0]['seed']}"]
-    differing = differing_keys(configurations)
+    differing = sorted(differing_keys(configurations), key=lambda key: (key.startswith(MACHINE), _interest(key)))
     named = (" ".join(f"{key}={values.get(key)}" for key in differing) for values in configurations)
     return [name or str(values["name"]) for name, values in zip(named, configurations, strict=True)]

@@ -132,7 +132,8 @@ def _describe(corpus: Corpus, data: DataConfig) -> list[tuple[int, str]]:
     shares = {split: f" ({100 * share:.1f} % unknown)" for split, share in corpus.unknown.items()}
     sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}{shares.get(split, '')}" for split in corpus.splits)
     size = len(corpus.vocab)
-    notes = [(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}, fingerprint {corpus.fingerprint}")]
+    notes = [(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}")]
+    notes.append((logging.INFO, f"fingerprint {corpus.fingerprint}"))
     reason = choice_reason(data.path, data.file)
     if reason is not None:
         notes.append((logging.INFO, f"data.vocab={data.vocab.name} was chosen for {data.file}: {reason}"))

@@ -33,7 +33,7 @@ from txl.system.world import World, columns_of
 from txl.tracking.dllogger import DLLoggerFile, evaluation_summary, with_original_names
 from txl.tracking.scores import score_from_loss
 
-RULE = "=" * 100
+RULE = "=" * 79  # a line of a terminal
 
 STATISTICS_COLUMNS = 10  # of the training split, read at once for dynamic=rms
 
@@ -193,8 +193,8 @@ class Evaluator:
     def _print_settings(self, batch_size: int) -> None:
         g = self.geometry
         self._print(
-            f"Evaluating with math {self.precision.name} type {self.runtime.name} bsz {batch_size} "
-            f"tgt_len {g.tgt_len} ext_len {g.ext_len} mem_len {g.mem_len} clamp_len {g.clamp_len} "
+            f"Evaluating with math {self.precision.name} type {self.runtime.name} bsz {batch_size}\n"
+            f"  tgt_len {g.tgt_len} ext_len {g.ext_len} mem_len {g.mem_len} clamp_len {g.clamp_len} "
             f"same_length {str(g.same_length).lower()}{' ' * self.config.adapts}{self.config.adaptation_text}"
         )
 
@@ -205,8 +205,8 @@ class Evaluator:
         return SegmentProgress(self.config.log_interval, tokens, self._print_progress, bar)
 
     def _print_progress(self, values: dict[str, Any]) -> None:
-        text = f"| step {values['segments']:>8d} | batches {values['batch']:>6d} / {values['n_batches']:d} "
-        text += f"| ms/batch {values['ms_per_batch']:5.2f} | tok/s {values['tokens_per_second']:7.0f}"
+        text = f"| batch {values['batch']:>6d}/{values['n_batches']:d} "
+        text += f"| ms/batch {values['ms_per_batch']:5.2f} | tok/s {values['tokens_per_second']:5.0f}"
         if "loss" in values:
             metric = self.loaded.data.metric
             values[metric.name] = score_from_loss(values["loss"], metric.name)

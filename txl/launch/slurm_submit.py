@@ -239,6 +239,8 @@ def submit_together(group: list[PlannedJob], parallel: int | None) -> list[Submi
         else:
             write_config(job.config, job.run_dir)
         (job.run_dir / "slurm").mkdir(exist_ok=True)
+        for error in job.run_dir.glob("logs/rank_*.error"):  # of an earlier job
+            error.unlink(missing_ok=True)
     copy_code(folder / "code")
     if config.cluster.container and isinstance(config, RunConfig):
         Path(config.data.cache).expanduser().mkdir(parents=True, exist_ok=True)  # to be mounted

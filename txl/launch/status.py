@@ -11,13 +11,14 @@ from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
 from txl.errors import ConfigError, shortened
-from txl.report.run_state import seconds_left_of_run, state_of_folder
+from txl.report.run_state import reason_of_failure, seconds_left_of_run, state_of_folder
 from txl.report.runs import DEPTH, runs_below
 from txl.system.slurm_jobs import SubmittedJob, describe_job
 from txl.tracking.metrics_file import last_records, read_json_lines
 
 WIDTH = 120  # columns of the table at most
-SHORTEST_NAME = 20  # columns that a shortened name keeps
+SHORTEST_NAME, SHORTEST_REASON = 20, 30  # columns that a shortened name and a shortened reason keep
+EVALUATION_JOBS = "evaluations/*/slurm/job.json"  # in a run folder
 HEADER = ("point", "job", "state", "step", "loss", "valid", "left", "nodes", "restarts", "reason")
 
 
@@ -37,20 +38,26 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def started_runs_below(folder: Path) -> list[Path]:
-    """The run folders at or below a folder that hold a configuration, as every start writes it."""
-    return [run for run in runs_below(folder) if (run / "config.yaml").exists()]
+    """The run folders at or below a folder that hold a configuration, as every start writes it.
+
+    Evaluations that were submitted as jobs follow the run whose checkpoint they read.
+    """
+    runs = [run for run in runs_below(folder) if (run / "config.yaml").exists()]
+    return [path for run in runs for path in (run, *(job.parents[1] for job in sorted(run.glob(EVALUATION_JOBS))))]
 
 
 def status_table(runs: list[Path]) -> str:
     """One line per run: what it has differently from the others, and what became of it.
 
-    Columns that are empty in all rows are left out, except in front. Long names are shortened to keep the width.
+    Columns that are empty in all rows are left out, except in front. Long reasons, then long names, are shortened to
+    keep the width.
     """
     rows: list[tuple[str, ...]] = [HEADER, *_rows(runs)]
     rows = [tuple(cell for cell, keep in zip(row, _columns_to_show(rows), strict=True) if keep) for row in rows]
     widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    too_wide = sum(widths) + 2 * (len(widths) - 1) - WIDTH
-    widths[0] = min(widths[0], max(SHORTEST_NAME, widths[0] - max(0, too_wide)))
+    for column, shortest in ((-1, SHORTEST_REASON), (0, SHORTEST_NAME), (-1, 1)):
+        too_wide = max(0, sum(widths) + 2 * (len(widths) - 1) - WIDTH)
+        widths[column] = min(widths[column], max(shortest, widths[column] - too_wide))
     return "\n".join(
         "  ".join(_shortened(cell, width).ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
         for row in rows
@@ -65,8 +72,7 @@ def _rows(runs: list[Path]) -> Iterator[tuple[str, ...]]:
             configurations[run] = read_flat_config(run)
         except ConfigError as error:
             problems[run] = str(error)
-    names = name_points(list(configurations.values())) if configurations else []
-    named = dict(zip(configurations, names, strict=True))
+    named = _names(configurations)
     for run in runs:
         if run in configurations:
             try:
@@ -75,6 +81,15 @@ def _rows(runs: list[Path]) -> Iterator[tuple[str, ...]]:
             except (LookupError, TypeError, ValueError, AttributeError) as error:
                 problems[run] = f"a damaged record: {type(error).__name__} {error}"
         yield run.name, "-", "UNREADABLE", *("-" for _ in HEADER[3:-1]), shortened(problems[run])
+
+
+def _names(configurations: dict[Path, dict[str, Any]]) -> dict[Path, str]:
+    """What each run has differently from the others; evaluations are named by the folders of run and evaluation."""
+    trained = {run: config for run, config in configurations.items() if "train.max_step" in config}
+    names = dict(zip(trained, name_points(list(trained.values())) if trained else [], strict=True))
+    for run in configurations.keys() - trained.keys():
+        names[run] = "/".join(run.absolute().parts[-3:])
+    return names
 
 
 def _columns_to_show(rows: list[tuple[str, ...]]) -> list[bool]:
@@ -96,18 +111,25 @@ def status_row(run: Path, config: dict[str, Any]) -> tuple[str, ...]:
     if nodes in ("", "(null)", "None assigned"):
         nodes = attempts[-1].get("nodes") or "" if attempts else ""
     restarts = shown.get("Restarts") or (str(len(attempts) - 1) if attempts else "")
-    reason = shown.get("Reason", "None") if state == "PENDING" else "None"
+    max_step = config.get("train.max_step")  # an evaluation has none
     return (
         submitted.job if submitted else "local",
         state,
-        f"{train['step']}/{config['train.max_step']}" if train else "-",
+        f"{train['step']}/{max_step}" if train else "-",
         show_loss(train),
         show_loss(valid),
-        time_left(train, config["train.max_step"]) if state == "RUNNING" else "",
+        time_left(train, max_step) if state == "RUNNING" else "",
         nodes or "-",
         restarts or "0",
-        "" if reason == "None" else reason,
+        _reason(run, state, shown.get("Reason", "None")),
     )
+
+
+def _reason(run: Path, state: str, told: str) -> str:
+    """Why a job waits, as SLURM says it, or why a run failed."""
+    if state == "PENDING":
+        return "" if told == "None" else told
+    return reason_of_failure(run) if state == "FAILED" else ""
 
 
 def show_loss(record: dict[str, Any]) -> str:
@@ -117,7 +139,7 @@ def show_loss(record: dict[str, Any]) -> str:
     return "not finite" if record["loss"] is None else f"{record['loss']:.4f}"
 
 
-def time_left(train: dict[str, Any], max_step: int) -> str:
+def time_left(train: dict[str, Any], max_step: int | None) -> str:
     """Hours, minutes and seconds to the last step, at the pace of the newest log line."""
     left = seconds_left_of_run(train, max_step)
     if left is None:

@@ -84,4 +84,6 @@ def state_of_folder(run: Path) -> str:
         return "COMPLETED"
     if any(run.glob("logs/rank_*.error")):
         return "FAILED"
+    if (run / "result.json").exists():  # an evaluation that was a job
+        return "COMPLETED"
     return "STOPPED" if (run / "metrics.jsonl").exists() else "UNKNOWN"
