@@ -21,10 +21,14 @@ def test_points_that_compute_the_same_have_folders_of_their_own(tmp_path):
 
 def test_a_sweep_over_kernels_trains_every_point(tmp_path):
     data = write_corpus(tmp_path / "text")
-    run(
-        "train.py", "-m", *data, *TINY_RUN, "train.max_step=6", "attention=eager,sdpa", f"runs={tmp_path}", cwd=tmp_path
-    )
+    swept = ["attention=eager,sdpa", "seed=1"]
+    done = run("train.py", "-m", *data, *TINY_RUN, "train.max_step=6", *swept, f"runs={tmp_path}", cwd=tmp_path)
     assert len(list(tmp_path.glob("text-small/*/summary.json"))) == 2
+    assert [line for line in done.stdout.splitlines() if line.startswith(("Launching", "point", "End of", "\t#"))] == [
+        "Launching 2 jobs locally", "point 1: attention=eager", "End of training", "point 2: attention=sdpa",
+        "End of training",
+    ]  # fmt: skip
+    assert done.stdout.count(" | loss ") == 2 * 6 and done.stdout.count("Training throughput:") == 2
 
 
 def test_one_folder_for_all_points_is_refused_before_the_first(tmp_path):

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig, OmegaConf
 
 from txl.cli.arguments import config_dir_of, split_arguments
-from txl.cli.sweeps import point_label, swept_keys, with_own_folder, with_wandb_names
+from txl.cli.sweeps import point_heading, point_label, swept_keys, with_own_folder, with_wandb_names
 from txl.cli.user_conf import search_user_conf
 from txl.config.compose import TYPED_TEXT, Config, register_types, to_typed
 from txl.config.error_messages import composition_error
@@ -102,6 +102,7 @@ class _Points:
         """`overrides`: the command line. Raises ConfigError if all points of the sweep would have one folder."""
         self.name, self.kind, self.overrides, self.is_sweep = name, KINDS[name], overrides, is_sweep
         self.swept = swept_keys(overrides) if is_sweep else set()
+        self.started = 0  # points of the sweep
         self.codes: list[int] = []  # exit codes
         self.launcher: Launcher | None = None  # imported when the first point is composed: a mistake is answered before
 
@@ -120,6 +121,9 @@ class _Points:
         launcher = self.launcher = self.launcher or Launcher()
         typed = OmegaConf.to_container(HydraConfig.get().overrides.task, resolve=False)  # `a=${b}` as it was typed
         overrides = [str(one) for one in typed] if isinstance(typed, list) else []
+        if self.is_sweep:
+            self.started += 1
+            print(f"\n{point_heading(self.started, overrides, self.swept)}", flush=True)
         self.codes.append(exit_code_of(lambda: self._start_point(launcher, self._checked(cfg, overrides), overrides)))
         if self.codes[-1] in STOPPED:
             raise KeyboardInterrupt

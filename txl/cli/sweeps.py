@@ -4,6 +4,7 @@ A run folder is named by the hash of what a run computes. Points that differ in 
 `attention=eager,sdpa`) would share a folder: there the keys that are swept become part of its name.
 """
 
+import logging
 import re
 from collections.abc import Iterable
 from dataclasses import replace
@@ -43,6 +44,20 @@ def swept_keys(overrides: list[str]) -> set[str]:
                 f"'run_dir={value}/${{seed}}'"
             )
     return swept
+
+
+class WithoutPoints(logging.Filter):
+    """Leaves out Hydra's line about each point of a sweep, which repeats the whole command (conf/console.yaml)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Whether a record of Hydra is printed."""
+        return not record.getMessage().startswith("\t#")
+
+
+def point_heading(number: int, overrides: Iterable[str], swept: set[str]) -> str:
+    """The line before a point of a sweep: its number, from 1, and its values of the keys that differ."""
+    values = [override for override in overrides if override.lstrip("+").partition("=")[0] in swept]
+    return f"point {number}: {' '.join(values)}"
 
 
 def point_label(overrides: Iterable[str], swept: set[str]) -> str:

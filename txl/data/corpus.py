@@ -133,7 +133,6 @@ def _describe(corpus: Corpus, data: DataConfig) -> list[tuple[int, str]]:
     sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}{shares.get(split, '')}" for split in corpus.splits)
     size = len(corpus.vocab)
     notes = [(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}")]
-    notes.append((logging.INFO, f"fingerprint {corpus.fingerprint}"))
     reason = choice_reason(data.path, data.file)
     if reason is not None:
         notes.append((logging.INFO, f"data.vocab={data.vocab.name} was chosen for {data.file}: {reason}"))
@@ -146,7 +145,7 @@ def _describe(corpus: Corpus, data: DataConfig) -> list[tuple[int, str]]:
         remedy = "for a text without spaces or with many rare words, use data.vocab=char; or check the vocabulary"
         line = f"data={data.name}: {share}: the loss says little about this text; {remedy}"
         notes.append((logging.WARNING, line))
-    return notes
+    return [*notes, (logging.INFO, f"fingerprint {corpus.fingerprint}")]
 
 
 @cache

@@ -53,14 +53,16 @@ class Plan:
         return asdict(self)
 
     def __str__(self) -> str:
-        size = f"{self.parameters:,} parameters" if self.parameters else "vocabulary not built yet"
+        size = f"{self.layer_parameters:,} parameters in layers, vocabulary not built yet"
+        if self.parameters:
+            size = f"{self.parameters:,} parameters, {self.layer_parameters:,} of them in layers"
         memory = "vocabulary not built yet" if self.memory_gb is None else f"about {self.memory_gb:.1f} GB per process"
         if self.memory_gb and self.device_memory_gb:
             memory += f", of {self.device_memory_gb:g} GB"
         batch = self.first_rank_batch_size + (self.world_size - 1) * self.local_batch_size
         share = f"{self.grad_accum_steps} accumulation step(s) x micro batch {self.micro_batch_size}"
         if self.micro_batch_for_memory:
-            share += ", the largest that fits by the estimate"
+            share += ", the largest that fits"
         if self.first_rank_batch_size != self.local_batch_size:
             share += f"; the first: {self.first_rank_batch_size} sequences"
         rows = {
@@ -70,7 +72,7 @@ class Plan:
             "batch": f"{batch} sequences, {self.tokens_per_step:,} tokens per step",
             "per process": share,
             "training": f"{self.max_step:,} steps, {self.total_tokens:,} tokens",
-            "model": f"{size}, {self.layer_parameters:,} of them in layers",
+            "model": size,
             "memory": memory,
             "vocabulary": self._vocabulary(),
         }

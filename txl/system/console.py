@@ -77,14 +77,14 @@ class ConsoleHandler(logging.Handler):
     def __init__(self) -> None:
         super().__init__()
         self.bar: ProgressBar | None = None
-        self._closed = False  # standard output cannot be written any more
+        self._is_broken = False  # standard output cannot be written any more
 
     def emit(self, record: logging.LogRecord) -> None:
         """Print one record; warnings and errors begin with their level."""
         text = record.getMessage()
         if record.levelno >= logging.WARNING:
             text = f"{record.levelname.lower()}: {text}"
-        if self._closed or not getattr(record, "console", True):  # a line that the console has had before
+        if self._is_broken or not getattr(record, "console", True):  # a line that the console has had before
             return
         style = getattr(record, "style", "") or LEVEL_STYLES.get(record.levelno, "")
         try:
@@ -96,7 +96,9 @@ class ConsoleHandler(logging.Handler):
                 sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
                 sys.stdout.flush()
         except (OSError, ValueError):
-            self._closed = True  # `| head` has ended or the terminal was closed: the run goes on, its files are whole
+            self._is_broken = (
+                True  # `| head` has ended or the terminal was closed: the run goes on, its files are whole
+            )
             discard_stdout()
 
 
