@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.mistakes import mistakes
 from txl import __version__
-from txl.cli.main import COMMANDS
+from txl.cli.main import COMMANDS, main
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -85,6 +85,14 @@ def packages_that_load(code, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     return {module.partition(".")[0] for module in done.stdout.splitlines()[-1].split()}
+
+
+@pytest.mark.parametrize("command", ["train", "evaluate", "score", "generate", "benchmark"])
+def test_help_fits_into_80_columns(command, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert main([command, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 20 and max(map(len, lines)) <= 80
 
 
 def test_help_names_every_choice(tmp_path):

@@ -26,7 +26,7 @@ COMMANDS = {
     "score": Command("scores of many texts, one per line of a file", "txl.cli.score"),
     "search": Command("search for good settings with Optuna; every trial is a training", "txl.cli.search"),
     "benchmark": Command("speed of training, inference and encoding on this machine", "txl.cli.benchmark"),
-    "report": Command("compare runs: what differs, which is best, curves, published tables", "txl.report.__main__"),
+    "report": Command("compare runs: what differs, the best, curves, published tables", "txl.report.__main__"),
     "replay": Command("repeat the steps at which a training diverged", "txl.launch.replay"),
     "track": Command("give the record of finished runs to wandb or TensorBoard", "txl.cli.track"),
     "status": Command("what became of runs, on this machine and under SLURM", "txl.launch.status"),

@@ -115,7 +115,8 @@ def _check_task(config: EvaluateConfig) -> None:
     given = config.prompt is not None or config.prompts is not None
     rule = 'needs a beginning: prompt="...", or prompts=FILE'
     refuse_unless(given or config.task is not Task.generate, "task", config.task, rule)
-    refuse_unless(config.file or config.task is not Task.score, "task", config.task, "needs file=FILE, a text per line")
+    rule = "needs file=FILE, a text per line (file=- reads standard input; one typed text: txl evaluate text=...)"
+    refuse_unless(config.file or config.task is not Task.score, "task", config.task, rule)
     for task, keys in TASK_OPTIONS.items():
         for key in keys if task is not config.task else ():
             value = getattr(config, key)
