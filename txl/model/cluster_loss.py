@@ -110,6 +110,9 @@ def _store_product(grad: Tensor, x: Tensor | None, p: Tensor, accumulate: bool, 
     for begin in range(0, len(grad), ROWS_AT_ONCE):
         rows = slice(begin, begin + ROWS_AT_ONCE)
         part = p[:, rows].sum(0) if x is None else linear(p[:, rows].t(), x.t())
-        if not accumulate:
-            grad[rows].zero_()
-        grad[rows].add_(part, alpha=scale)
+        if accumulate:
+            grad[rows].add_(part, alpha=scale)
+        elif part.dtype == grad.dtype:
+            torch.mul(part, scale, out=grad[rows])
+        else:
+            grad[rows].copy_(part).mul_(scale)  # in the wider dtype

@@ -19,6 +19,8 @@ from txl.model.transformer import TransformerXL
 from txl.system.compiled_programs import forget_compiled_programs
 from txl.system.devices import should_compile
 from txl.system.precision import parameter_dtype
+from txl.system.shared_average import share_memory
+from txl.system.world import World
 
 
 def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> TransformerXL:
@@ -77,11 +79,18 @@ class ModelWithLoss(nn.Module):
 
 
 def average_gradients_over_ranks(
-    module: ModelWithLoss, device: torch.device, sparse_tables: list[nn.Parameter]
+    module: ModelWithLoss, device: torch.device, sparse_tables: list[nn.Parameter], world: World
 ) -> DistributedDataParallel:
-    """Wrap the module so that the backward pass averages its dense gradients over all ranks.
+    """Wrap the module so that the backward pass averages its dense gradients over all ranks. Collective.
 
-    `sparse_tables`: parameters with sparse gradients, which `average_sparse_gradient` averages instead.
+    Args:
+        module: the model and its loss.
+        device: where it is.
+        sparse_tables: parameters with sparse gradients, which `average_sparse_gradient` averages instead.
+        world: the ranks.
+
+    Returns:
+        What is called in place of the module.
     """
     sparse = [name for name, p in module.named_parameters() if any(p is table for table in sparse_tables)]
     DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(module, sparse)
@@ -89,4 +98,9 @@ def average_gradients_over_ranks(
     # the same order. Besides, a tail cluster without a token has no gradient. If all parameters are used, torch warns.
     warnings.filterwarnings("ignore", message="find_unused_parameters=True was specified")
     devices = [device] if device.type == "cuda" else None
-    return DistributedDataParallel(module, devices, find_unused_parameters=True)
+    # Gradients that are views of the buckets are not copied out of them.
+    averaged = DistributedDataParallel(module, devices, find_unused_parameters=True, gradient_as_bucket_view=True)
+    exchange = share_memory(world) if device.type == "cpu" else None
+    if exchange is not None:
+        averaged.register_comm_hook(None, exchange.hook)
+    return averaged

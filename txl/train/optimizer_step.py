@@ -63,7 +63,7 @@ class OptimizerStep:
         with_loss = ModelWithLoss(self.model, loss_is_scaled=self.scaler.is_enabled())
         self.model_with_loss: nn.Module = with_loss
         if world.world_size > 1:
-            self.model_with_loss = average_gradients_over_ranks(with_loss, device, self.sparse_tables)
+            self.model_with_loss = average_gradients_over_ranks(with_loss, device, self.sparse_tables, world)
         # The number may differ between ranks, and the last micro-batch of the first rank may be smaller.
         self.n_micro_batches = -(-columns // micro_batch_size)
         self.mems = BatchMemories(self.n_micro_batches, micro_batch_size, device, config.train.swap_mem)
