@@ -63,17 +63,17 @@ def share_memory(world: World) -> SharedAverage | None:
         return None
     found: tuple[str, mmap.mmap] | None = None
     if world.is_main:
-        found = _new_memory()
+        found = new_memory()
     path = broadcast_object(found[0] if found else None)
     if path is not None and not world.is_main:
-        found = _memory_of(path)
+        found = memory_of(path)
     both = all(gather_objects(found is not None))
     if world.is_main and path is not None:
         os.unlink(path)  # both have it open, or one cannot
     return SharedAverage(world.rank, found[1]) if both and found else None
 
 
-def _new_memory() -> tuple[str, mmap.mmap] | None:
+def new_memory() -> tuple[str, mmap.mmap] | None:
     """A file of this user alone, with all of its room reserved: a write beyond it would end the process."""
     with contextlib.suppress(OSError):
         handle, path = tempfile.mkstemp(prefix="txl-", dir=MEMORY_FILES)
@@ -87,7 +87,7 @@ def _new_memory() -> tuple[str, mmap.mmap] | None:
     return None
 
 
-def _memory_of(path: str) -> tuple[str, mmap.mmap] | None:
+def memory_of(path: str) -> tuple[str, mmap.mmap] | None:
     """The file of rank 0, if this process sees it and it is of the same user."""
     with contextlib.suppress(OSError, ValueError):
         handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
