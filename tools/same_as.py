@@ -69,9 +69,10 @@ def finish(*started: subprocess.Popen[str]) -> None:
             if process.returncode:
                 sys.exit(f"error: {process.args!r}\n{output}")
     finally:
-        for process in started:  # their folder is removed next
+        running = [process for process in started if process.poll() is None]
+        for process in running:  # their folder is removed next
             process.terminate()
-        for process in started:
+        for process in running:
             process.communicate()
 
 

@@ -210,3 +210,25 @@ def test_the_kernels_compile_for_gpus_that_are_not_here(dtype, capability, preci
     lines = [line.split() for line in done.stdout.splitlines()]
     assert len(lines) == 4  # forward, also with a ring buffer; backward for the queries and for the keys
     assert all(int(size) > 0 and int(shared) <= most * 1024 for _, size, shared in lines), done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_fifty_training_steps_lie_on_those_of_the_plain_code():
+    """Losses and weights, with memory, the same window for all and clamped distances, from the same start."""
+    geometry, found = Geometry(6, 9, 0, 7, True), []
+    tokens = torch.randint(V, (2, 50 * 6 + 1), generator=torch.Generator().manual_seed(2))
+    for backend in (AttentionBackend.triton, AttentionBackend.eager):
+        model, mems, losses = build(backend=backend).float().train(), [], []
+        optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
+        for begin in range(0, 300, 6):
+            hidden, mems = model(tokens[:, begin : begin + 6], mems, geometry)
+            loss = model.loss(hidden, tokens[:, begin + 1 : begin + 7]).mean()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(model.parameters(), 0.25)
+            optimizer.step()
+            optimizer.zero_grad()
+            losses.append(loss.detach())
+        found.append([torch.stack(losses), *(p.detach() for p in model.parameters())])
+    torch.testing.assert_close(*found, rtol=1e-3, atol=1e-4)
+    assert found[0][0][-10:].mean() < found[0][0][:10].mean() + 0.1
