@@ -40,7 +40,7 @@ class SharedAverage:
             torch.add(mine, theirs, out=part)
             self._turn = 1 - self._turn
 
-    def hook(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:
+    def hook(self, state: None, bucket: dist.GradBucket) -> torch.futures.Future[Tensor]:  # type: ignore[name-defined]
         """Average the bucket; torch asks for a future."""
         self.average(bucket.buffer())
         done: torch.futures.Future[Tensor] = torch.futures.Future()
