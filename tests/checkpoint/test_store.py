@@ -112,6 +112,8 @@ def test_a_folder_with_one_run_means_that_run_and_with_several_they_are_listed(t
         CheckpointError, match=r"holds 2 runs: hash-s1 \(seed=1\), hash-s2 \(seed=2\); name one of them"
     ):
         resolve_checkpoint("runs/a")
+    with pytest.raises(CheckpointError, match=r"holds 2 runs: a/hash-s1 \(seed=1\), a/hash-s2 \(seed=2\); name one"):
+        resolve_checkpoint("runs")
     assert resolve_checkpoint("latest").parents[1].name == "hash-s2"
 
 

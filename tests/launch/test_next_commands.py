@@ -2,9 +2,16 @@
 
 import shlex
 
+import pytest
+
 from tests.support.entry_points import run
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
+from txl.config.data import TypedText
+from txl.data.char_vocabulary import CharVocabulary
+from txl.data.ids_vocabulary import IdsVocabulary
+from txl.data.word_vocabulary import WordVocabulary
+from txl.launch.next_commands import known_prompt
 
 
 def lines_after_next(output):
@@ -23,6 +30,21 @@ def test_a_training_ends_with_three_commands_and_relative_paths(tmp_path):
     assert str(tmp_path) not in done.stdout.replace(str(tmp_path / "text"), "")
     training = done.stdout[done.stdout.index("epoch") : done.stdout.index("Next:")]
     assert max(map(len, training.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(
+    "vocab, prompt",
+    [
+        (WordVocabulary(["<eos>", "the", "The", "cat"]), "The "),
+        (WordVocabulary(["<eos>", "<unk>", "cat", "the"]), "the "),
+        (WordVocabulary(["<eos>", "Bar", "Position_0/32"]), "Bar"),
+        (IdsVocabulary(4), "0"),
+        (CharVocabulary("\n abc"), "a"),
+    ],
+)
+def test_the_prompt_that_is_proposed_is_of_tokens_that_the_model_knows(vocab, prompt):
+    vocab.typed_text = TypedText.whitespace
+    assert known_prompt(vocab, "The ") == prompt
 
 
 def test_a_sweep_ends_with_its_table_and_the_best_run(tmp_path):

@@ -43,7 +43,7 @@ def resolve_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
     if found is None and path.is_dir():
         runs = _runs_below(path)
         if len(runs) > 1:
-            raise CheckpointError(f"{key}={path} holds {len(runs)} runs: {_described(runs)}; name one of them")
+            raise CheckpointError(f"{key}={path} holds {len(runs)} runs: {_described(runs, path)}; name one of them")
         found = _of_run(runs[0], key) if runs else None
     if found is not None:
         return found
@@ -75,9 +75,9 @@ def _saved(run: Path) -> float:
     return max((folder / MANIFEST).stat().st_mtime for folder in step_folders(run / "checkpoints"))
 
 
-def _described(runs: list[Path]) -> str:
+def _described(runs: list[Path], folder: Path) -> str:
     names = [""] * len(runs)
     with contextlib.suppress(ConfigError):  # without config.yaml: by folder alone
         names = [f" ({name})" for name in name_points([read_flat_config(run) for run in runs])]
-    listed = [f"{run.name}{name}" for run, name in zip(runs, names, strict=True)]
+    listed = [f"{run.relative_to(folder)}{name}" for run, name in zip(runs, names, strict=True)]
     return ", ".join(listed[:LISTED]) + (", ..." if len(listed) > LISTED else "")
