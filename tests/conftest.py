@@ -43,6 +43,7 @@ def console():
     """A run in the tests' own process speaks on its console; the next test's is as it was before."""
     package = logging.getLogger("txl")
     handlers, level = list(package.handlers), package.level
+    assert package.propagate and not package.disabled, "a test or a fixture before this one cut the log off"
     yield
     package.handlers[:] = handlers
     package.setLevel(level)

@@ -1,5 +1,7 @@
 """A short form of `make fuzz`, and the inputs that once were answered with a traceback."""
 
+import logging
+
 import pytest
 
 from tools.fuzz.answers import problem_of, problem_of_message
@@ -72,3 +74,15 @@ def test_what_counts_as_a_problem():
     assert "traceback" in problem_of(lambda: fail(KeyError("x")))
     assert "several lines" in problem_of(lambda: fail(ConfigError("a\nb")))
     assert "301 characters" in problem_of_message("x" * 301)
+
+
+def test_inputs_are_tried_without_a_word_and_the_log_is_as_before(capsys, caplog):
+    def speak():
+        print("printed")
+        logging.getLogger("txl.data").warning("logged")
+        logging.getLogger("txl").setLevel(logging.CRITICAL)
+
+    assert problem_of(speak) is None
+    assert (capsys.readouterr().out, caplog.messages) == ("", [])
+    logging.getLogger("txl.data").warning("afterwards")
+    assert caplog.messages == ["afterwards"]

@@ -1,6 +1,8 @@
 """What every input must get: success or one short line, soon, and never a traceback."""
 
 import contextlib
+import io
+import logging
 import signal
 import sys
 import traceback
@@ -31,7 +33,7 @@ class HangError(BaseException):
 def problem_of(work: Callable[[], object]) -> str | None:
     """Does the work; returns what is wrong with its end, or None. A ConfigError of one short line is an answer."""
     try:
-        with _limited_time():
+        with unheard(), _limited_time():
             work()
     except ConfigError as error:
         return problem_of_message(str(error))
@@ -49,6 +51,20 @@ def problem_of_message(message: str) -> str | None:
     if len(message) > MOST_MESSAGE:
         return f"{len(message)} characters: {message[:400]}"
     return None if message.strip() else "an empty message"
+
+
+@contextlib.contextmanager
+def unheard() -> Iterator[None]:
+    """Nothing that is printed or logged within is seen; afterwards the package's log is as it was before."""
+    package = logging.getLogger("txl")
+    handlers, level, propagate = list(package.handlers), package.level, package.propagate
+    package.handlers[:], package.propagate = [logging.NullHandler()], False
+    try:
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        package.handlers[:], package.propagate = handlers, propagate
+        package.setLevel(level)
 
 
 @contextlib.contextmanager

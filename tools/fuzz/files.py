@@ -3,7 +3,6 @@
 import contextlib
 import io
 import json
-import logging
 import os
 import random
 import shutil
@@ -20,7 +19,7 @@ from tests.support.configurations import composed
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
-from tools.fuzz.answers import problem_of, problem_of_message
+from tools.fuzz.answers import problem_of, problem_of_message, unheard
 from txl.checkpoint.exchange import export_model, import_model
 from txl.checkpoint.find import MANIFEST
 from txl.data.corpus import open_corpus
@@ -47,8 +46,7 @@ class FileFuzz:
 
     def __init__(self, folder: Path):
         self.whole, self.damaged = folder / "whole", folder / "damaged"
-        logging.getLogger("txl").setLevel(logging.CRITICAL)
-        with contextlib.redirect_stdout(io.StringIO()):
+        with unheard():
             self.options = self._make_files(self.whole)
 
         # What is damaged, and what reads it.
@@ -97,8 +95,7 @@ class FileFuzz:
         done = [damage(copy, rng) for _ in range(rng.choice([1, 1, 1, 2]))]
         if rng.random() < 0.5:
             reseal(copy)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            wrong = problem_of(lambda: self.readers[target](copy))
+        wrong = problem_of(lambda: self.readers[target](copy))
         return f"{target}: {'; '.join(done)}", wrong
 
     def _load_run(self, copy: Path) -> None:

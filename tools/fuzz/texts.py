@@ -1,8 +1,5 @@
 """Texts in every language and encoding, and none: encoded, decoded, typed as prompts, scored and continued."""
 
-import contextlib
-import io
-import logging
 import random
 import shutil
 from collections.abc import Callable
@@ -71,8 +68,6 @@ class TextFuzz:
         self.bpe = write_bpe(folder / "bpe", words)
         sizes = "n_layer=1 n_head=2 d_model=16 d_head=8 d_inner=32 dropout=0".split()
         self.config = composed(*(f"model.{size}" for size in sizes))
-        logging.getLogger("txl").addHandler(logging.NullHandler())
-        logging.getLogger("txl").propagate = False
 
     def problem(self, seed: int) -> tuple[str, str | None]:
         """What was made of a seed, and what is wrong with the answer."""
@@ -80,8 +75,7 @@ class TextFuzz:
         shutil.rmtree(self.folder, ignore_errors=True)
         self.folder.mkdir()
         options = self._data_set(rng)
-        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            wrong = problem_of(lambda: self._use(rng, options))
+        wrong = problem_of(lambda: self._use(rng, options))
         return " ".join(option.replace(str(self.folder), ".") for option in options), wrong
 
     def _data_set(self, rng: random.Random) -> list[str]:
