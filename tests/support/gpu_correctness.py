@@ -178,7 +178,8 @@ def relative_error(found: torch.Tensor | None, right: torch.Tensor) -> float:
 
 WAYS = [  # precision, attention, compile; the first is what the others are compared with
     ("fp32", "eager", False), ("tf32", "triton", False), ("bf16", "eager", False), ("bf16", "sdpa", False),
-    ("bf16", "triton", False), ("bf16", "triton", True), ("fp16", "triton", False), ("fp16", "eager", True),
+    ("bf16", "triton", False), ("bf16", "triton", True), ("bf16", "triton", "graphs"),
+    ("fp16", "triton", False), ("fp16", "eager", True),
 ]  # fmt: skip
 
 
@@ -202,7 +203,7 @@ def curves(rows: Rows) -> None:
             apart = max(abs(a - b) for a, b in zip(first, losses, strict=True))
             programs, scale = count_compiled_programs(), trainer.optimizer_step.loss_scale()
             # One program, if it was compiled: more would mean that something was compiled again.
-            ok = apart < (0.05 if precision in ("bf16", "fp16") else 0.02) and programs == int(compile)
+            ok = apart < (0.05 if precision in ("bf16", "fp16") else 0.02) and programs == int(bool(compile))
             rows.add(**case, first=losses[0], last=losses[-1], apart=apart, programs=programs, loss_scale=scale, ok=ok)
             del trainer
             clean_up()

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from tests.support.configurations import composed
-from tests.support.models import model_config
+from tests.support.models import build, model_config
 from txl.bench.train_step import MadeUpCorpus
 from txl.config.geometry import Geometry
 from txl.config.model import AttentionBackend
@@ -121,7 +121,9 @@ def test_compiled_layers_give_the_same_losses_and_gradients():
 def test_a_second_training_of_a_process_compiles_as_the_first(monkeypatch):
     """Another micro-batch would be compiled for any size, and after eight kinds of inputs nothing at all."""
     compiled = []
-    monkeypatch.setattr(TransformerXL, "compile_layers", lambda self: compiled.append(count_compiled_programs()))
+    monkeypatch.setattr(
+        TransformerXL, "compile_layers", lambda self, graphs: compiled.append(count_compiled_programs())
+    )
     counters = pytest.importorskip("torch._dynamo.utils").counters
     for _ in range(2):
         trainer_on("cpu", "compile=true")
@@ -166,3 +168,32 @@ def test_the_fused_kernel_is_chosen_where_tensor_cores_serve_it(monkeypatch):
     assert choose_backend(auto, gpu, Arithmetic.bf16) is eager
     with pytest.raises(ConfigError, match="attention=triton needs triton, which is not installed"):
         choose_backend(triton, gpu, Arithmetic.bf16)
+
+
+def test_memories_do_not_lie_where_graphs_will_write(monkeypatch):
+    """A stand-in for torch's CUDA graphs tells where the programs wrote; every forward pass is announced to torch."""
+    written, begun = set(), []
+
+    def backend(graph, inputs, options):
+        assert options == {"triton.cudagraphs": True}
+
+        def program(*arguments):
+            results = graph(*arguments)
+            written.update(x.untyped_storage().data_ptr() for x in results)
+            return results
+
+        return program
+
+    monkeypatch.setattr(torch.compiler, "cudagraph_mark_step_begin", lambda: begun.append(1))
+    found = []
+    for graphs in (False, True):
+        model, mems = build(n_layer=3).train(), []
+        if graphs:
+            model.compile_layers(backend, graphs=True)
+        for ids in torch.arange(24).view(3, 2, 4):
+            hidden, mems = model(ids, mems, Geometry(4, 4))
+            hidden.sum().backward()
+        found.append([hidden.detach(), *mems, *(p.grad for p in model.layers.parameters())])
+    torch.testing.assert_close(*found)
+    assert len(begun) == 2  # the first segment has no memory, so it runs without a program
+    assert written and not written & {mem.untyped_storage().data_ptr() for mem in mems}

@@ -55,7 +55,10 @@ def check_kernels(config: RunConfig) -> None:
     varies = config.deterministic and config.attention is AttentionBackend.sdpa and config.hardware.gpus
     rule = "has no deterministic gradient on a GPU, and deterministic=true asks for one; use attention=auto"
     refuse_unless(not varies, "attention", config.attention, rule)
-    refuse_unless(config.compile in (True, False, "auto"), "compile", config.compile, "must be true, false or auto")
+    known = config.compile in (True, False, "auto", "graphs")
+    refuse_unless(known, "compile", config.compile, "must be true, false, auto or graphs")
+    rule = f"needs a GPU, and hardware={config.hardware.name} has none; use compile=auto"
+    refuse_unless(config.compile != "graphs" or config.hardware.gpus != 0, "compile", config.compile, rule)
 
 
 def _check_no_slurm_options(cluster: ClusterConfig) -> None:

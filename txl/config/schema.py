@@ -115,7 +115,7 @@ class RunConfig:
     init_from: str | None = None  # run folder or checkpoint whose weights the run begins with
     sample_tokens: int = zero_or_more()  # length of the text that is generated after training; 0: none
     attention: AttentionBackend = MISSING  # what computes it; the results differ by rounding only
-    compile: bool | str = MISSING  # layers through torch.compile; auto: on a GPU
+    compile: bool | str = MISSING  # layers through torch.compile; auto: on a GPU; graphs: as CUDA graphs
     recompute: bool = MISSING  # compute activations again in the backward pass: less memory, a third more work
     deterministic: bool = MISSING  # deterministic kernels, also where they cost speed
     then: Then = MISSING  # what follows the training in the same job

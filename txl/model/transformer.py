@@ -117,19 +117,24 @@ class TransformerXL(nn.Module):
         self.embedding.sparse_gradient = model.tie_weight and model.div_val == 1
         self.vocab_size, self.d_model = vocab_size, model.d_model
         self.compiled: Callable[..., Tensor] | None = None
+        self.replays_graphs = False
         initialise_weights(self, model)
 
-    def compile_layers(self, backend: str | Callable[..., Any] = "inductor") -> None:
+    def compile_layers(self, backend: str | Callable[..., Any] = "inductor", graphs: bool = False) -> None:
         """From now on run full training segments through torch.compile: one program, which all layers share.
 
         Other segments are not compiled: validation, the first segments of a text, the last one of an epoch. Their
         lengths vary, and each length would need a program of its own. What cannot be compiled as a whole raises an
         error: torch would otherwise go on without compiling.
+
+        `graphs`: torch keeps what the program launches on a GPU as CUDA graphs, so that the host has less to do.
         """
         if self.positions.differs_by_layer:  # then every layer has a program of its own
             limit = torch._dynamo.config.recompile_limit
             torch._dynamo.config.recompile_limit = max(limit, 4 * len(self.layers))
-        self.compiled = torch.compile(_run_layer, backend=backend, dynamic=False, fullgraph=True)
+        options: dict[str, Any] = {"options": {"triton.cudagraphs": True}} if graphs else {}
+        self.compiled = torch.compile(_run_layer, backend=backend, dynamic=False, fullgraph=True, **options)
+        self.replays_graphs = graphs
 
     def forward(self, input: Tensor, mems: Mems, geometry: Geometry) -> tuple[Tensor, Mems]:
         """Read one segment.
@@ -151,12 +156,16 @@ class TransformerXL(nn.Module):
         positions = SegmentPositions(self.positions, encoding, attention_window(geometry))
         full = self.training and (geometry.mem_len, geometry.tgt_len + geometry.ext_len) == (M, T)
         run = self.compiled if self.compiled is not None and full else _run_layer
+        replays = self.replays_graphs and run is self.compiled
+        if replays:
+            torch.compiler.cudagraph_mark_step_begin()
         new_mems = []
         for i, layer in enumerate(self.layers):
             # A program is made for a fixed index, so it is the same for all layers where it makes no difference.
             index = i if self.positions.differs_by_layer else 0
             memory = mems[i] if M else h[:, :0]
-            new_mems.append(next_memory(memory, h, geometry))
+            kept = next_memory(memory, h, geometry)
+            new_mems.append(kept.clone() if replays else kept)  # the next step's graphs overwrite what these wrote
             if self.positions.adds_to_input:
                 context = self.positions.add_to_input(i, torch.cat([memory, h], dim=1), geometry)
                 memory, h = context[:, :M], context[:, M:]

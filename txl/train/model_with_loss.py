@@ -3,6 +3,7 @@
 Shapes: B columns, T segment, T' segment with extended context, M memory, D model width.
 """
 
+import logging
 import warnings
 
 import torch
@@ -22,9 +23,23 @@ from txl.system.precision import parameter_dtype
 from txl.system.shared_average import share_memory
 from txl.system.world import World
 
+log = logging.getLogger(__name__)
 
-def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> TransformerXL:
-    """The configured model with random weights, on its device; its layers compiled if that was asked for."""
+
+def build_model(
+    config: RunConfig, vocab_size: int, device: torch.device, one_micro_batch: bool = True
+) -> TransformerXL:
+    """The configured model with random weights, on its device; its layers compiled if that was asked for.
+
+    Args:
+        config: the run.
+        vocab_size: how many tokens the model knows.
+        device: where it trains.
+        one_micro_batch: a step has no more. Graphs of the next one would overwrite the gradients of the first.
+
+    Returns:
+        The model.
+    """
     precision = config.precision.name
     model = TransformerXL(
         config.model,
@@ -36,7 +51,10 @@ def build_model(config: RunConfig, vocab_size: int, device: torch.device) -> Tra
     )
     if should_compile(config.compile, device):
         forget_compiled_programs()  # those of an earlier training in this process
-        model.compile_layers()
+        graphs = config.compile == "graphs"
+        if graphs and not one_micro_batch:
+            log.warning("compile=graphs: a step has several micro-batches, so layers are compiled without CUDA graphs")
+        model.compile_layers(graphs=graphs and one_micro_batch)
     return model.to(device, parameter_dtype(precision))
 
 

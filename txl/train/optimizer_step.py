@@ -54,7 +54,9 @@ class OptimizerStep:
         self.config, self.world, self.device = config, world, device
         self.columns, self.micro_batch_size = columns, micro_batch_size
         self.geometry, self.precision = train_geometry(config), config.precision.name
-        self.model = build_model(config, vocab_size, device)
+        # The number may differ between ranks, and the last micro-batch of the first rank may be smaller.
+        self.n_micro_batches = -(-columns // micro_batch_size)
+        self.model = build_model(config, vocab_size, device, self.n_micro_batches == 1)
         self.sampler, self.sparse_tables = prepare_sampled_softmax(
             self.model, config.train.sampled_softmax, config.seed
         )
@@ -64,8 +66,6 @@ class OptimizerStep:
         self.model_with_loss: nn.Module = with_loss
         if world.world_size > 1:
             self.model_with_loss = average_gradients_over_ranks(with_loss, device, self.sparse_tables, world)
-        # The number may differ between ranks, and the last micro-batch of the first rank may be smaller.
-        self.n_micro_batches = -(-columns // micro_batch_size)
         self.mems = BatchMemories(self.n_micro_batches, micro_batch_size, device, config.train.swap_mem)
         self.window = torch.zeros(2, dtype=torch.float64, device=device)  # nats and tokens since `take_window`
         self.grad_norm = torch.zeros((), device=device)  # of the last step, before clipping
