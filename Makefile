@@ -65,12 +65,15 @@ gpu-wheels: $(BIN)/python ## what a machine with torch but without a network nee
 		hydra-core omegaconf hydra-submitit-launcher submitit sacremoses
 	$(BIN)/python -m pip wheel -q --no-deps -c constraints.txt -w .whl antlr4-python3-runtime
 
-.PHONY: chaos fuzz
+.PHONY: chaos fuzz long-run
 chaos: $(VENV)/.installed-test ## kill tiny runs at every instant and file operation, cut the power, break disks: hours; goes on where it stopped
 	$(BIN)/python -m tools.chaos $(CHAOS_ARGS)
 
-fuzz: $(VENV)/.installed-test ## 20,000 command lines, 3,000 damaged files and 5,000 texts, each answered in one short line; goes on where it stopped
+fuzz: $(VENV)/.installed-test ## 20,000 command lines, 3,000 damaged files, 5,000 texts, every damage of every file: each answered in one short line; goes on where it stopped
 	$(BIN)/python -m tools.fuzz $(FUZZ_ARGS)
+
+long-run: $(VENV)/.installed-test ## 200,000 steps of a tiny model and a record of a million lines: memory, files, speed; goes on where it stopped
+	$(BIN)/python -m tools.long_run
 
 docs: $(VENV)/.installed-test ## the documentation as a site in build/site, every link checked
 	$(BIN)/python tools/configuration_reference.py

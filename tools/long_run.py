@@ -1,6 +1,6 @@
 """A long training of a tiny model, and a record of a million lines: memory, files, speed, sizes of logs, seconds.
 
-python -m tools.long_run                 200,000 steps, then the long record: minutes; goes on where it was stopped
+python -m tools.long_run                 200,000 steps, then the long record: goes on where it was stopped (Ctrl-C)
 python -m tools.long_run --steps 2000 --lines 10000
 
 The figures go into docs/reliability.md: python -m tools.chaos.reliability --long runs/long_run/figures.json
@@ -20,8 +20,9 @@ from typing import Any
 
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
-from txl.files import PROJECT, write_json
-from txl.tracking.metrics_file import last_records
+from txl.files import PROJECT, read_json, write_json
+from txl.system.process_exit import TERMINATED
+from txl.tracking.metrics_file import TRAIN_LINE, last_records
 
 SAMPLED_EVERY = 1.0  # seconds
 ROTATE_MB = 1  # small, so that the logs are rotated
@@ -34,7 +35,7 @@ def options_of(folder: Path, steps: int) -> list[str]:
     tiny = [option for option in TINY_RUN if not option.startswith(("model.", "train.", "valid."))]
     run = [f"model.{size}" for size in MODEL.split()]
     run += ["train.batch_size=1", "train.tgt_len=4", "train.mem_len=4", "train.log_interval=10", "valid.tgt_len=4"]
-    run += ["valid.batch_size=1", "valid.max_steps=10", f"valid.interval={max(1, steps // 20)}"]
+    run += ["valid.batch_size=1", "valid.max_steps=10", f"valid.interval={max(10, steps // 20)}"]
     run += ["scheduler=constant", f"tracking.rotate_mb={ROTATE_MB}", f"train.max_step={steps}"]
     return [*write_corpus(folder / "text"), *tiny, *run, f"run_dir={folder}/run", "resume=auto"]
 
@@ -53,10 +54,12 @@ def train(folder: Path, steps: int) -> None:
                     samples.write(json.dumps(sample(process.pid, folder / "run")) + "\n")
                     samples.flush()
                 time.sleep(SAMPLED_EVERY)
+        except KeyboardInterrupt:
+            print("stopped; the same command goes on", file=sys.stderr)
         finally:
-            process.terminate()
+            process.terminate()  # it saves
             process.wait()
-    if process.returncode:
+    if process.returncode not in (0, TERMINATED):
         raise SystemExit(f"error: the run ended with exit code {process.returncode}: {folder}/output.txt")
 
 
@@ -79,8 +82,9 @@ def sample(pid: int, run: Path) -> dict[str, Any]:
     }
 
 
-def summarize(samples: list[dict[str, Any]], steps: int) -> dict[str, Any]:
-    """The figures of a run from its samples: the first tenth of the steps, without the start, and the last."""
+def summarize(samples: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures of a run from its samples: the first tenth of the steps so far, without the start, and the last."""
+    steps = samples[-1]["step"]
     tenths = [[one for one in samples if one["step"] > 0 and 10 * one["step"] // (steps + 1) == n] for n in range(10)]
     first, last = tenths[0], tenths[-1]
     speeds = {name: _steps_per(first, name) for name in ("cpu_seconds", "time")}
@@ -119,7 +123,7 @@ def measure_long_record(folder: Path, lines: int) -> dict[str, Any]:
         shutil.rmtree(run, ignore_errors=True)
         shutil.copytree(short / "run", run, symlinks=True)
         if name == "long":  # earlier lines of the same run
-            line = record.partition(b"\n")[0] + b"\n"
+            line = next(line for line in record.splitlines(keepends=True) if line.startswith(TRAIN_LINE))
             (run / "metrics.jsonl").write_bytes(line * (lines - record.count(b"\n")) + record)
         resume = [option for option in options_of(short, steps + 1) if not option.startswith("run_dir")]
         for what, command in (("report", ["report"]), ("resume", ["train", *resume, f"run_dir={run}"])):
@@ -144,19 +148,22 @@ def _timed(command: list[str]) -> list[float]:
 def main() -> int:
     """Measures both, and writes figures.json."""
     parser = argparse.ArgumentParser(prog="python -m tools.long_run", description=__doc__.partition("\n")[0])
-    parser.add_argument("--steps", type=int, default=200_000)
-    parser.add_argument("--lines", type=int, default=1_000_000)
+    parser.add_argument("--steps", type=int, default=200_000, help="0: no training")
+    parser.add_argument("--lines", type=int, default=1_000_000, help="of the long record; 0: none")
     parser.add_argument("--folder", type=Path, default=Path("runs/long_run"))
     options = parser.parse_args()
     folder = options.folder.absolute()
     folder.mkdir(parents=True, exist_ok=True)
     os.environ["OMP_NUM_THREADS"] = "1"
-    figures = {"record": measure_long_record(folder, options.lines)}
-    write_json(folder / "figures.json", figures, indent=1)
-    train(folder, options.steps)
-    samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
-    figures["run"] = summarize(samples, options.steps)
-    write_json(folder / "figures.json", figures, indent=1)
+    figures = read_json(folder / "figures.json") or {}
+    if options.steps:
+        train(folder, options.steps)
+        samples = [json.loads(line) for line in (folder / "samples.jsonl").read_text().splitlines()]
+        figures["run"] = summarize(samples)
+        write_json(folder / "figures.json", figures, indent=1)
+    if options.lines:
+        figures["record"] = measure_long_record(folder, options.lines)
+        write_json(folder / "figures.json", figures, indent=1)
     print(json.dumps(figures, indent=1))
     return 0
 

@@ -162,9 +162,17 @@ def short_path(path: Path) -> Path:
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file, or None if it is missing, damaged, or no file (a FIFO would block)."""
     try:
-        return json.loads(read_text_file(path))
-    except (OSError, ValueError, RecursionError):  # RecursionError: it is nested too deeply
+        return parse_json(read_text_file(path))
+    except (OSError, ValueError):
         return None
+
+
+def parse_json(text: str | bytes) -> Any:
+    """Returns what a JSON text stands for. Raises ValueError if it is no JSON, or nested too deeply for the parser."""
+    try:
+        return json.loads(text)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
 
 
 def write_json(path: Path, value: Any, *, indent: int | None = None, keep_non_finite: bool = False) -> None:

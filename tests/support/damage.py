@@ -8,7 +8,8 @@ from pathlib import Path
 def flip_bit(path: Path) -> None:
     """Change one bit in the middle; size and modification time stay."""
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 1 << 2
+    if content:
+        content[len(content) // 2] ^= 1 << 2
     _overwrite(path, content)
 
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from tests.support.entry_points import PROJECT, environment
+from tools.chaos import reliability
 from tools.chaos.operations import Operation
 from tools.chaos.power_cut import disk_after
 from tools.chaos.results import Results, Trial
@@ -41,6 +42,27 @@ def test_runs_survive_kills_power_cuts_and_faults(tmp_path):
 def test_every_kind_of_run_survives_kills_power_cuts_and_faults(tmp_path):
     trials = campaign(tmp_path, "--trials", "36", "--sample", "2", "--seed", "1")
     assert {trial["case"] for trial in trials} >= {"muon_two_processes", "sentences", "ids", "keep_1"}
+
+
+def test_the_page_shows_what_the_campaigns_found(tmp_path, monkeypatch):
+    page, results = tmp_path / "page.md", Results(tmp_path / "trials.jsonl")
+    page.write_text(f"before\n{reliability.BEGIN}stale rows\n{reliability.END}after\n")
+    results.add(Trial("kills", "plain", "0", "SIGKILL", lost=2, noticed=0.5))
+    results.add(Trial("kills", "ids", "1", "SIGKILL", problem="x"))
+    (tmp_path / "fuzz.json").write_text('{"texts": {"tried": 1000, "failures": [1]}}')
+    names = ("rss_mb", "files", "open_files", "steps_per_cpu_second")
+    run = {"steps": 7000, "log_bytes": 9} | dict.fromkeys(names, {"first": 1, "last": 2})
+    times = ("report_short", "report_long", "resume_short", "resume_long")
+    figures = {"run": run, "record": {"lines": 10} | dict.fromkeys(times, [1.5, 2])}
+    (tmp_path / "long.json").write_text(json.dumps(figures))
+    files = ["--trials", str(results.file), "--fuzz", f"{tmp_path}/fuzz.json", "--long", f"{tmp_path}/long.json"]
+    monkeypatch.setattr(reliability, "DOCUMENT", page)
+    monkeypatch.setattr(sys, "argv", ["reliability", *files])
+    assert reliability.main() == 0 and reliability.main() == 0
+    text = page.read_text()
+    assert "| killed at a random instant | SIGKILL | 2 | 2 | 1 | 2 | 0.5 s |" in text and "stale" not in text
+    assert "| texts in every language and encoding | 1,000 | 1 |" in text and "| 7,000 steps of a tiny model |" in text
+    assert text.startswith("before\n") and text.endswith("after\n") and text.count("| `txl report` | 1.5 | 1.5 |") == 1
 
 
 def test_results_are_read_again_without_a_line_that_was_cut(tmp_path):

@@ -11,7 +11,6 @@ depends on best and last: without them the newest checkpoint says which one is t
 """
 
 import contextlib
-import json
 import logging
 import os
 import re
@@ -20,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.errors import ConfigError
-from txl.files import read_text_file, sha256_of_file
+from txl.files import parse_json, read_text_file, sha256_of_file
 
 log = logging.getLogger(__name__)
 
@@ -48,8 +47,8 @@ def read_document(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {name}; use another checkpoint")
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        value = parse_json(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:100]
         raise CheckpointError(f"checkpoint {folder} is damaged: unreadable {name} ({reason})") from None
     if not isinstance(value, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import fields, is_dataclass
 from enum import Enum
-from typing import Any, TypeVar, get_type_hints, overload
+from typing import Any, TypeVar, get_args, get_origin, get_type_hints, overload
 
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
@@ -13,10 +13,10 @@ from omegaconf.errors import OmegaConfBaseException
 from txl.config.choose_vocab import of_text
 from txl.config.data import DataConfig, VocabKind
 from txl.config.did_you_mean import unknown_key
-from txl.config.error_messages import missing_value, omegaconf_error
+from txl.config.error_messages import missing_value, omegaconf_error, type_in_words
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node
 from txl.config.secrets import environment_value, refuse_passwords
-from txl.errors import ConfigError
+from txl.errors import ConfigError, shown
 
 # Options of earlier versions, by section; stored configurations may still have them.
 REMOVED: dict[type, tuple[str, ...]] = {DataConfig: ("url", "sha256")}
@@ -166,9 +166,20 @@ def _build(cls: type[Any], values: Any, kind: type, prefix: str = "") -> Any:
         needed = is_dataclass(hints[option.name]) or option.default == MISSING
         if needed and option.name not in values:  # `~seed` on the command line
             raise missing_value(f"{prefix}{option.name}")
+    for key, value in values.items():
+        if not is_dataclass(hints[key]):
+            _check_container(f"{prefix}{key}", value, hints[key])
     return cls(
         **{
             key: _build(hints[key], value, kind, f"{prefix}{key}.") if is_dataclass(hints[key]) else value
             for key, value in values.items()
         }
     )
+
+
+def _check_container(key: str, value: Any, hint: Any) -> None:
+    """Raises ConfigError if a list, table or single value is another one: OmegaConf lets `${other_key}` be anything."""
+    containers = {get_origin(one) for one in (hint, *get_args(hint))} & {list, dict}
+    is_one = isinstance(value, list | dict)
+    if value is not None and (is_one or containers) and not isinstance(value, tuple(containers)):
+        raise ConfigError(f"{key}={shown(value)} must be {type_in_words(hint)}")

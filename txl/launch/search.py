@@ -7,7 +7,6 @@ printed). The same search in the same folder goes on where it stopped, and so do
 import contextlib
 import ctypes
 import functools
-import json
 import math
 import os
 import signal
@@ -22,7 +21,7 @@ from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 from txl.errors import ConfigError
-from txl.files import PROJECT, open_for_reading, read_json
+from txl.files import PROJECT, open_for_reading, parse_json, read_json
 from txl.launch.cancel import cancel_run
 from txl.system.hardware import visible_gpus
 from txl.system.process_exit import BAD_CONFIGURATION, DIVERGED, INTERRUPTED
@@ -265,7 +264,7 @@ def validations(run_dir: Path) -> list[tuple[int, float]]:
     for line in lines:
         if b'"valid"' in line:
             try:
-                record: dict[str, Any] = json.loads(line)
+                record: dict[str, Any] = parse_json(line)
             except ValueError:
                 continue
             if record.get("kind") == "valid" and isinstance(record.get("loss"), int | float):

@@ -8,7 +8,7 @@ from typing import Any
 
 from txl.config.differences import read_flat_config
 from txl.config.schema import RunConfig
-from txl.files import open_for_reading, read_json, short_path
+from txl.files import open_for_reading, parse_json, read_json, short_path
 from txl.plan.published import (
     TRAINING_MACHINES,
     PublishedTable,
@@ -91,7 +91,7 @@ def _recorded_speed(run: Path) -> float | None:
         return None
     for line in reversed(lines):
         try:
-            speed = json.loads(line).get("tokens_per_second")
+            speed = parse_json(line).get("tokens_per_second")
         except (ValueError, AttributeError):
             continue
         if speed:

@@ -1,12 +1,11 @@
 """What SLURM says about a job: its controller (scontrol), and its accounting (sacct) if the site has one."""
 
 import contextlib
-import json
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from txl.files import read_text_file
+from txl.files import parse_json, read_text_file
 
 ENDED = "COMPLETED FAILED CANCELLED TIMEOUT NODE_FAIL PREEMPTED BOOT_FAIL DEADLINE OUT_OF_MEMORY".split()
 
@@ -22,8 +21,8 @@ class SubmittedJob:
     @staticmethod
     def of(run_dir: Path) -> "SubmittedJob | None":
         """The job that was submitted last for a run folder, or None."""
-        with contextlib.suppress(OSError, ValueError, LookupError, TypeError, RecursionError):
-            values = json.loads(read_text_file(run_dir / "slurm" / "job.json"))
+        with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
+            values = parse_json(read_text_file(run_dir / "slurm" / "job.json"))
             return SubmittedJob(run_dir, values["job"], Path(values["log"]))
         return None
 

@@ -3,13 +3,12 @@
 The names of metrics are the original's. Times are text, in seconds.
 """
 
-import json
 from collections.abc import Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from txl.files import to_json
+from txl.files import parse_json, to_json
 
 # Names of metrics here -> names in the original.
 NAMES = {
@@ -89,7 +88,7 @@ def evaluation_summary(result: Mapping[str, Any], latencies: Mapping[str, float]
 def is_kept_at(line: bytes, step: int) -> bool:
     """Whether a line is complete and not later than `step`. The line at the end of a run is written again."""
     try:
-        at = json.loads(line.removeprefix(b"DLLL "))["step"] if line.endswith(b"\n") else None
+        at = parse_json(line.removeprefix(b"DLLL "))["step"] if line.endswith(b"\n") else None
     except (ValueError, KeyError, TypeError):
         return False
     return at == "PARAMETER" or (isinstance(at, list) and len(at) == 1 and bool(at[0] <= step))

@@ -1,6 +1,5 @@
 """Give the record of a finished run to a sink that it did not have: `txl track RUN --to wandb`."""
 
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,7 +11,7 @@ from txl.config.schema import RunConfig
 from txl.config.tracking import SinkName, WandbMode
 from txl.config.yaml_file import read_yaml
 from txl.errors import ConfigError, shortened
-from txl.files import open_for_reading, read_json, sha256_of_file, write_json
+from txl.files import open_for_reading, parse_json, read_json, sha256_of_file, write_json
 from txl.system.run_lock import is_locked
 from txl.tracking.sinks import TrackedRun, sink_class
 
@@ -92,7 +91,7 @@ def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
     with open_for_reading(metrics) as lines:
         for line in lines:
             try:
-                record = json.loads(line)
+                record = parse_json(line)
             except ValueError:
                 continue
             if isinstance(record, dict) and record.get("kind") in KINDS and isinstance(record.get("step"), int):

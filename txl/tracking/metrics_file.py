@@ -1,14 +1,13 @@
 """Reading metrics.jsonl, the record of a run. Importing this does not import torch."""
 
 import contextlib
-import json
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from txl.files import open_for_reading
+from txl.files import open_for_reading, parse_json
 from txl.tracking.metrics_gaps import gap_note, is_whole, parse_record
 
 MetricsLine = dict[str, Any]  # one line of metrics.jsonl
@@ -29,7 +28,7 @@ def last_records(run: Path, *kinds: str) -> list[dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for line in _lines_from_the_end(run / "metrics.jsonl"):
         with contextlib.suppress(ValueError, KeyError, TypeError):
-            record = json.loads(line)
+            record = parse_json(line)
             if record["kind"] in kinds:
                 found.setdefault(record["kind"], record)
         if len(found) == len(kinds):
@@ -54,8 +53,8 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     found = []
     with contextlib.suppress(OSError), open_for_reading(path) as file:
         for line in file:
-            with contextlib.suppress(ValueError, RecursionError):
-                found.append(json.loads(line))
+            with contextlib.suppress(ValueError):
+                found.append(parse_json(line))
     return [record for record in found if isinstance(record, dict)]
 
 

@@ -3,11 +3,10 @@
 Importing this does not import torch.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
-from txl.files import open_for_reading
+from txl.files import open_for_reading, parse_json
 
 KINDS = {  # what the records of a kind hold at least, besides `kind` and `step`
     "train": ("loss",),
@@ -19,8 +18,8 @@ KINDS = {  # what the records of a kind hold at least, besides `kind` and `step`
 def parse_record(line: bytes) -> dict[str, Any] | None:
     """The record in a line of metrics.jsonl, or None if the line is damaged or not finished."""
     try:
-        record = json.loads(line) if line.endswith(b"\n") else None
-    except (ValueError, RecursionError):
+        record = parse_json(line) if line.endswith(b"\n") else None
+    except ValueError:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("kind"), str):
         return None
