@@ -115,6 +115,18 @@ def test_a_folder_with_one_run_means_that_run_and_with_several_they_are_listed(t
     with pytest.raises(CheckpointError, match=r"holds 2 runs: a/hash-s1 \(seed=1\), a/hash-s2 \(seed=2\); name one"):
         resolve_checkpoint("runs")
     assert resolve_checkpoint("latest").parents[1].name == "hash-s2"
+    monkeypatch.chdir(tmp_path / "runs" / "a")
+    with pytest.raises(CheckpointError, match=r"checkpoint=\. holds 2 runs: hash-s1 "):
+        resolve_checkpoint(".")
+    (tmp_path / "runs/a/hash-s1/config.yaml").write_text(f"name: {'b' * 100}\nseed: 1\n")
+    with pytest.raises(CheckpointError, match=r"hash-s1 \(name=b{32}\.\.\.\), hash-s2 \(name=a seed=2\)"):
+        resolve_checkpoint(".")
+
+
+def test_a_run_that_has_saved_nothing_says_so(tmp_path):
+    (tmp_path / "config.yaml").write_text("name: a\nseed: 1\n")
+    with pytest.raises(CheckpointError, match="has no checkpoint: the run ended, or was stopped, before it saved one"):
+        resolve_checkpoint(tmp_path)
 
 
 def test_a_folder_that_is_no_checkpoint_is_an_error_with_its_path(tmp_path):

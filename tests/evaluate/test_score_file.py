@@ -152,6 +152,19 @@ def test_memory_and_reading_ahead_are_bounded(model, monkeypatch):
     assert sum(1 for _ in itertools.islice(scores, 200)) == 200 and next(read) < 400
 
 
+def test_ctrl_c_keeps_the_rows_so_far_and_says_how_many(score_texts, tmp_path, monkeypatch, capsys):
+    def interrupted(reader):
+        yield from itertools.islice(read(reader), 150)
+        raise KeyboardInterrupt
+
+    read = LineReader.__iter__
+    monkeypatch.setattr(LineReader, "__iter__", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        score_texts(with_breaks(TEXTS[:1] * 200))
+    rows = (tmp_path / "out.jsonl.partial").read_text().splitlines()
+    assert rows and f"out.jsonl.partial has the rows of the first {len(rows)} lines" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -71,10 +71,13 @@ def test_the_time_between_the_attempts_of_a_job_is_no_training(tmp_path):
     assert max(hours.values()) == pytest.approx(16 / 3600)
 
 
-@pytest.mark.parametrize("target, reason", [("", "it is a folder"), ("none/x.html", "its folder does not exist")])
-def test_a_target_that_cannot_be_written_is_one_line(tmp_path, capsys, target, reason):
+@pytest.mark.parametrize(
+    "target, reason", [(".", "it is a folder"), ("", "it is a folder"), ("none/x.html", "its folder does not exist")]
+)
+def test_a_target_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, capsys, target, reason):
     write_run(tmp_path / "runs" / "a-s1")
-    assert main([str(tmp_path / "runs"), "--html", str(tmp_path / target)]) == 2
+    monkeypatch.chdir(tmp_path)
+    assert main(["runs", "--html", target if target == "." else str(tmp_path / target)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --html ") and reason in error and error.count("\n") == 1
 

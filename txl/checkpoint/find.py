@@ -152,7 +152,7 @@ def read_pointer(path: Path) -> Path | None:
             path = path.parent / os.readlink(path)
         elif path.is_file() and path.stat().st_size < 100 and _STEP.fullmatch(name := path.read_text().strip()):
             path = path.parent / name
-        places = (path, path.with_name(f".{path.name}.replaced"))
+        places = (path, path.parent / f".{path.name}.replaced")
         return next((place for place in places if (place / MANIFEST).is_file()), None)
     except (OSError, UnicodeDecodeError):
         return None

@@ -16,7 +16,7 @@ from txl.errors import ConfigError
 
 RUNS = Path("runs")  # where `latest` looks
 DEPTH = 3  # levels of folders below which runs are looked for
-LISTED = 4  # runs that an error message names
+LISTED, NAME_LENGTH = 4, 40  # runs that an error message names; characters of what each has differently
 
 
 def resolve_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
@@ -49,6 +49,8 @@ def resolve_checkpoint(path: str | Path, key: str = "checkpoint") -> Path:
         return found
     if not path.exists():
         raise CheckpointError(f"{key}={path} does not exist; name a run folder or one of its checkpoints")
+    if (path / "config.yaml").exists():
+        raise CheckpointError(f"{key}={path} has no checkpoint: the run ended, or was stopped, before it saved one")
     other_format = path.is_file() or (path / "pytorch_model.bin").exists()
     remedy = f"; to convert another program's model: txl import {path} FOLDER"
     remedy = remedy if other_format else ""
@@ -76,8 +78,10 @@ def _saved(run: Path) -> float:
 
 
 def _described(runs: list[Path], folder: Path) -> str:
+    """The first runs below a folder, each with the beginning of what it has differently."""
     names = [""] * len(runs)
     with contextlib.suppress(ConfigError):  # without config.yaml: by folder alone
-        names = [f" ({name})" for name in name_points([read_flat_config(run) for run in runs])]
-    listed = [f"{run.relative_to(folder)}{name}" for run, name in zip(runs, names, strict=True)]
+        names = name_points([read_flat_config(run) for run in runs])
+    shown = [name if len(name) <= NAME_LENGTH else f"{name[: NAME_LENGTH - 3]}..." for name in names]
+    listed = [f"{run.relative_to(folder)} ({name})".removesuffix(" ()") for run, name in zip(runs, shown, strict=True)]
     return ", ".join(listed[:LISTED]) + (", ..." if len(listed) > LISTED else "")

@@ -131,6 +131,19 @@ class Totals:
         speed = f"{count / seconds:,.1f} lines/s {self.tokens / seconds:,.0f} tok/s"
         print(f"scored {count:,} lines{share} | {speed} | loss {self.loss:.3f} ", end=end, file=sys.stderr, flush=True)
 
+    @contextlib.contextmanager
+    def telling_what_a_stop_leaves(self, scores: str | None) -> Iterator[None]:
+        """After Ctrl-C or SIGTERM, say how many rows there are in the unfinished file of `scores=`."""
+        try:
+            yield
+        except (KeyboardInterrupt, SystemExit):
+            if is_terminal(sys.stderr):
+                print(end="\r\x1b[K", file=sys.stderr)  # over the progress
+            if scores is not None and _partial(scores).exists():
+                rows = f"the rows of the first {self.texts + self.bad:,} lines"
+                print(f"{_partial(scores)} has {rows}; the same command begins anew", file=sys.stderr, flush=True)
+            raise
+
     @property
     def loss(self) -> float:
         """Nats per token."""
@@ -155,9 +168,10 @@ def score_file(config: EvaluateConfig, device: torch.device) -> int:
         found = score_lines(reader, lambda texts: _scores(model, texts, context, config))
         with _written(config.scores) as out:
             as_json = config.scores is not None and config.scores.endswith(JSON_LINES)
-            for line, score in found:
-                out.write((_json_row if as_json else _tsv_row)(line, score, config.token_losses) + "\n")
-                totals.add(line, score)
+            with totals.telling_what_a_stop_leaves(config.scores):
+                for line, score in found:
+                    out.write((_json_row if as_json else _tsv_row)(line, score, config.token_losses) + "\n")
+                    totals.add(line, score)
     totals.show()
     if config.json:
         settings = {"context": config.context, "geometry": to_dict(model.geometry), "runtime": model.runtime.name}
@@ -217,10 +231,13 @@ def _written(name: str | None) -> Iterator[TextIO]:
         with contextlib.nullcontext(sys.stdout) if name is None else open(name, "w", encoding="utf-8") as out:
             yield out
         return
-    partial = Path(name).with_name(Path(name).name + ".partial")
-    with writing_output("scores", name), open(partial, "w", encoding="utf-8") as out:
+    with writing_output("scores", name), open(_partial(name), "w", encoding="utf-8") as out:
         yield out
-    partial.replace(name)
+    _partial(name).replace(name)
+
+
+def _partial(name: str) -> Path:
+    return Path(name).with_name(Path(name).name + ".partial")
 
 
 def _tsv_row(line: TextLine, score: Score | None, token_losses: bool) -> str:

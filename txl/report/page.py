@@ -102,7 +102,7 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
 
 
 def _partial(path: Path) -> Path:
-    return path.with_name(path.name + ".partial")
+    return path.parent / f"{path.name}.partial"
 
 
 def _plotly_file() -> Path:

@@ -27,6 +27,8 @@ def last_records(run: Path, *kinds: str) -> list[dict[str, Any]]:
     """
     found: dict[str, dict[str, Any]] = {}
     for line in _lines_from_the_end(run / "metrics.jsonl"):
+        if line.startswith(TRAIN_LINE) and ("train" in found or "train" not in kinds):
+            continue  # not parsed: there may be a million of them behind the last validation
         with contextlib.suppress(ValueError, KeyError, TypeError):
             record = parse_json(line)
             if record["kind"] in kinds:
