@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.entry_points import run_code
 from tests.support.mistakes import mistakes
 from txl import __version__
 from txl.cli.main import COMMANDS, main
@@ -75,16 +76,8 @@ def test_a_dry_run_loads_no_numbers(tmp_path):
 
 
 def packages_that_load(code, tmp_path):
-    done = subprocess.run(
-        [sys.executable, "-c", f"import sys; {code}; print(*sys.modules)"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    assert done.returncode == 0, done.stderr
-    return {module.partition(".")[0] for module in done.stdout.splitlines()[-1].split()}
+    said = run_code(f"import sys; {code}; print(*sys.modules)", tmp_path, timeout=60)
+    return {module.partition(".")[0] for module in said.split()}
 
 
 @pytest.mark.parametrize("command", ["train", "evaluate", "score", "generate", "benchmark"])

@@ -1,15 +1,11 @@
 """Optimizers compute as torch's own, and torch's compiler is not imported for them."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 
+from tests.support.entry_points import run_code
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
-from txl.files import PROJECT
 from txl.optim.without_compiler import without_compiler
 
 KINDS = {
@@ -60,12 +56,4 @@ for name in OptimizerName:
 def test_no_training_imports_torchs_compiler(tmp_path):
     options = [*TINY_RUN, *write_corpus(tmp_path), "train.max_step=8", "sample_tokens=0", "valid.enabled=false"]
     run = f"import sys; from txl.cli.main import main; assert main({['train', *options]!r}) == 0"
-    done = subprocess.run(
-        [sys.executable, "-c", f"{run}{A_STEP_OF_EVERY_OPTIMIZER}print('torch._dynamo' in sys.modules)"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert done.stdout.splitlines()[-1:] == ["False"], done.stdout + done.stderr
+    assert run_code(f"{run}{A_STEP_OF_EVERY_OPTIMIZER}print('torch._dynamo' in sys.modules)", tmp_path) == "False"

@@ -17,6 +17,20 @@ def environment(**extra: str) -> dict[str, str]:
     return os.environ | {"OMP_NUM_THREADS": "1"} | extra
 
 
+def run_code(code: str, cwd: Path, timeout: float = 120) -> str:
+    """Run a program of Python that can import this checkout; returns the last line that it prints."""
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env=environment(PYTHONPATH=str(PROJECT)),
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+    assert done.returncode == 0, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
+    return done.stdout.splitlines()[-1]
+
+
 def run(script: str, *overrides: str, cwd: Path, expect: int = 0, timeout: float = 120) -> subprocess.CompletedProcess:
     """Run an entry point as a user would; fails with its output when the exit code is another."""
     done = subprocess.run(

@@ -131,34 +131,6 @@ def choose_backend(
     return AttentionBackend.triton if tensor_cores else AttentionBackend.eager
 
 
-def fused_attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    by_distance: Tensor,
-    window: int | None,
-    dropatt: float,
-    ring_offset: int = 0,
-) -> Tensor:
-    """`relative_shift` and `attention_with_bias` in one Triton kernel, which stores neither scores nor probabilities.
-
-    Args:
-        query: [B, N, T, H].
-        key: [B, N, K, H].
-        value: [B, N, K, H].
-        by_distance: [B, N, T, R].
-        window: as in `relative_shift`.
-        dropatt: dropout of the probabilities.
-        ring_offset: as in `attention_with_bias`; without a gradient only.
-
-    Returns:
-        [B, N, T, H].
-    """
-    from txl.model.fused_attention import relative_attention
-
-    return relative_attention(query, key, value, by_distance, window, dropatt, ring_offset)
-
-
 class Attention(nn.Module):
     """Multi-head attention of a segment over its memory and itself, with residual connection and LayerNorm."""
 
@@ -247,7 +219,9 @@ class Attention(nn.Module):
         query, key = scheme.transform(layer, query, key, position_keys, ring_offset)
         dropatt = self.dropatt if self.training else 0.0
         if self.backend is AttentionBackend.triton and mask is None:
-            heads = fused_attention(query, key, value, by_distance, window, dropatt, ring_offset)
+            from txl.model.fused_attention import relative_attention  # needs Triton
+
+            heads = relative_attention(query, key, value, by_distance, window, dropatt, ring_offset)
         else:
             bias = relative_shift(by_distance, key.shape[2], window)
             if mask is not None:
