@@ -82,7 +82,8 @@ def composition_error(error: Exception, kind: type, overrides: list[str]) -> str
         group, _, option = error.missing_cfg_file.rpartition("/")
         options = ", ".join(error.options)
         suggestion = did_you_mean(option, error.options)
-        return f"{group}={shortened(option)} does not exist{suggestion or ';'} There are: {options}"
+        choices = f"{suggestion} There are" if suggestion else "; there are"
+        return f"{group}={shortened(option)} does not exist{choices}: {options}"
     if isinstance(error, OverrideParseException):
         reason = shortened(_first_line(error.message), MOST_QUOTED)
         if reason.startswith("Lexer"):  # an exception of Hydra's parser, which names no reason
