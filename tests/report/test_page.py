@@ -48,7 +48,7 @@ def test_the_curves_are_those_of_the_runs(page):
     assert best["valid"]["step"] == [100, 200, 300] and best["valid"]["tokens"] == [100_000, 200_000, 300_000]
     assert best["train"]["hours"][-1] == pytest.approx(2.0 * 290 / 3600, abs=1e-4) and best["complete"]
     (lost,) = (run for label, run in runs.items() if "lr=0.3" in label)
-    assert lost["lost"]["step"] == [20] and lost["lost"]["loss"] == [3.0] and lost["train"]["loss"] == [3.0, None]
+    assert lost["lost"]["step"] == [20] and lost["lost"]["loss"] == [3.0] and lost["lost"]["valid"] == [None] and lost["train"]["loss"] == [3.0, None]
 
 
 def test_tables_configurations_and_lengths_are_there(page):
@@ -125,6 +125,21 @@ def test_the_browser_draws_every_run_without_an_error(opened):
     assert len(names) == 11 and any("(stopped)" in name for name in names)
     assert opened.errors() == [] and opened.ask("document.title") != "owned"
     assert len(opened.find_all("#curves .scatterlayer .trace")) >= 10
+
+
+def test_a_cross_stands_at_the_last_finite_value_where_a_loss_was_not_finite(opened, page):
+    lines = [line("train", 10, 2.0), line("valid", 10, 3.0), line("train", 20, None), line("valid", 30, None)]
+    write_run(page.parent / "lost" / "a-s1", lines, 1, False, optimizer__lr=1.0)
+    write_run(page.parent / "lost" / "b-s1", [line("train", 10, None), line("train", 20, None)], 1, False)
+    assert main([str(page.parent / "lost"), "--html", str(page.parent / "lost.html")]) == 0
+    opened.open(page.parent / "lost.html")
+    crosses = "document.getElementById('curves').data.filter(t => t.marker?.symbol === 'x').map(t => [t.x, t.y])"
+    opened.choose("#unit", "loss")
+    assert opened.ask(crosses) == [[[20, 30], [3, 3]], [[10, 20], [3, 3]]]
+    opened.choose("#split", "train")
+    assert opened.ask(crosses) == [[[20, 30], [2, 2]], [[10, 20], [2, 2]]]
+    assert opened.errors() == []
+    opened.open(page)
 
 
 def test_hovering_over_a_point_tells_its_run_and_value(opened):

@@ -32,6 +32,26 @@ def test_evaluations_and_runs_stand_in_one_report_with_their_lengths(tmp_path, c
     assert "ᵇ measured with tgt_len 64 mem_len 640 clamp_len -1 same_length false batch 16" in said
 
 
+def test_evaluations_that_learnt_are_rows_of_their_own_with_their_settings(tmp_path, capsys):
+    rms = {"dynamic": "rms", "rate": 0.3, "decay": 0.0, "segments": 1, "statistics": 40}
+    cache = {"neural_cache": 4000, "theta": 0.015, "lambda": 0.3}
+    files = []
+    for i, settings in enumerate(({}, rms, cache, rms | cache)):
+        result = RESULT | {"loss": 3.0 - i / 10, "ppl": 20.0 - i} | ({"adaptation": settings} if settings else {})
+        files.append(write(tmp_path / f"{i}.json", EVALUATION | {"test": result}))
+    assert main(files) == 0
+    said = capsys.readouterr().out
+    for row in ("20.00ᵃ  3.0000  -  ", "19.00ᵇ  2.9000  rms rate 0.3  ", "18.00ᶜ  2.8000  cache 4000  "):
+        assert " ".join(row.split()) in " ".join(said.split())
+    assert "rms rate 0.3, cache 4000" in said and max(map(len, said.splitlines())) <= 80
+    learnt = "batch 16 dynamic rms rate 0.3 decay 0.0 segments 1 statistics 40 neural_cache 4000 theta 0.015 lambda 0.3"
+    assert f"ᵈ measured with tgt_len 64 mem_len 64 clamp_len -1 same_length false {learnt}" in " ".join(said.split())
+    assert main([*files, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)["evaluations"]["rows"]
+    assert [row.get("adaptation.neural_cache") for row in rows] == [None, None, 4000, 4000]
+    assert rows[3]["adaptation.rate"] == 0.3 and rows[3]["adaptation.lambda"] == 0.3
+
+
 def test_an_inference_benchmark_has_the_originals_columns_and_its_rows_beside(tmp_path, capsys):
     file = write(tmp_path / "i.json", {"machine": {"name": "NVIDIA A100"}, "rows": [ROW]})
     assert main([file, "--markdown"]) == 0

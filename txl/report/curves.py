@@ -28,7 +28,7 @@ def curves_of_runs(runs: list[RunRecord]) -> list[dict[str, Any]]:
                 "complete": run.is_complete,
                 "train": _columns(train),
                 "valid": _columns([_point(v["step"], v["loss"], tokens, hours, v.get("time")) for v in valid]),
-                "lost": _columns(_points_at(curve.not_finite, train)),
+                "lost": _lost_points(run, train),
                 "spikes": _columns(_points_at(curve.spikes, train)),
                 "geometry": describe_geometry(valid[-1]) if valid else "",
                 "folder": str(run.folder),
@@ -49,6 +49,16 @@ def _point(
 
 def _columns(points: list[Point]) -> dict[str, list[Any]]:
     return {name: [point[i] for point in points] for i, name in enumerate(("step", "loss", "tokens", "hours"))}
+
+
+def _lost_points(run: RunRecord, train: list[Point]) -> dict[str, list[Any]]:
+    """Where losses were not finite: at the last finite training loss before, and (`valid`) at the last validation's."""
+    validations = run.metrics.valid
+    steps = sorted({*run.metrics.train.not_finite, *(line["step"] for line in validations if line["loss"] is None)})
+    points = _columns(_points_at(steps, train))
+    finite = [(line["step"], line["loss"]) for line in validations if line["loss"] is not None]
+    before = ([loss for at, loss in finite if at <= step][-1:] for step in points["step"])
+    return points | {"valid": [round(losses[0], 5) if losses else None for losses in before]}
 
 
 def _points_at(steps: list[int], train: list[Point]) -> list[Point]:

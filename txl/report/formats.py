@@ -5,7 +5,7 @@ import io
 import re
 import sys
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from txl.files import to_json
 from txl.report.tables import SUPERSCRIPTS, Column, Spread, Table, Value
@@ -13,7 +13,6 @@ from txl.report.tables import SUPERSCRIPTS, Column, Spread, Table, Value
 if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
-NARROWEST_TEXT = 12  # columns of the terminal that a shortened text keeps
 PLAIN = str.maketrans("▁▂▃▄▅▆▇█─·…", "12345678--~")  # for a terminal that knows ASCII only
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
@@ -63,8 +62,10 @@ def _rich_table(table: Table, columns: list[Column], width: int) -> "RichTable":
 
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
     for column in columns:
-        heading = Text(column.title)
-        shown.add_column(heading, justify="left" if column.is_text else "right", no_wrap=True, overflow="ellipsis")
+        size = _text_width(table, column)
+        narrowest = min(size, column.narrowest) if column.is_text else size
+        side: Literal["left", "right"] = "left" if column.is_text else "right"
+        shown.add_column(Text(column.title), justify=side, no_wrap=True, overflow="ellipsis", min_width=narrowest)
     for i in range(len(table.rows)):
         cells = [Text(printable_line(table.cell(i, column))) for column in columns]
         shown.add_row(*cells, style="bold green" if i == table.best else None)
@@ -76,17 +77,21 @@ def fitting_columns(table: Table, width: int) -> tuple[list[Column], list[Column
     columns, left_out = table.shown_columns(), list[Column]()
 
     def needed() -> int:
-        widths = [max(map(len, [column.title, *texts[column.key]])) for column in columns]
-        texts_only = [size for size, column in zip(widths, columns, strict=True) if column.is_text]
-        spare = sum(max(0, size - NARROWEST_TEXT) for size in texts_only)  # texts are shortened before columns go
-        return sum(widths) - spare + 2 * len(columns)
+        # Texts are shortened before columns go.
+        spare = sum(max(0, widths[column.key] - column.narrowest) for column in columns if column.is_text)
+        return sum(widths[column.key] for column in columns) - spare + 2 * len(columns)
 
-    texts = {column.key: [table.cell(i, column) for i in range(len(table.rows))] for column in columns}
+    widths = {column.key: _text_width(table, column) for column in columns}
     while len(columns) > 2 and needed() > width:
         worst = max(columns, key=lambda column: (column.rank, columns.index(column)))
         columns = [column for column in columns if column is not worst]
         left_out.insert(0, worst)
     return columns, left_out
+
+
+def _text_width(table: Table, column: Column) -> int:
+    """The columns of a terminal that a column's longest text takes."""
+    return max(map(len, [column.title, *(table.cell(i, column) for i in range(len(table.rows)))]))
 
 
 def printable_line(text: str) -> str:

@@ -4,6 +4,7 @@
 const DATA = JSON.parse(document.getElementById("data").textContent);
 const COLORS = ["#2f7ed8", "#e8710a", "#199d59", "#c2185b", "#8657d6", "#00a3b4", "#b58900", "#d64545", "#6b8e23", "#8d6e63"];
 const DASHES = ["solid", "dash", "dot", "dashdot", "longdash"];
+const LOST = "#d92d20";  // a loss that is not finite
 const X_TITLES = { step: "step", tokens: "tokens", hours: "hours of training" };
 const root = document.documentElement;
 
@@ -50,14 +51,19 @@ function runTraces(x, what, unit) {
     if (what !== "train")
       add(run.valid, { line, mode: run.valid.step.length < 60 ? "lines+markers" : "lines", marker: { size: 5 },
         hovertemplate: hover("valid") });
-    if (what !== "valid" || !run.valid.step.length)
-      add(run.lost, { mode: "markers", marker: { symbol: "x", size: 10, color: "#d92d20" },
-        showlegend: what === "valid",
-        hovertemplate: `${plain(run.label)}<br>${X_TITLES[x]} %{x}<br>loss not finite<extra></extra>` });
+    const height = run.lost.loss.map((loss, i) => (what === "valid" ? run.lost.valid[i] ?? loss : loss ?? run.lost.valid[i]));
+    add({ ...run.lost, loss: height.map((loss) => loss ?? Infinity) }, { mode: "markers", meta: `${run.label} lost`,
+      marker: { symbol: "x", size: 11, color: LOST, line: { width: 1, color: style("--back") } },
+      showlegend: !traces.some((trace) => trace.legendgroup === run.label),
+      hovertemplate: `${plain(run.label)}<br>${X_TITLES[x]} %{x}<br>loss not finite<extra></extra>` });
     if (what !== "valid")
       add(run.spikes, { mode: "markers", marker: { symbol: "triangle-up", size: 10, color: "#f5a623" }, showlegend: false,
         hovertemplate: `${plain(run.label)}<br>${X_TITLES[x]} %{x}<br>loss spike<extra></extra>` });
   }
+  // A run that never had a finite loss has its crosses along the top.
+  const heights = traces.flatMap((trace) => trace.y).filter(Number.isFinite);
+  const top = heights.length ? heights.reduce((a, b) => Math.max(a, b)) : 1;
+  for (const trace of traces) trace.y = trace.y.map((y) => (y === Infinity ? top : y));
   return traces;
 }
 

@@ -86,10 +86,12 @@ def evaluations_table(files: list[ResultFile]) -> Table:
         Column("split", "split", is_text=True),
         Column("score", score, show=show_fixed(4 if score == "bpc" else 2)),
         Column("loss", "loss", show=show_fixed(4)),
+        Column("learns", "learns", is_text=True, long="learns from the text", narrowest=24),
         Column("tokens_per_second", "tok/s", show=show_short),
         Column("runtime", "runtime", is_text=True, rank=3),
         Column("precision", "precision", is_text=True, rank=2),
         *(Column(key, key, only_in_files=True) for key in ("metric", "score_geometry", "tokens", "file")),
+        *(Column(key, key, only_in_files=True) for key in _adaptation_keys(files)),
     ]
     table = Table("evaluations", "evaluations", columns)
     for file in files:
@@ -99,7 +101,7 @@ def evaluations_table(files: list[ResultFile]) -> Table:
             if isinstance(values, dict) and "loss" in values:
                 checkpoint = _short_path(str(file.values.get("checkpoint", "?")))
                 row: dict[str, Value] = {"checkpoint": checkpoint, "split": split, "file": str(file.path)}
-                table.rows.append(row | shared | _numbers(values, str(file.values["metric"])))
+                table.rows.append(row | shared | _numbers(values, str(file.values["metric"])) | _adaptation(values))
     table.mark_measurements(("score",))
     return table
 
@@ -107,10 +109,32 @@ def evaluations_table(files: list[ResultFile]) -> Table:
 def _numbers(values: dict[str, Any], metric: str) -> dict[str, Value]:
     finite = values["loss"] is not None
     score: Value = score_of(values, metric) if finite else NOT_FINITE
-    geometry = describe_geometry(values)
+    geometry = " ".join([describe_geometry(values), *(f"{key} {value}" for key, value in _settings(values).items())])
     return {"score": score, "score_geometry": geometry, "metric": metric, "loss": values["loss"]} | {
         key: values.get(key) for key in ("tokens_per_second", "tokens")
     }
+
+
+def _settings(values: dict[str, Any]) -> dict[str, Value]:
+    """The settings of an evaluation that learnt from the text (dynamic=, neural_cache=); empty for a plain one."""
+    settings = values.get("adaptation")
+    return {key: plain_value(value) for key, value in settings.items()} if isinstance(settings, dict) else {}
+
+
+def _adaptation(values: dict[str, Any]) -> dict[str, Value]:
+    """How an evaluation learnt, in a few words, and all its settings."""
+    settings, words = _settings(values), list[str]()
+    if "dynamic" in settings:
+        words.append(f"{settings['dynamic']} rate {settings.get('rate')}")
+    if "neural_cache" in settings:
+        words.append(f"cache {settings['neural_cache']}")
+    return {"learns": ", ".join(words)} | {f"adaptation.{key}": value for key, value in settings.items()}
+
+
+def _adaptation_keys(files: list[ResultFile]) -> list[str]:
+    """The settings of learning that any of these files has."""
+    results = [values for file in files for split in SPLITS if isinstance(values := file.values.get(split), dict)]
+    return list(dict.fromkeys(f"adaptation.{key}" for values in results for key in _settings(values)))
 
 
 def _short_path(checkpoint: str) -> str:

@@ -47,6 +47,7 @@ class Column:
     rank: int = 0  # where a terminal is too narrow, the columns with the highest rank are left out first
     only_in_files: bool = False  # in CSV and JSON alone
     long: str = ""  # heading where there is room: all but a terminal
+    narrowest: int = 12  # columns of a narrow terminal that a shortened text keeps
 
     @property
     def heading(self) -> str:
