@@ -1,6 +1,9 @@
 """`txl search`: Optuna proposes, trainings are its trials; and what Hydra's own sweepers are told."""
 
+import contextlib
+import io
 import json
+import shlex
 import signal
 import subprocess
 import sys
@@ -10,11 +13,12 @@ import pytest
 
 from tests.support.entry_points import command, environment
 from tests.support.made_data import write_corpus
-from tests.support.tiny_runs import TINY_RUN
+from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.cli.main import main
-from txl.cli.search import split_space
+from txl.cli.search import compose_run, split_space
 from txl.errors import ConfigError
-from txl.launch.search import Dimension, Search, begun_trials, best_trial, open_study, run_search
+from txl.launch.search import run_search
+from txl.launch.study import Dimension, Search, begun_trials, best_trial, open_study
 
 
 def search_command(tmp_path, *arguments):
@@ -23,6 +27,11 @@ def search_command(tmp_path, *arguments):
     space = ["optimizer.lr=tag(log,interval(1e-4,1e-1))", "model.dropout=0.0,0.2"]
     folder = ["--folder", str(tmp_path / "study")]
     return [sys.executable, "-m", "txl", "search", *data, *TINY_RUN, *short, *space, *folder, *arguments]
+
+
+def search_of(tmp_path, *overrides):
+    """A search that has not begun."""
+    return Search(tmp_path / "study", list(overrides), [Dimension("seed", choices=("1",))], 1, 1, compose_run)
 
 
 def study_in(folder):
@@ -78,14 +87,24 @@ def test_a_mistake_is_one_line_before_the_first_trial(arguments, answer, tmp_pat
 def test_a_missing_optuna_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     with pytest.raises(ConfigError, match="needs Optuna 4 or newer: pip install"):
-        run_search(Search(tmp_path / "study", [], [Dimension("seed", choices=("1",))], 1, 1))
+        run_search(search_of(tmp_path))
 
 
 def test_a_study_of_other_settings_is_not_continued(tmp_path):
-    search = Search(tmp_path / "study", ["a=1"], [Dimension("seed", choices=("1",))], 1, 1)
-    open_study(search)
+    open_study(search_of(tmp_path, "a=1"))
     with pytest.raises(ConfigError, match="holds a study of other settings; name another folder"):
-        open_study(Search(tmp_path / "study", ["a=2"], search.space, 1, 1))
+        open_study(search_of(tmp_path, "a=2"))
+
+
+def test_a_folder_that_cannot_hold_a_study_is_one_line(tmp_path):
+    (tmp_path / "study").write_text("a file")
+    with pytest.raises(ConfigError, match="cannot hold the study: File exists; name another: --folder FOLDER"):
+        open_study(search_of(tmp_path))
+    (tmp_path / "study").unlink()
+    open_study(search_of(tmp_path))
+    (tmp_path / "study" / "study.log").write_text("damaged\n" * 3)
+    with pytest.raises(ConfigError, match="study.log is damaged .*; begin again elsewhere: --folder FOLDER"):
+        open_study(search_of(tmp_path))
 
 
 def test_a_killed_search_goes_on_with_its_trials_and_finds_the_best(tmp_path):
@@ -117,6 +136,55 @@ def test_a_killed_search_goes_on_with_its_trials_and_finds_the_best(tmp_path):
     assert losses[best] == min(losses.values())
     assert f"best: trial {best}, valid loss {min(losses.values()):.4f}" in done.stdout
     assert done.stdout.rstrip().endswith(f"evaluate checkpoint={folder}/trial_{best}")
+    record = json.loads((folder / "study.json").read_text())
+    assert [trial["loss"] for trial in record["trials"]] == [losses[0], losses[1]]
+    assert record["importances"].keys() == {"optimizer.lr", "model.dropout"} and "PED-ANOVA" in record["importances_by"]
+
+
+@pytest.mark.slow
+def test_a_hopeless_trial_is_stopped_at_a_validation_says_so_everywhere_and_can_be_continued(tmp_path):
+    """Learning rates far too high are worse than the median of four others at the same step."""
+    from txl.launch.status import main as status
+    from txl.report.__main__ import main as report
+
+    data, folder = write_corpus(tmp_path / "text"), tmp_path / "study"
+    fixed = [*data, *TINY_RUN, "train.max_step=300", "valid.interval=10", "scheduler=constant", f"runs={tmp_path}/runs"]
+    search = Search(folder, fixed, [Dimension("optimizer.lr", choices=("0.02", "1e-07"))], 0, 1, compose_run)
+    study = open_study(search)
+    for loss in (1.0, 1.1, 1.2, 1.3):  # four trials that have ended, with losses that no training here reaches
+        trial = study.ask()
+        trial.suggest_categorical("optimizer.lr", ("0.02", "1e-07"))
+        for step in range(10, 301, 10):
+            trial.report(loss, step)
+        study.tell(trial, loss)
+    space = "optimizer.lr=0.02,1e-07"
+    typed = [sys.executable, "-m", "txl", "search", *fixed, space, "--folder", str(folder), "--trials", "5"]
+    done = subprocess.run(typed, env=environment(), capture_output=True, text=True, timeout=240)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "trial 4 pruned at step 10: its validation was worse than the median" in done.stdout
+    assert study_in(folder).trials[4].state.name == "PRUNED"
+    run = folder / "trial_4"
+    assert not (run / "summary.json").exists() and list(run.glob("checkpoints/step_*"))
+    assert "PRUNED" in shown_by(status, str(run))
+    said = shown_by(report, str(run), "--json")
+    assert json.loads(said)["compare"]["rows"][0]["state"] == "pruned"
+    record = json.loads((folder / "study.json").read_text())
+    assert record["trials"][4]["state"] == "pruned" and record["trials"][4]["last_loss"] > 1.3
+    again = (folder / "trial_4.log").read_text().splitlines()[0]
+    words = shlex.split(again.partition(" train ")[2])
+    saved = len(metrics(run))
+    subprocess.run([sys.executable, "-m", "txl", "train", *words], env=environment(), check=True, timeout=240)
+    steps = [record["step"] for record in metrics(run)]
+    assert 10 <= saved < 300 and steps == list(range(1, 301))
+    assert json.loads(shown_by(report, str(run), "--json"))["compare"]["rows"][0]["state"] == "finished"
+
+
+def shown_by(command, *arguments):
+    """What a command prints that ends well."""
+    out = io.StringIO()
+    with contextlib.redirect_stdout(out):
+        assert command(list(arguments)) == 0
+    return out.getvalue()
 
 
 SWEEPER = """

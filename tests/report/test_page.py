@@ -9,7 +9,7 @@ import re
 import pytest
 
 from tests.support import browser
-from tests.support.made_runs import line, usual_lines, write_run, write_sweep
+from tests.support.made_runs import line, usual_lines, write_run, write_study, write_sweep
 from txl.report.__main__ import main
 from txl.report.curves import elapsed_hours
 from txl.report.runs import read_run
@@ -48,7 +48,12 @@ def test_the_curves_are_those_of_the_runs(page):
     assert best["valid"]["step"] == [100, 200, 300] and best["valid"]["tokens"] == [100_000, 200_000, 300_000]
     assert best["train"]["hours"][-1] == pytest.approx(2.0 * 290 / 3600, abs=1e-4) and best["complete"]
     (lost,) = (run for label, run in runs.items() if "lr=0.3" in label)
-    assert lost["lost"]["step"] == [20] and lost["lost"]["loss"] == [3.0] and lost["lost"]["valid"] == [None] and lost["train"]["loss"] == [3.0, None]
+    assert (
+        lost["lost"]["step"] == [20]
+        and lost["lost"]["loss"] == [3.0]
+        and lost["lost"]["valid"] == [None]
+        and lost["train"]["loss"] == [3.0, None]
+    )
 
 
 def test_tables_configurations_and_lengths_are_there(page):
@@ -197,3 +202,18 @@ def test_the_means_of_base_are_drawn_beside_the_published_ones(tmp_path, opened)
     (published,) = [trace for trace in traces(opened) if trace["name"] and trace["name"].startswith("published")]
     assert published["y"][:2] == [42.62, 32.31] and opened.errors() == []
     assert sum(trace["name"] == "wt103-base, 2 seeds" for trace in traces(opened)) == 1
+
+
+def test_the_trials_of_a_search_are_lines_across_its_keys(tmp_path, opened):
+    assert main([str(write_study(tmp_path / "search-1")), "--html", str(tmp_path / "study.html")]) == 0
+    opened.open(tmp_path / "study.html")
+    lines = "document.querySelector('[data-study]').data.map(t => ({name: t.name, y: t.y, opacity: t.opacity}))"
+    drawn = {line["name"]: line["y"] for line in opened.ask(lines)}
+    assert drawn.keys() == {"best: trial 1", "complete", "pruned", "failed"}
+    assert drawn["best: trial 1"] == pytest.approx([2 / 3, 1, 0]) and len(opened.ask(lines)) == 5
+    assert drawn["pruned"][-1] == 1  # its loss is far above the others
+    assert [bar.size["width"] for bar in opened.find_all(".study .bar")] == [108, 12]
+    opened.drag(opened.find("[data-study] .nsewdrag"), (-0.48, -0.45), (-0.3, 0.3))
+    opened.wait_for("document.querySelector('[data-study]').data.some(t => t.opacity < 0.1)")
+    opened.click("#theme")
+    assert opened.ask(lines) and opened.errors() == []

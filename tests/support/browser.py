@@ -55,6 +55,14 @@ class Browser:
         """Move the mouse to a place relative to the middle of an element."""
         ActionChains(self.driver).move_to_element_with_offset(element, x, y).perform()
 
+    def drag(self, element: WebElement, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """Draw a box with the mouse; places relative to the middle of an element, in parts of its size."""
+        self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", element)
+        size = element.size
+        places = [(round(x * size["width"]), round(y * size["height"])) for x, y in (start, end)]
+        actions = ActionChains(self.driver).move_to_element_with_offset(element, *places[0]).click_and_hold()
+        actions.move_to_element_with_offset(element, *places[1]).release().perform()
+
     def wait_for(self, expression: str) -> None:
         WebDriverWait(self.driver, PATIENCE).until(lambda d: self.ask(expression))
 

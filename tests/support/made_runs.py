@@ -55,3 +55,28 @@ def write_sweep(folder: Path, rates=(0.003, 0.01, 0.03), seeds=(1, 2, 3), steps:
             path = folder / "sweep" / f"{round(rate * 1e6):08x}-s{seed}"
             written.append(write_run(path, lines, seed, optimizer__lr=rate, train__max_step=steps))
     return written
+
+
+def write_study(folder: Path, states=("complete", "complete", "complete", "pruned", "fail")) -> Path:
+    """The folder of a search over two keys: trial 1 is the best, pruned and failed ones have no end."""
+    space = [
+        {"key": "optimizer.lr", "low": 1e-4, "high": 0.1, "step": None, "log": True, "whole": False, "choices": []},
+        {"key": "model.dropout", "low": 0.0, "high": 0.0, "log": False, "whole": False, "choices": ["0.0", "0.2"]},
+    ]
+    trials = []
+    for number, state in enumerate(states):
+        rate, dropout = [0.001, 0.01, 0.05][number % 3], ["0.0", "0.2"][number % 2]
+        ended, offset = state == "complete", 0.1 * abs(number - 1)
+        lines = usual_lines(offset) if ended else usual_lines(1.0, 100, test=False)
+        path = folder / f"trial_{number}"
+        write_run(path, lines, 1, ended, optimizer__lr=rate, model__dropout=float(dropout))
+        if state == "pruned":
+            (path / "pruned.json").write_text(json.dumps({"step": 100, "loss": 4.3, "why": "hopeless"}))
+        trial = {"number": number, "folder": path.name, "state": state, "step": 300 if ended else 100}
+        trial |= {"values": {"optimizer.lr": rate, "model.dropout": dropout}}
+        trials.append(trial | {"loss": 3.1 + offset if ended else None, "last_loss": 3.1 + offset if ended else 4.3})
+    study = {"space": space, "trials": trials, "importances": {"optimizer.lr": 0.9, "model.dropout": 0.1}}
+    study |= {"overrides": [], "pruning": True, "importances_by": "PED-ANOVA of Optuna 5.0.0"}
+    (folder / "study.json").write_text(json.dumps(study))
+    (folder / "study.log").touch()
+    return folder

@@ -3,7 +3,7 @@
 Examples:
   txl search experiment=demo 'optimizer.lr=tag(log,interval(1e-4,1e-2))' model.dropout=0.0,0.1,0.2 --trials 20
   txl search model=small data=text data.file=a.txt 'model.n_layer=range(2,9)' --parallel 4      one trial per GPU
-  txl search hardware=dgx2 'optimizer.lr=interval(0.005,0.02)' --parallel 8                     as SLURM jobs
+  txl search hardware=dgx2 'optimizer.lr=interval(0.005,0.02)' --parallel 8                     SLURM jobs, 8 at once
 
 A key with several values is searched: interval(LOW,HIGH) numbers between, int(interval(...)) whole numbers,
 tag(log,interval(...)) by their logarithm, range(...) or a,b,c one of them. The same command continues a search.
@@ -19,9 +19,12 @@ from txl.config.compose import register_types, to_typed
 from txl.config.error_messages import composition_error
 from txl.config.rules import validate
 from txl.config.schema import RunConfig
+from txl.config.tracking import WandbMode
 from txl.errors import ConfigError, shortened
 from txl.files import CONF, sha256_of_json
-from txl.launch.search import Dimension, Search, best_trial, open_study, run_search
+from txl.launch.search import run_search
+from txl.launch.study import Dimension, Search, best_trial, open_study
+from txl.plan.batch_split import with_global_batch
 from txl.system.console import escape_what_cannot_be_printed
 from txl.system.hardware import visible_gpus
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED
@@ -56,10 +59,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _above_zero(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError("must be above 0")
-    return value
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is no whole number above 0")
+    return int(text)
 
 
 def plan_search(options: argparse.Namespace) -> Search:
@@ -76,14 +78,18 @@ def plan_search(options: argparse.Namespace) -> Search:
         key = override.partition("=")[0]
         if key in OWN_KEYS:
             raise ConfigError(f"{override} has no place in a search: trials have folders of their own; leave it out")
-    config = compose_once([*fixed, *(f"{dimension.key}={first_value(dimension)}" for dimension in space)])
+    config = compose_run([*fixed, *(f"{dimension.key}={first_value(dimension)}" for dimension in space)])
     name = sha256_of_json([fixed, [str(dimension) for dimension in space]])[:8]
     folder = options.folder or Path(config.runs) / config.name / f"search-{name}"
+    if config.tracking.wandb.mode is not WandbMode.none and config.tracking.wandb.group is None:
+        fixed = [*fixed, f"tracking.wandb.group=search-{name}"]
     on_slurm = config.cluster.name == "slurm"
     parallel = options.parallel or (1 if on_slurm else max(1, len(visible_gpus())))
     if not on_slurm and options.parallel is None and visible_gpus() and config.gpus is None:
         fixed = [*fixed, "gpus=1"]  # a GPU for each trial
-    return Search(folder, fixed, space, options.trials, parallel, options.seed, not options.no_pruning, on_slurm)
+    return Search(
+        folder, fixed, space, options.trials, parallel, compose_run, options.seed, not options.no_pruning, on_slurm
+    )
 
 
 def split_space(overrides: list[str]) -> tuple[list[str], list[Dimension]]:
@@ -139,8 +145,8 @@ def first_value(dimension: Dimension) -> str:
     return str(int(dimension.low)) if dimension.whole else repr(dimension.low)
 
 
-def compose_once(overrides: list[str]) -> RunConfig:
-    """The checked configuration of these overrides. Raises ConfigError."""
+def compose_run(overrides: list[str]) -> RunConfig:
+    """The checked configuration of a training with these overrides. Raises ConfigError."""
     from hydra import compose, initialize_config_dir
 
     register_types()
@@ -150,7 +156,7 @@ def compose_once(overrides: list[str]) -> RunConfig:
             composed = compose("train", overrides)
     except Exception as error:
         raise ConfigError(composition_error(error, RunConfig, overrides)) from None
-    return validate(to_typed(composed))
+    return with_global_batch(validate(to_typed(composed)))
 
 
 def _print_best(search: Search) -> None:

@@ -11,9 +11,9 @@ from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
 from txl.errors import ConfigError, shortened
-from txl.report.run_state import reason_of_failure, seconds_left_of_run, state_of_folder
+from txl.report.run_state import is_pruned, reason_of_failure, seconds_left_of_run, state_of_folder
 from txl.report.runs import DEPTH, runs_below
-from txl.system.slurm_jobs import SubmittedJob, describe_job
+from txl.system.slurm_jobs import ENDED, SubmittedJob, describe_job
 from txl.tracking.metrics_file import last_records, read_json_lines
 
 WIDTH = 120  # columns of the table at most
@@ -107,6 +107,8 @@ def status_row(run: Path, config: dict[str, Any]) -> tuple[str, ...]:
     shown = describe_job(submitted.job) if submitted else {}
     train, valid = last_records(run, "train", "valid")
     state = shown.get("JobState") or state_of_folder(run)
+    if state in ENDED and is_pruned(run):
+        state = "PRUNED"
     nodes = shown.get("NodeList", "")
     if nodes in ("", "(null)", "None assigned"):
         nodes = attempts[-1].get("nodes") or "" if attempts else ""

@@ -17,9 +17,10 @@ from txl.report.result_files import (
 )
 from txl.report.runs import RunRecord
 from txl.report.stability import seed_groups, stability_table
+from txl.report.studies import studies_of_runs, study_tables
 from txl.report.tables import Table
 
-TABLES = ("compare", "stability", "accuracy", "performance", "evaluations", "inference")
+TABLES = ("compare", "study", "stability", "accuracy", "performance", "evaluations", "inference")
 
 
 @dataclass
@@ -54,6 +55,8 @@ def choose_tables(given: ReportInput, selection: Selection, wanted: list[str], e
     tables: list[Table] = []
     if runs and _asked("compare", wanted):
         tables.append(compare_runs(given.runs, selection))
+    if _asked("study", wanted):
+        tables += study_tables(studies_of_runs(runs))
     if "stability" in wanted or (not wanted and (everything or len(groups) == 1 and len(groups[0]) == len(runs))):
         tables += _stability(groups, runs)
     settings = name_settings(runs, PLACE_KEYS)

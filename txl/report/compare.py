@@ -25,7 +25,8 @@ from txl.report.tables import (
 from txl.tracking.metrics_file import MetricsLine
 
 SORTABLE = ("valid", "test", "steps", "tokens", "seconds", "tokens_per_second", "state")
-FIRST_KEY_RANK = 100  # from here on, keys beyond the first are left out of narrow terminals before other columns
+# In a narrow terminal the first key stays, the next ones go after time and speed, and further ones before all else.
+KEY_RANKS, FURTHER_KEY_RANK = (0, 1, 1), 100
 MOST_NAMED = 8  # keys that change together are named up to this number
 MOST_NOTES = 20  # about single runs
 MOST_REASONS = 8  # runs whose failure is explained below the table
@@ -51,6 +52,8 @@ def compare_runs(runs: list[RunRecord], selection: Selection | None = None) -> T
     groups = group_runs(runs, settings, keys, selection.each)
     metrics = {run.metric for run in runs}
     table = Table("compare", f"{len(runs)} run{'s' * (len(runs) > 1)}", _columns(keys, hidden, settings, metrics))
+    if any(run.trial is not None for run in runs):
+        table.columns.insert(0, Column("trial", "trial", show=show_count))
     together = [key for others in hidden.values() for key in others]
     table.rows = [_row(group, together) for group in groups]
     order = sorted(range(len(groups)), key=_sorting(table, groups, selection.sort, settings))
@@ -71,8 +74,8 @@ def _columns(
     digits = show_fixed(4 if score == "bpc" else 2)
     names = short_names(keys)
     key_columns = [
-        Column(key, names[key], show=lambda value: f"{value:g}", is_text=True, rank=FIRST_KEY_RANK + i if i else 0)
-        for i, key in enumerate(keys)
+        Column(key, names[key], show=lambda value: f"{value:g}", is_text=True, rank=rank)
+        for key, rank in zip(keys, [*KEY_RANKS, *range(FURTHER_KEY_RANK, FURTHER_KEY_RANK + len(keys))], strict=False)
     ]
     others = [Column(key, key, only_in_files=True) for key in (other for group in hidden.values() for other in group)]
     return [
@@ -103,6 +106,7 @@ def _row(group: RunGroup, together: list[str]) -> dict[str, Value]:
         row[count] = f"{len(group.runs)} of {group.of}"
     elif many or count == "seed":
         row[count] = f"{len(group.runs)} {seeds}" if many else run.seed
+    row["trial"] = None if many else run.trial
     row["metric"] = run.metric if len({run.metric for run in group.runs}) == 1 else "mixed"
     for name, lines in (("valid", [run.best for run in group.runs]), ("test", [run.test for run in group.runs])):
         row |= _results(name, lines, group.runs)

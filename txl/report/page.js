@@ -127,9 +127,97 @@ function draw() {
     { responsive: true, displaylogo: false, scrollZoom: true, modeBarButtons: [["zoom2d", "pan2d", "resetScale2d", "toImage"]] });
 }
 
+// --------------------------------------------------------------------------- the trials of a search
+
+const short = (value) => {
+  const size = Math.abs(value);
+  return size && (size < 1e-3 || size >= 1e5) ? value.toExponential(1).replace(".0e", "e") : String(Number(value.toPrecision(3)));
+};
+
+// An axis: `place` gives the height (0 to 1) of a value, `ticks` are [height, text].
+function rangeAxis(name, low, high, log, more = "") {
+  const scale = log ? Math.log10 : (value) => value;
+  const span = scale(high) - scale(low) || 1;
+  const place = (value) => Math.min(1, Math.max(0, (scale(value) - scale(low)) / span));
+  const inside = log ? Array.from({ length: 40 }, (_, i) => 10 ** (i - 20)) : [low + span / 4, low + span / 2, low + (3 * span) / 4];
+  const between = inside.filter((value) => value > low && value < high && place(value) > 0.07 && place(value) < 0.93);
+  return { name, place, ticks: [[0, short(low)], ...between.map((value) => [place(value), short(value)]), [1, more + short(high)]] };
+}
+
+function choiceAxis(name, choices) {
+  const place = (value) => (choices.length > 1 ? choices.indexOf(String(value)) / (choices.length - 1) : 0.5);
+  return { name, place, ticks: choices.map((choice) => [place(choice), choice.length > 18 ? choice.slice(0, 17) + "…" : choice]) };
+}
+
+// Losses far above the others would press these together: they stand at the top.
+function lossAxis(trials) {
+  const losses = trials.filter((trial) => trial.loss !== null).map((trial) => trial.loss).sort((a, b) => a - b);
+  if (!losses.length) return rangeAxis("valid loss", 0, 1, false);
+  const low = losses[0], most = losses[losses.length - 1], usual = low + 4 * (losses[Math.floor(losses.length / 2)] - low);
+  return usual > low && usual < most ? rangeAxis("valid loss", low, usual, false, "≥ ") : rangeAxis("valid loss", low, most, false);
+}
+
+function trialTraces(study, axes) {
+  const losses = study.trials.filter((trial) => trial.state === "complete").map((trial) => trial.loss);
+  const low = Math.min(...losses), span = Math.max(...losses) - low || 1;
+  const looks = {
+    "not ended": { color: style("--soft"), dash: "dash", width: 1.2 }, failed: { color: LOST, dash: "dash", width: 1.2 },
+    pruned: { color: style("--soft"), dash: "dot", width: 1.4 }, complete: { color: style("--link"), width: 1.8 },
+    best: { color: style("--best"), width: 4 },
+  };
+  const kind = (trial) => (trial.best ? "best" : trial.state), order = Object.keys(looks), named = new Set();
+  const sorted = [...study.trials].sort((a, b) => order.indexOf(kind(a)) - order.indexOf(kind(b)) || (b.loss ?? 0) - (a.loss ?? 0));
+  return sorted.map((trial) => {
+    const points = trial.values.map((value, i) => (value === null || value === undefined ? null : axes[i].place(value)));
+    if (trial.loss !== null && trial.loss !== undefined) points.push(axes[axes.length - 1].place(trial.loss));
+    const values = study.axes.map((axis, i) => `${axis.key}=${typeof trial.values[i] === "number" ? short(trial.values[i]) : trial.values[i]}`);
+    const loss = trial.loss === null || trial.loss === undefined ? "no validation" : `valid loss ${trial.loss.toFixed(4)}`;
+    const end = trial.state === "complete" ? loss : `${trial.state}${trial.step ? ` at step ${trial.step}` : ""}, ${loss}`;
+    const group = kind(trial), name = group === "best" ? `best: trial ${trial.number}` : group;
+    const first = !named.has(group);
+    named.add(group);
+    const fade = group === "complete" ? 1 - 0.65 * ((trial.loss - low) / span) : 1;
+    return { x: points.map((_, i) => i), y: points, mode: "lines+markers", name, legendgroup: group, showlegend: first, opacity: fade,
+      line: looks[group], marker: { size: group === "best" ? 8 : 5, color: looks[group].color }, meta: trial.number,
+      hovertemplate: plain([`trial ${trial.number}`, ...values, end].join("\n")).replace(/\n/g, "<br>") + "<extra></extra>" };
+  });
+}
+
+function drawStudy(place) {
+  const study = DATA.studies[Number(place.dataset.study)];
+  const axes = study.axes.map((axis) => (axis.choices.length ? choiceAxis(axis.name, axis.choices) : rangeAxis(axis.name, axis.low, axis.high, axis.log)));
+  axes.push(lossAxis(study.trials));
+  place.style.minWidth = `${120 * axes.length}px`;
+  const traces = trialTraces(study, axes), opacity = traces.map((trace) => trace.opacity);
+  const label = (x, y, text, more) => ({ x, y, text: plain(text), showarrow: false, ...more });
+  const line = { color: style("--soft"), width: 1 };
+  const hidden = { visible: false, fixedrange: true };
+  Plotly.react(place, traces, {
+    paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--text"), size: 13 }, hovermode: "closest",
+    margin: { l: 24, r: 24, t: 40, b: 40 }, dragmode: "select", hoverlabel: { namelength: -1, align: "left" },
+    xaxis: { ...hidden, range: [-0.15, axes.length - 1 + 0.45] }, yaxis: { ...hidden, range: [-0.05, 1.05] },
+    legend: { orientation: "h", y: -0.04, groupclick: "togglegroup" },
+    shapes: axes.map((_, i) => ({ type: "line", x0: i, x1: i, y0: 0, y1: 1, line, layer: "below" })),
+    annotations: axes.flatMap((axis, i) => [
+      label(i, 1.05, axis.name, { yanchor: "bottom", font: { weight: 600 } }),
+      ...axis.ticks.map(([y, text]) => label(i, y, text, { xanchor: "left", xshift: 5, font: { size: 11, color: style("--soft") }, bgcolor: style("--back"), opacity: 0.85 })),
+    ]),
+  }, { responsive: true, displayModeBar: false });
+  const show = (chosen) => Plotly.restyle(place, { opacity: opacity.map((usual, i) => (!chosen || chosen.has(i) ? usual : 0.07)) });
+  place.removeAllListeners("plotly_selected");
+  place.removeAllListeners("plotly_deselect");
+  place.on("plotly_selected", (event) => show(event && event.points.length ? new Set(event.points.map((point) => point.curveNumber)) : null));
+  place.on("plotly_deselect", () => show(null));
+}
+
+function drawAll() {
+  if (document.getElementById("curves")) draw();
+  document.querySelectorAll("[data-study]").forEach(drawStudy);
+}
+
 function setTheme(dark) {
   root.classList.toggle("dark", dark);
-  if (window.Plotly && document.getElementById("curves")) draw();
+  if (window.Plotly) drawAll();
 }
 
 function startTables() {
@@ -147,19 +235,21 @@ async function start() {
   preference.addEventListener("change", (event) => setTheme(event.matches));
   document.getElementById("theme").addEventListener("click", () => setTheme(!root.classList.contains("dark")));
   startTables();
-  const place = document.getElementById("curves");
-  if (!place) return;
+  const places = document.querySelectorAll(".plot");
+  if (!places.length) return;
   try {
     const script = document.createElement("script");
     script.textContent = await unpack("plotly");
     document.head.append(script);
     for (const id of ["x-axis", "split", "unit", "log-x", "log-y", "band"])
-      document.getElementById(id).addEventListener("change", draw);
-    draw();
+      document.getElementById(id)?.addEventListener("change", draw);
+    drawAll();
     root.dataset.ready = "yes";
   } catch (error) {
-    place.className = "failed";
-    place.textContent = `The curves cannot be drawn in this browser: ${error.message}`;
+    for (const place of places) {
+      place.className = "failed";
+      place.textContent = `The curves cannot be drawn in this browser: ${error.message}`;
+    }
   }
 }
 

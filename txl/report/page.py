@@ -17,7 +17,8 @@ from txl.report.curves import curves_of_runs
 from txl.report.labels import label_runs
 from txl.report.runs import RunRecord
 from txl.report.stability import published_stability
-from txl.report.tables import Table, plain_value
+from txl.report.studies import StudyRecord, plotted_study, studies_of_runs, study_table
+from txl.report.tables import Table, Value, plain_value
 from txl.version import __version__
 
 PARTS = Path(__file__).parent  # page.html, page.css, page.js
@@ -77,11 +78,15 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
     curves = curves_of_runs(runs)
     stability = [table for table in tables if table.name.startswith("stability")]
     folded = stability if len(stability) > 1 else []
-    body += [_section(table) for table in tables[:1]] + _curves(curves)
-    body += [_section(table, folded=table in folded) for table in tables[1:]]
+    studies = studies_of_runs(runs)
+    shown = [table for table in tables if not table.name.startswith("study")]
+    body += [_section(table) for table in shown[:1]]
+    body += [_study_section(i, study) for i, study in enumerate(studies)] + _curves(curves)
+    body += [_section(table, folded=table in folded) for table in shown[1:]]
     body += _settings(runs)
     metric = "bpc" if runs and all(run.metric == "bpc" for run in runs) else "ppl"
     plotted = {"metric": metric, "runs": curves, "published": _published_points(runs)}
+    plotted["studies"] = [plotted_study(study) for study in studies]
     parts = {
         "title": escape(title),
         "about": escape(about),
@@ -117,13 +122,18 @@ def _plotly_file() -> Path:
 # --------------------------------------------------------------------------- sections
 
 
-def _section(table: Table, folded: bool = False) -> str:
+def _section(table: Table, folded: bool = False, bars: str = "") -> str:
+    """A table with its notes. `bars`: the key of a column of shares, which are also drawn."""
     columns = table.shown_columns()
     kinds = [' class="text"' if column.is_text else "" for column in columns]
     head = "".join(f"<th{kind}>{escape(c.heading)}</th>" for c, kind in zip(columns, kinds, strict=True))
     rows = []
     for i in range(len(table.rows)):
-        cells = (escape(table.cell(i, column).replace("±", " ± ")) for column in columns)
+        cells = (
+            (_bar(table.rows[i].get(column.key)) if column.key == bars else "")
+            + escape(table.cell(i, column).replace("±", " ± "))
+            for column in columns
+        )
         text = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(cells, kinds, strict=True))
         rows.append(f"<tr{BEST if i == table.best else ''}>{text}</tr>")
     notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
@@ -134,6 +144,19 @@ def _section(table: Table, folded: bool = False) -> str:
     title = f"<h2>{escape(table.title)}</h2>"
     inside = f"<details><summary>{title}</summary>{inside}</details>" if folded else title + inside
     return f'<section class="{escape(table.name)}">{inside}</section>'
+
+
+def _bar(share: Value) -> str:
+    """A bar of this share of its place."""
+    return f'<i class="bar" style="width:{120 * share:.0f}px"></i>' if isinstance(share, float) else ""
+
+
+def _study_section(number: int, study: StudyRecord) -> str:
+    """The table of a study, and the place for its trials as lines across the axes."""
+    hint = "drag over an axis: only the trials that pass there · double click: all · click a name: hide these trials"
+    plot = f'<div class="controls"><span>{hint}</span></div><div class="scroll wide">'
+    plot += f'<div class="plot trials" data-study="{number}"></div></div>'
+    return _section(study_table(study), bars="importance").replace("</section>", f"{plot}</section>")
 
 
 def _curves(curves: list[dict[str, Any]]) -> list[str]:

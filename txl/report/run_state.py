@@ -6,12 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from txl.errors import shortened
-from txl.files import open_for_reading
+from txl.files import open_for_reading, read_json
 from txl.system.run_lock import is_locked
 from txl.system.slurm_jobs import SubmittedJob, describe_job
 
 LOG_END = 8192  # bytes at the end of a log in which the reason of an end is looked for
 REASON_LENGTH = 160  # characters
+PRUNED_MARK = "pruned.json"  # in the run folder of a trial that `txl search` stopped because it was hopeless
 WORDS = {"PENDING": "pending", "RUNNING": "running", "COMPLETING": "running", "CONFIGURING": "running"}
 WORDS |= {"COMPLETED": "stopped", "CANCELLED": "cancelled"}
 
@@ -20,7 +21,7 @@ WORDS |= {"COMPLETED": "stopped", "CANCELLED": "cancelled"}
 class RunState:
     """What became of a run, in a word, and why."""
 
-    word: str  # finished, running, pending, cancelled, diverged, failed, stopped or not started
+    word: str  # finished, running, pending, pruned, cancelled, diverged, failed, stopped or not started
     why: str = ""  # one line; often empty
 
     @property
@@ -39,6 +40,8 @@ def find_run_state(run: Path) -> RunState:
     job = SubmittedJob.of(run)
     said = describe_job(job.job) if job else {}
     told = said.get("JobState", "")
+    if is_pruned(run) and WORDS.get(told) not in ("pending", "running"):
+        return RunState("pruned", why_pruned(run))
     if told in WORDS and WORDS[told] != "stopped":
         reason = said.get("Reason", "")
         return RunState(WORDS[told], "" if reason in ("", "None") else reason)
@@ -48,6 +51,17 @@ def find_run_state(run: Path) -> RunState:
     if state == "FAILED" or told in ("FAILED", "TIMEOUT", "NODE_FAIL", "OUT_OF_MEMORY", "BOOT_FAIL", "DEADLINE"):
         return RunState("failed", reason_of_failure(run) or told.lower().replace("_", " "))
     return RunState("stopped" if state == "STOPPED" else "not started")
+
+
+def is_pruned(run: Path) -> bool:
+    """Whether a search stopped this trial, and it has not reached its end since."""
+    return (run / PRUNED_MARK).exists() and not (run / "summary.json").exists()
+
+
+def why_pruned(run: Path) -> str:
+    """Why a search stopped a trial; empty if that is not known."""
+    mark = read_json(run / PRUNED_MARK)
+    return str(mark.get("why", "")) if isinstance(mark, dict) else ""
 
 
 def seconds_left_of_run(train: dict[str, Any], max_step: int | None) -> float | None:
@@ -82,6 +96,8 @@ def state_of_folder(run: Path) -> str:
         return "RUNNING"
     if (run / "summary.json").exists():
         return "COMPLETED"
+    if is_pruned(run):
+        return "PRUNED"
     if any(run.glob("logs/rank_*.error")):
         return "FAILED"
     if (run / "result.json").exists():  # an evaluation that was a job

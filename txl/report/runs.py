@@ -1,6 +1,7 @@
 """What the files of run folders say: configuration, metrics and summary. Importing this does not import torch."""
 
 import functools
+import re
 import statistics
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +16,7 @@ from txl.tracking.metrics_file import Metrics, MetricsLine, read_metrics
 
 DEPTH = 3  # levels of folders below which run folders are looked for
 METRICS = "metrics.jsonl"
+TRIAL_FOLDER = re.compile(r"trial_(\d+)")  # of `txl search`
 
 
 @dataclass
@@ -42,6 +44,12 @@ class RunRecord:
     def seed(self) -> int | None:
         """The seed, or None if it is not known."""
         return self.config.get("seed")
+
+    @property
+    def trial(self) -> int | None:
+        """The number of this trial of a search; None for a run that is none."""
+        found = TRIAL_FOLDER.fullmatch(self.folder.name)
+        return int(found[1]) if found and (self.folder.parent / "study.log").exists() else None
 
     @property
     def metric(self) -> str:

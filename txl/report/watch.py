@@ -22,7 +22,7 @@ from txl.tracking.metrics_file import TRAIN_LINE, last_records, loss_of_line
 BARS = "▁▂▃▄▅▆▇█"
 SPARKLINE = 16  # columns
 MOST_REASONS = 3  # below the table
-URGENCY = ("running", "pending", "failed", "diverged", "stopped", "cancelled", "not started", "finished")
+URGENCY = ("running", "pending", "failed", "diverged", "stopped", "cancelled", "pruned", "not started", "finished")
 
 
 @dataclass
