@@ -42,16 +42,17 @@ def overrides_of(words: list[str]) -> list[str]:
 
 def check_parser(module: str, arguments: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     """`python -m module arguments`: its parser accepts the arguments; nothing is done."""
-    plain = argparse.ArgumentParser.parse_args
+    for name in ("parse_args", "parse_intermixed_args"):
+        plain = getattr(argparse.ArgumentParser, name)
 
-    def parse(*given, **named):
-        try:
-            plain(*given, **named)
-        except SystemExit as refusal:
-            raise Refused(f"{module} {' '.join(arguments)}") from refusal
-        raise Parsed
+        def parse(*given, plain=plain, **named):
+            try:
+                plain(*given, **named)
+            except SystemExit as refusal:
+                raise Refused(f"{module} {' '.join(arguments)}") from refusal
+            raise Parsed
 
-    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse)
+        monkeypatch.setattr(argparse.ArgumentParser, name, parse)
     monkeypatch.setattr(sys, "argv", [module, *arguments])
     monkeypatch.delitem(sys.modules, f"{module}.__main__", raising=False)
     with pytest.raises(Parsed):

@@ -31,7 +31,7 @@ def start_search(site, folder, *arguments, **how):
 
 
 def jobs_of(folder, *numbers):
-    return [submitted(folder / f"trial_{number}") for number in numbers]
+    return [submitted(folder / f"trial_{number}", 150) for number in numbers]
 
 
 def test_trials_that_begin_together_are_one_array_and_end_with_the_search(site):
@@ -41,10 +41,10 @@ def test_trials_that_begin_together_are_one_array_and_end_with_the_search(site):
     assert first.removesuffix("_0") == second.removesuffix("_1")
     wait_until(lambda: site.cluster.job(second).get("JobState") == "PENDING", "the array to wait")
     search.send_signal(signal.SIGTERM)
-    said, _ = search.communicate(timeout=60)
+    said, _ = search.communicate(timeout=120)
     assert search.returncode == 130 and "the same command continues the study and its trials" in said, said
-    for job in (first, second):
-        site.cluster.wait_for(job, "CANCELLED")
+    for job in (first, second):  # the controller forgets elements that never ran
+        wait_until(lambda job=job: site.cluster.job(job).get("JobState") in (None, "CANCELLED"), f"the end of {job}")
 
 
 @pytest.mark.slow

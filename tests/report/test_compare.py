@@ -244,3 +244,10 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     command = f"{sys.executable} -m txl.report {tmp_path} --each --json | head -1; exit ${{PIPESTATUS[0]}}"
     done = subprocess.run(["bash", "-c", command], cwd=PROJECT, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stderr) == (0, "") and done.stdout == "{\n"
+
+
+def test_options_and_paths_may_stand_in_any_order(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_run(tmp_path / name / "x-s1", train__tgt_len=len(name))
+    said = report(capsys, tmp_path / "a", "--csv", tmp_path / "b", "--sort", "test")
+    assert len(rows_of(said)) == 2

@@ -17,6 +17,7 @@ class Code:
 
     text: str
     place: str  # docs/data.md:12
+    in_block: bool = False
 
 
 def name_of(document: Path) -> str:
@@ -38,7 +39,7 @@ def code_in(document: Path) -> list[Code]:
             start = start if begun else number
             begun += (line.lstrip() if begun else line).removesuffix("\\")
             if not line.endswith("\\"):
-                found.append(Code(begun, f"{name_of(document)}:{start}"))
+                found.append(Code(begun, f"{name_of(document)}:{start}", in_block=True))
                 begun = ""
     return found
 
@@ -59,6 +60,12 @@ def commands() -> list[tuple[list[str], str]]:
         lines = (ast.get_docstring(ast.parse(module.read_text())) or "").splitlines()
         codes += [Code(line, name_of(module)) for line in lines if line.startswith("  ") and "txl " in line[:8]]
     found = [(words_of(code.text), code.place) for code in codes]
+    return [(words, place) for words, place in found if len(words) > 1 and words[0].rpartition("/")[2] in PROGRAMS]
+
+
+def block_commands(document: Path) -> list[tuple[list[str], str]]:
+    """(words, place) of the commands in a document's blocks, in their order; mentions between backticks are none."""
+    found = [(words_of(code.text), code.place) for code in code_in(document) if code.in_block]
     return [(words, place) for words, place in found if len(words) > 1 and words[0].rpartition("/")[2] in PROGRAMS]
 
 

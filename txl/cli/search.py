@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--folder", type=Path, help="of the study; default: RUNS/NAME/search-HASH")
     parser.add_argument("--no-pruning", action="store_true", help="train every trial to its end")
     parser.add_argument("--seed", type=int, default=0, help="of Optuna's choices (0)")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     try:
         search = plan_search(options)
         code = run_search(search)

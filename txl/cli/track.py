@@ -25,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
     default = os.environ.get("WANDB_MODE", WandbMode.online.value)
     modes = [mode.value for mode in MODES]
     parser.add_argument("--mode", choices=modes, default=default, help="of wandb; default: $WANDB_MODE or online")
-    options = parser.parse_args(arguments)
+    options = parser.parse_intermixed_args(arguments)
     log_to_console()
     code = 0
     try:

@@ -144,6 +144,7 @@ class SlurmTraining:
 
     def stop(self) -> None:
         """See TrialTraining."""
+        self._watched.silent = True
         cancel_run(self._watched.job.run_dir)
 
     def last_words(self) -> str:

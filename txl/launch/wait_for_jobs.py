@@ -25,6 +25,7 @@ class Watched:
     state: str | None = None
     times_ended: int = 0
     exit_code: int | None = None  # None: it has not ended
+    silent: bool = False  # no state is printed any more
 
     def poll(self, quiet: bool) -> None:
         """Ask SLURM once. Prints a new state; with `quiet` not that the job is running."""
@@ -37,7 +38,7 @@ class Watched:
             state, shown = ("COMPLETED", {}) if done else ("FAILED", {"ExitCode": "1:0"})
         if state != self.state:
             self.state = state
-            if not quiet or state != "RUNNING":
+            if not self.silent and (not quiet or state != "RUNNING"):
                 reason = f" ({shown['Reason']})" if shown.get("Reason", "None") != "None" else ""
                 print(f"job {self.job.job} {state}{reason}", flush=True)
         self.times_ended = self.times_ended + 1 if state in ENDED else 0

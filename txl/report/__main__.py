@@ -24,7 +24,7 @@ WATCH_SECONDS = 5.0
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    options = _parser().parse_args(arguments)
+    options = _parser().parse_intermixed_args(arguments)
     try:
         report(options)
     except ConfigError as error:

@@ -26,8 +26,9 @@ from txl.tracking.metrics_file import MetricsLine
 
 SORTABLE = ("valid", "test", "steps", "tokens", "seconds", "tokens_per_second", "state")
 # In a narrow terminal the first key stays, the next ones go after time and speed, and further ones before all else.
-KEY_RANKS, FURTHER_KEY_RANK = (0, 1, 1), 100
+KEY_RANKS, FURTHER_KEY_RANK = (0, 1, 1, 1, 1), 100
 MOST_NAMED = 8  # keys that change together are named up to this number
+MOST_NAMED_OF_RUN = 3  # keys by which a run is named
 MOST_NOTES = 20  # about single runs
 MOST_REASONS = 8  # runs whose failure is explained below the table
 
@@ -253,7 +254,10 @@ def _verdict(table: Table, keys: list[str]) -> list[str]:
     second = next(row for row in others if row["state"] == "finished")
 
     def named(row: dict[str, Value]) -> str:
-        return " ".join(f"{key}={Column(key, key, show=lambda v: f'{v:g}').text(row[key])}" for key in keys[:3])
+        is_trial = row.get("trial") is not None
+        shown = keys[: MOST_NAMED if is_trial else MOST_NAMED_OF_RUN]
+        point = " ".join(f"{key}={Column(key, key, show=lambda v: f'{v:g}').text(row[key])}" for key in shown)
+        return f"trial {row['trial']}: {point}" if is_trial else point
 
     text = f"best: {named(best)}, {column.title} {column.text(best['valid'])}"
     text += f"; next: {named(second)}, {column.text(second['valid'])}"

@@ -22,8 +22,15 @@ class RunLabel:
 
 
 def label_runs(runs: list[RunRecord]) -> list[RunLabel]:
-    """A label per run, such as `lr=0.01` and `lr=0.01 seed=2`; runs that differ in nothing are called by their name."""
+    """A label per run, such as `lr=0.01` and `lr=0.01 seed=2`, or `trial 7` for a trial of a search.
+
+    Runs that differ in nothing are called by their name.
+    """
     settings, labels = name_settings(runs), list[RunLabel]()
+    studies = {run.folder.parent for run in runs if run.trial is not None}
+    for i, run in enumerate(runs):
+        if run.trial is not None:  # its values stand beside the trial's number
+            settings[i] = f"{run.folder.parent.name} " * (len(studies) > 1) + f"trial {run.trial}"
     seeds = len({run.seed for run in runs}) > 1
     count: Counter[str] = Counter()
     for run, name in zip(runs, settings, strict=True):

@@ -105,6 +105,8 @@ function unitName(unit) {
   return unit === "loss" ? "loss" : DATA.metric;
 }
 
+const isNarrow = () => document.getElementById("curves").clientWidth < 640;
+
 function layout(x, yTitle, logX, logY) {
   const axis = { gridcolor: style("--line"), zeroline: false, linecolor: style("--line"), automargin: true };
   return {
@@ -113,7 +115,7 @@ function layout(x, yTitle, logX, logY) {
     xaxis: { ...axis, title: { text: X_TITLES[x], standoff: 8 }, type: logX ? "log" : "linear" },
     yaxis: { ...axis, title: { text: yTitle }, type: logY ? "log" : "linear" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--link") },
-    legend: { groupclick: "togglegroup", tracegroupgap: 0 }, uirevision: `${x} ${yTitle} ${logX} ${logY}`,
+    legend: { groupclick: "togglegroup", tracegroupgap: 0, ...(isNarrow() ? { orientation: "h", y: -0.16 } : {}) }, uirevision: `${x} ${yTitle} ${logX} ${logY}`,
   };
 }
 
@@ -135,11 +137,12 @@ const short = (value) => {
 };
 
 // An axis: `place` gives the height (0 to 1) of a value, `ticks` are [height, text].
-function rangeAxis(name, low, high, log, more = "") {
+function rangeAxis(name, low, high, log, more = "", whole = false) {
   const scale = log ? Math.log10 : (value) => value;
   const span = scale(high) - scale(low) || 1;
   const place = (value) => Math.min(1, Math.max(0, (scale(value) - scale(low)) / span));
-  const inside = log ? Array.from({ length: 40 }, (_, i) => 10 ** (i - 20)) : [low + span / 4, low + span / 2, low + (3 * span) / 4];
+  const step = Math.ceil((high - low) / 8);
+  const inside = whole ? Array.from({ length: 8 }, (_, i) => low + (i + 1) * step) : log ? Array.from({ length: 40 }, (_, i) => 10 ** (i - 20)) : [low + span / 4, low + span / 2, low + (3 * span) / 4];
   const between = inside.filter((value) => value > low && value < high && place(value) > 0.07 && place(value) < 0.93);
   return { name, place, ticks: [[0, short(low)], ...between.map((value) => [place(value), short(value)]), [1, more + short(high)]] };
 }
@@ -185,7 +188,7 @@ function trialTraces(study, axes) {
 
 function drawStudy(place) {
   const study = DATA.studies[Number(place.dataset.study)];
-  const axes = study.axes.map((axis) => (axis.choices.length ? choiceAxis(axis.name, axis.choices) : rangeAxis(axis.name, axis.low, axis.high, axis.log)));
+  const axes = study.axes.map((axis) => (axis.choices.length ? choiceAxis(axis.name, axis.choices) : rangeAxis(axis.name, axis.low, axis.high, axis.log, "", axis.whole)));
   axes.push(lossAxis(study.trials));
   place.style.minWidth = `${120 * axes.length}px`;
   const traces = trialTraces(study, axes), opacity = traces.map((trace) => trace.opacity);

@@ -80,7 +80,7 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
     folded = stability if len(stability) > 1 else []
     studies = studies_of_runs(runs)
     shown = [table for table in tables if not table.name.startswith("study")]
-    body += [_section(table) for table in shown[:1]]
+    body += [_section(table, told=verdict) for table in shown[:1]]
     body += [_study_section(i, study) for i, study in enumerate(studies)] + _curves(curves)
     body += [_section(table, folded=table in folded) for table in shown[1:]]
     body += _settings(runs)
@@ -122,8 +122,15 @@ def _plotly_file() -> Path:
 # --------------------------------------------------------------------------- sections
 
 
-def _section(table: Table, folded: bool = False, bars: str = "") -> str:
-    """A table with its notes. `bars`: the key of a column of shares, which are also drawn."""
+def _section(table: Table, folded: bool = False, bars: str = "", told: str = "") -> str:
+    """A table with its notes.
+
+    Args:
+        table: The table.
+        folded: Only its title is shown until it is clicked.
+        bars: The key of a column of shares, which are also drawn.
+        told: A note that stands elsewhere already.
+    """
     columns = table.shown_columns()
     kinds = [' class="text"' if column.is_text else "" for column in columns]
     head = "".join(f"<th{kind}>{escape(c.heading)}</th>" for c, kind in zip(columns, kinds, strict=True))
@@ -136,7 +143,7 @@ def _section(table: Table, folded: bool = False, bars: str = "") -> str:
         )
         text = "".join(f"<td{kind}>{cell}</td>" for cell, kind in zip(cells, kinds, strict=True))
         rows.append(f"<tr{BEST if i == table.best else ''}>{text}</tr>")
-    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes)
+    notes = "".join(f"<p>{escape(note)}</p>" for note in table.notes if note != told)
     inside = (
         f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
         f'<div class="notes">{notes}</div>'

@@ -153,7 +153,13 @@ def runs_below(folder: Path) -> list[Path]:
     found = {
         path.parent for depth in range(1, DEPTH + 1) for mark in marks for path in folder.glob("*/" * depth + mark)
     }
-    return sorted(found)
+    return sorted(found, key=_place)
+
+
+def _place(folder: Path) -> tuple[Path, int, Path]:
+    """By which run folders are sorted: their paths, trials by their number."""
+    trial = TRIAL_FOLDER.fullmatch(folder.name)
+    return folder.parent, int(trial[1]) if trial else -1, folder
 
 
 def describe_geometry(line: MetricsLine) -> str:

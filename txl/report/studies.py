@@ -152,8 +152,8 @@ def plotted_study(study: StudyRecord) -> dict[str, Any]:
     names, best = short_names([one.key for one in study.keys]), study.best
     return {
         "axes": [
-            {"key": one.key, "name": names[one.key], "log": one.log, "choices": one.choices}
-            | {"low": one.low, "high": one.high}
+            {"key": one.key, "name": names[one.key], "choices": one.choices}
+            | {"low": one.low, "high": one.high, "log": one.log, "whole": one.whole}
             for one in study.keys
         ],
         "trials": [
