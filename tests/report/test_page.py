@@ -213,7 +213,7 @@ def test_the_trials_of_a_search_are_lines_across_its_keys(tmp_path, opened):
     assert drawn["best: trial 1"] == pytest.approx([2 / 3, 1, 0]) and len(opened.ask(lines)) == 5
     assert drawn["pruned"][-1] == 1  # its loss is far above the others
     assert [bar.size["width"] for bar in opened.find_all(".study .bar")] == [108, 12]
-    opened.drag(opened.find("[data-study] .nsewdrag"), (-0.48, -0.45), (-0.3, 0.3))
+    opened.drag(opened.find("[data-study] .nsewdrag"), (-0.48, -0.45), (-0.3, -0.1))
     opened.wait_for("document.querySelector('[data-study]').data.some(t => t.opacity < 0.1)")
     opened.click("#theme")
     assert opened.ask(lines) and opened.errors() == []

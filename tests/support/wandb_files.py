@@ -30,6 +30,19 @@ def wandb_records(run_dir):
     return found
 
 
+def wandb_alerts(run_dir):
+    """(title, text, level) of the alerts in the offline files of a run folder."""
+    pb = pytest.importorskip("wandb.proto.wandb_internal_pb2")
+    found = []
+    for path in sorted(run_dir.glob("wandb/*run-*/*.wandb")):
+        for part in wandb_blocks(path.read_bytes()):
+            record = pb.Record()
+            record.ParseFromString(part)
+            if record.WhichOneof("record_type") == "alert":
+                found.append((record.alert.title, record.alert.text, record.alert.level))
+    return found
+
+
 def numbers_of(rows):
     """name of a curve -> [(step, value), ...] of the rows of wandb's history."""
     found = {}

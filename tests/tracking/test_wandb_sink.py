@@ -5,10 +5,13 @@ import socket
 import sys
 import time
 
+import pytest
+
 from tests.support.recording_processes import command_that_records, environment, record_in_process, run_in_terminal
-from tests.support.tracked_runs import STEP, new_tracker, numbers_in_metrics, records
-from tests.support.wandb_files import numbers_of, wandb_records
-from txl.config.tracking import WandbMode
+from tests.support.tracked_runs import STEP, WANDB, new_tracker, numbers_in_metrics, records
+from tests.support.wandb_files import numbers_of, wandb_alerts, wandb_records
+from txl.config.tracking import WandbConfig, WandbMode
+from txl.system.process_exit import PREEMPTED
 from txl.tracking.wandb_sink import stored_wandb_id
 
 
@@ -105,6 +108,23 @@ def test_a_training_that_breaks_ends_at_once_and_with_its_own_error(tmp_path):
     assert code == 1 and "RuntimeError: the training broke" in text
     ((_, rows, _),) = wandb_records(tmp_path)
     assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 31))
+
+
+@pytest.mark.parametrize(
+    "asked, code, sent",
+    [
+        (True, PREEMPTED, ("Run requeued", "INFO")),
+        pytest.param(True, 0, ("Run finished", "INFO"), marks=pytest.mark.slow),
+        pytest.param(True, 1, ("Run failed", "ERROR"), marks=pytest.mark.slow),
+        pytest.param(False, 1, None, marks=pytest.mark.slow),
+    ],
+)
+def test_alerts_tell_of_the_end_a_failure_and_a_requeue_when_asked(tmp_path, asked, code, sent):
+    t = new_tracker(tmp_path, wandb=WandbConfig(mode=WandbMode.offline, alerts=asked, **WANDB))
+    t.train_step(step=1, **STEP)
+    t.close(code)
+    text = f"demo {tmp_path}: exit code {code}"
+    assert wandb_alerts(tmp_path) == ([(sent[0], text, sent[1])] if sent else [])
 
 
 def test_wandb_disabled_and_a_missing_wandb_change_nothing(tmp_path, monkeypatch, capsys):
