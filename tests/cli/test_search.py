@@ -19,6 +19,7 @@ from txl.cli.search import compose_run, split_space
 from txl.errors import ConfigError
 from txl.launch.search import run_search
 from txl.launch.study import Dimension, Search, begun_trials, best_trial, open_study
+from txl.system.run_lock import held_lock
 
 
 def search_command(tmp_path, *arguments):
@@ -94,6 +95,12 @@ def test_a_study_of_other_settings_is_not_continued(tmp_path):
     open_study(search_of(tmp_path, "a=1"))
     with pytest.raises(ConfigError, match="holds a study of other settings; name another folder"):
         open_study(search_of(tmp_path, "a=2"))
+
+
+def test_a_study_that_another_search_works_on_is_left_alone(tmp_path):
+    open_study(search_of(tmp_path))
+    with held_lock(tmp_path / "study"), pytest.raises(ConfigError, match="is in use by process .* --folder FOLDER"):
+        run_search(search_of(tmp_path))
 
 
 def test_a_folder_that_cannot_hold_a_study_is_one_line(tmp_path):

@@ -56,6 +56,8 @@ def write_texts(folder: Path) -> None:
     rng = random.Random(0)
     for name in ("wt103", "wikitext-mini"):
         write_splits(folder / "data" / name, "{}.txt")
+    with open(folder / "data" / "wt103" / "train.txt", "a") as text:
+        text.write(" <unk> The history of the city . recognize speech . def import\n")
     for name in TEXTS:
         (folder / name).write_text("\n".join(sentences(20 if name in SHORT_TEXTS else 1500, rng)) + "\n")
     (folder / "data" / "tinyshakespeare").mkdir()
@@ -75,10 +77,9 @@ def write_models(folder: Path) -> None:
     """The run of the documents, a sweep, and models of other implementations."""
     type_command(["train", "model=base", f"run_dir={RUN}", "name=wt103-base", *TINY, "data.cutoffs=[]"])
     type_command(["export", RUN, "checkpoint_best.pt"])
-    for seed in (1, 2):
-        shutil.copytree(
-            write_sweep(folder / "made", (0.003, 0.01), (seed,))[0].parent, folder / "runs", dirs_exist_ok=True
-        )
+    shutil.copytree(RUN, "runs/wt103-large/HASH-s1111")
+    write_sweep(folder / "made")
+    (folder / "made" / "sweep").rename(folder / "runs" / "wikitext-mini")
     case = Path(__file__).parents[1] / "hugging_face" / "div_val_1.json"
     (folder / "HUGGING_FACE_FOLDER").mkdir()
     values = json.loads(case.read_text())["config"]

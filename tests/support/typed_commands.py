@@ -21,7 +21,7 @@ NOT_HERE = {
     r"python tests/score_speed.py": "half an hour",
 }
 
-NEEDS_GPUS = r"hardware=(dgx|h100|h200)|nodes=|gpus=8|gpus=4 |model=large|precision=(fp16|tf32|bf16)"
+NEEDS_GPUS = r"slurm_array|hardware=(dgx|h100|h200)|nodes=|gpus=8|gpus=4 |model=large|precision=(fp16|tf32|bf16)"
 PLACES = {"RUN": RUN, "CHECKPOINT": RUN, "...": RUN, "runs/.../best": f"{RUN}/checkpoints/best"}
 MODELS = PLACES | {"FOLDER": RUN}  # of checkpoint=FOLDER, which stands for an imported model
 
@@ -32,7 +32,7 @@ train.mem_len=8 valid.interval=2 valid.max_steps=2 valid.tgt_len=8 valid.batch_s
 evaluation.batch_size=2 evaluation.tgt_len=8 evaluation.mem_len=8 hardware=cpu
 """.split()
 TINY_EVALUATION = ["max_steps=2", "batch_size=2", "hardware=cpu"]
-TINY_BENCHMARK = [*TINY_MODEL, "hardware=cpu", "benchmark.segments=2"]
+TINY_BENCHMARK = [*TINY_MODEL, "model.div_val=1", "hardware=cpu", "benchmark.segments=2"]
 
 
 def why_not_here(words: list[str]) -> str | None:

@@ -28,6 +28,7 @@ from txl.launch.trial_training import (
 )
 from txl.report.run_state import PRUNED_MARK
 from txl.system.process_exit import BAD_CONFIGURATION, DIVERGED, INTERRUPTED
+from txl.system.run_lock import held_lock, is_locked, lock_owner
 
 if TYPE_CHECKING:
     import optuna
@@ -53,9 +54,19 @@ def run_search(search: Search) -> int:
     """Run trials until there are enough; returns the exit code: 0 if at least one reached its end.
 
     Raises:
-        ConfigError: The trials' configuration is wrong, or the folder holds a study of something else.
+        ConfigError: The trials' configuration is wrong, or the folder holds a study of something else, or another
+            search works in it.
     """
     study = open_study(search)
+    if is_locked(search.folder):
+        owner = lock_owner(search.folder)
+        raise ConfigError(f"{search.folder} is in use by {owner}; wait for it, or name another: --folder FOLDER")
+    with held_lock(search.folder):
+        return run_trials(study, search)
+
+
+def run_trials(study: "optuna.Study", search: Search) -> int:
+    """What `run_search` does, once the study is open and its folder locked."""
     running: list[RunningTrial] = []
     waiting = [trial for trial in begun_trials(study) if not tell_if_pruned(study, search, trial)]
     with terminated_as_interrupt():

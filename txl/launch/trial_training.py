@@ -15,7 +15,6 @@ from typing import Protocol
 from txl.config.schema import RunConfig
 from txl.files import PROJECT
 from txl.launch.cancel import cancel_run
-from txl.launch.next_commands import own_command
 from txl.launch.study import Search
 from txl.launch.wait_for_jobs import Watched, describe_failure
 from txl.system.hardware import visible_gpus
@@ -51,6 +50,8 @@ def train_command(search: Search, number: int, values: list[str]) -> list[str]:
 
 def note_command(search: Search, number: int, values: list[str]) -> None:
     """Write the command of a trial into its log."""
+    from txl.launch.next_commands import own_command
+
     with open(search.log_of(number), "a") as log:
         log.write(f"$ {own_command()} train {shlex.join(train_command(search, number, values))}\n")
 
