@@ -31,6 +31,12 @@ def test_trials_are_rows_with_their_number_and_state(tmp_path, capsys):
     assert [row["state"] for row in rows] == ["finished"] * 3 + ["pruned", "stopped"] and rows[3]["why"] == "hopeless"
 
 
+def test_watching_a_search_counts_its_pruned_trials(tmp_path, capsys):
+    assert main([str(write_study(tmp_path / "search-1")), "--watch", "--seconds", "0.1"]) == 0
+    said = capsys.readouterr().out
+    assert "1 stopped, 1 pruned, 3 finished" in said and "1 pruned: hopeless" in said
+
+
 def test_every_study_below_a_folder_has_its_table_and_other_runs_none(tmp_path, capsys):
     for name in ("search-1", "search-2"):
         write_study(tmp_path / name)

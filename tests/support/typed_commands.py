@@ -86,7 +86,8 @@ def _training(arguments: list[str]) -> list[str]:
     if "--cfg" in arguments or "--help" in arguments:
         return ["train", *plain]
     if re.search(NEEDS_GPUS, line):
-        return ["train", *first_point(plain), *_vocabulary(line), "dry_run=true"]
+        machine = [] if "hardware=" in line else ["hardware=h100"]
+        return ["train", *first_point(plain), *machine, *_vocabulary(line), "dry_run=true"]
     return ["train", *arguments, *TINY_TRAINING, *TINY_MODEL, *_vocabulary(line)]
 
 
