@@ -10,12 +10,12 @@ import argparse
 import json
 import math
 import statistics
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parent.parent
+from tools.curves import PROJECT, losses_by_step, train_once
+
 REFERENCE = json.loads((PROJECT / "tests" / "published" / "reference_curves.json").read_text())
 SHAKESPEARE = next(key for key in REFERENCE if key.startswith("tinyshakespeare"))
 MEAN_BOUND, POINT_BOUND, SHAKESPEARE_BOUND = 0.03, 0.06, 1.80
@@ -23,11 +23,8 @@ MEAN_BOUND, POINT_BOUND, SHAKESPEARE_BOUND = 0.03, 0.06, 1.80
 
 def curve(experiment: str, data: str, seed: int, runs: Path) -> dict[int, float]:
     """Validation loss by step of one training, in nats per token."""
-    run_dir = runs / f"{experiment}-s{seed}"
-    command = [sys.executable, str(PROJECT / "train.py"), f"experiment={experiment}", data, f"seed={seed}"]
-    subprocess.run([*command, f"run_dir={run_dir}", "resume=auto", "hardware=cpu"], cwd=PROJECT, check=True)
-    records = map(json.loads, (run_dir / "metrics.jsonl").read_text().splitlines())
-    return {record["step"]: record["loss"] for record in records if record["kind"] == "valid"}
+    overrides = [f"experiment={experiment}", data, f"seed={seed}"]
+    return losses_by_step(train_once(runs / f"{experiment}-s{seed}", overrides))
 
 
 def wikitext_mini(data: Path, seeds: int, runs: Path) -> dict[str, Any]:

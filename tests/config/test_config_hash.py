@@ -20,6 +20,7 @@ OTHER_RUN = """
     data.eos=END data.unk=OTHER data.sentences=true
     model.n_layer=5 model.dropout=0.2 data=wt2 data.lower_case=true data.cutoffs=[100] train.batch_size=8
     train.tgt_len=32 train.mem_len=0 train.clip=1 train.roll=true train.varlen=true train.sampled_softmax=9
+    train.shuffle_len=64
     valid.tgt_len=32 valid.batch_size=8
     optimizer=lamb optimizer.lr=0.5 scheduler.warmup_step=7 scheduler=constant precision=bf16 train.max_step=3000
     optimizer.lr_scale=["embedding.*=0.5"]

@@ -25,7 +25,9 @@ def test_an_epoch_predicts_every_token_but_each_columns_first_once():
     assert batch.input.tolist() == expected[:, 21:24].tolist() and batch.input.dtype == torch.int64
 
 
-@pytest.mark.parametrize("changes", [{}, {"roll_seed": 5}, {"warmup_len": 9}, {"ext_len": 4}, {"varlen_seed": 5}])
+@pytest.mark.parametrize(
+    "changes", [{}, {"roll_seed": 5}, {"warmup_len": 9}, {"ext_len": 4}, {"varlen_seed": 5}, {"shuffle_len": 9}]
+)
 def test_ranks_hold_the_columns_of_the_one_stream(changes):
     whole = stream(**changes)
     parts = [stream(columns=columns, **changes) for columns in (range(0, 1), range(1, 4), range(4, 4))]
@@ -45,6 +47,28 @@ def test_rolling_is_a_function_of_seed_and_epoch_alone():
     columns = torch.cat([first.batch(2, i).input for i in range(first.n_batches)], dim=1)
     last = first.batch(2, first.n_batches - 1).target[:, -1:]
     assert torch.equal(torch.cat([columns, last], dim=1).sort(dim=1).values, torch.arange(100).view(4, 25))
+
+
+def test_shuffling_moves_whole_pieces_and_loses_no_token():
+    source = stream(n=100, batch_size=1, tgt_len=10, shuffle_len=8)
+    for epoch in (1, 2, 3):
+        text = torch.cat([source.batch(epoch, 0).input[:, :1], targets(source, epoch)], dim=1)[0]
+        pieces = text[:96].view(12, 8)
+        assert torch.equal(pieces, pieces[:, :1] + torch.arange(8))  # each is a piece of the text
+        assert sorted(pieces[:, 0].tolist()) == list(range(0, 96, 8))
+        assert text[96:].tolist() == [96, 97, 98, 99]
+
+
+def test_shuffling_is_a_function_of_seed_and_epoch_alone():
+    first, second = (stream(n=1003, shuffle_len=16, shuffle_seed=3) for _ in range(2))
+    forward = [targets(first, epoch).tolist() for epoch in (1, 2, 3)]
+    assert forward == [targets(second, epoch).tolist() for epoch in (3, 2, 1)][::-1]
+    assert forward[0] != forward[1] != forward[2]
+    assert targets(stream(n=1003, shuffle_len=16, shuffle_seed=4)).tolist() != forward[0]
+
+
+def test_a_text_shorter_than_a_piece_stays_as_it_is():
+    assert torch.equal(targets(stream(shuffle_len=500)), targets(stream()))
 
 
 @pytest.mark.parametrize("changes", [{}, {"roll_seed": 1}, {"ext_len": 3}])

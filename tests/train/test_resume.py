@@ -58,7 +58,8 @@ def run_until_killed(overrides, run_dir, cwd, after_step, number=signal.SIGKILL)
 # 200 lines are about 5,400 characters: 21 segments an epoch in the rolled case, 84 in the others.
 CASES = {
     "mid_epoch_dropout": [],
-    "across_an_epoch_rolled_accumulation_4": [
+    "across_an_epoch_shuffled_rolled_accumulation_4": [
+        "train.shuffle_len=40",
         "train.roll=true",
         "train.batch_size=16",
         "train.micro_batch_size=4",

@@ -37,9 +37,13 @@ class Bounds:
         return f"must be {lower} and {'at most' if self.includes_most else 'below'} {shown(self.most)}"
 
 
-def above_zero(default: Any = MISSING, most: float = math.inf) -> Any:
-    """A dataclass field whose value, unless it is None, lies above 0 and is at most `most`."""
-    return field(default=default, metadata={BOUNDS: Bounds(0, most, includes_lowest=False)})
+def above_zero(default: Any = MISSING, most: float = math.inf, is_added: bool = False) -> Any:
+    """A dataclass field whose value, unless it is None, lies above 0 and is at most `most`.
+
+    `is_added`: it came after runs existed, as fields made by `added` did.
+    """
+    metadata = {BOUNDS: Bounds(0, most, includes_lowest=False)} | ({ADDED: True} if is_added else {})
+    return field(default=default, metadata=metadata)
 
 
 def zero_or_more(default: Any = MISSING, most: float = math.inf) -> Any:
@@ -63,7 +67,7 @@ def added(default: Any) -> Any:
 
 
 def added_options(section: type, prefix: str = "") -> dict[str, Any]:
-    """{dotted key: default} of all fields of a configuration that `added` made."""
+    """{dotted key: default} of all fields of a configuration that came after runs existed."""
     found: dict[str, Any] = {}
     hints = _type_hints(section)
     for option in fields(section):

@@ -49,6 +49,8 @@ class TrainConfig:
     sampled_softmax: int | None = above_zero(None)  # words drawn for a step's softmax; null: the whole vocabulary
     varlen: bool = MISSING  # draw segments' lengths around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
+    # Every epoch reads pieces of this many tokens in another order; null: the text from its beginning to its end
+    shuffle_len: int | None = above_zero(None, most=MOST_TOKENS, is_added=True)
     log_interval: int = above_zero(most=MOST_STEPS)  # steps between two records
     time_limit_minutes: float | None = above_zero(None)  # of one start: save and stop; resume=auto continues
     non_finite_steps: int = above_zero(1, most=MOST_STEPS)  # in a row: they end the run; those before are skipped

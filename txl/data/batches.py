@@ -90,6 +90,10 @@ class TokenStream(BatchStream):
             generator with the seed roll_seed + e, in addition to the rotations of earlier epochs.
         varlen_seed: If given, the segment lengths of each epoch are random (`draw_segment_lengths`), drawn from a
             generator whose seed is varlen_seed and the epoch.
+        shuffle_len: If given, every epoch reads pieces of this many tokens in an order of its own, drawn from a
+            generator whose seed is shuffle_seed and the epoch. Columns are cut after that. Tokens that do not fill a
+            piece stay at the end.
+        shuffle_seed: Seed of these orders.
         warmup_len: Number of tokens that fill the memory before anything counts. Each column then begins with the end
             of the column before it (the first with the end of the last), in ceil(warmup_len / tgt_len) segments that
             are not counted.
@@ -108,6 +112,8 @@ class TokenStream(BatchStream):
         columns: range | None = None,
         roll_seed: int | None = None,
         varlen_seed: int | None = None,
+        shuffle_len: int | None = None,
+        shuffle_seed: int = 0,
         warmup_len: int = 0,
         name: str = "text",
     ):
@@ -120,11 +126,12 @@ class TokenStream(BatchStream):
         ):
             if value < least:
                 raise ConfigError(f"{option}={value} must be {least} or more")
-        random = roll_seed is not None or varlen_seed is not None
-        assert not (warmup_len and random), "warmup_len is for evaluation, roll_seed and varlen_seed for training"
+        random = not (roll_seed is varlen_seed is shuffle_len is None)
+        assert not (warmup_len and random), "warmup_len is for evaluation; roll, varlen and shuffle_len for training"
         check_split_fills_segment(len(tokens), batch_size, tgt_len, name)
         self.batch_size, self.tgt_len, self.ext_len = batch_size, tgt_len, ext_len
         self.roll_seed, self.varlen_seed = roll_seed, varlen_seed
+        self.shuffle_len, self.shuffle_seed = shuffle_len, shuffle_seed
         self.columns = range(batch_size) if columns is None else columns
         self.n_rows = len(tokens) // batch_size
         self.n_warmup = -(-warmup_len // tgt_len)
@@ -132,9 +139,10 @@ class TokenStream(BatchStream):
         self._starts = np.arange(self.columns.start, self.columns.stop)[:, None] * self.n_rows
         self._shifts = 0, np.zeros(batch_size, np.int64)  # (epoch, the rotation of each column in it)
         self._edges = 0, np.zeros(1, np.int64)  # (epoch, where its segments begin)
+        self._order = 0, np.zeros(0, np.int64)  # (epoch, the number of the piece that stands at each place)
 
     def batch(self, epoch: int, index: int) -> Batch:
-        """Segment `index` of an epoch (from 1): a pure function of (roll_seed, varlen_seed, epoch, index)."""
+        """Segment `index` of an epoch (from 1): a pure function of the seeds, `epoch` and `index`."""
         import torch
 
         assert epoch >= 1 and index >= 0, (epoch, index)
@@ -147,6 +155,8 @@ class TokenStream(BatchStream):
         else:
             shift = self._shift(epoch, self.roll_seed)[self.columns.start : self.columns.stop, None]
             positions = self._starts + (rows + shift) % self.n_rows
+        if self.shuffle_len is not None:
+            positions = self._shuffled(positions, epoch, self.shuffle_len)
         ids = torch.from_numpy(self._tokens[positions].astype(np.int64))  # [B, end + 1 - begin]
         return Batch(ids[:, :-1].contiguous(), ids[:, start - end :].contiguous(), index >= self.n_warmup)
 
@@ -183,6 +193,18 @@ class TokenStream(BatchStream):
             shift = (shift + np.array(draws)) % self.n_rows
         self._shifts = last_epoch, shift
         return shift
+
+    def _shuffled(self, positions: np.ndarray, epoch: int, shuffle_len: int) -> np.ndarray:
+        """Places in the shuffled text of an epoch -> where their tokens stand in the text."""
+        cached_epoch, order = self._order
+        if cached_epoch != epoch:
+            order = np.random.default_rng([self.shuffle_seed, epoch]).permutation(len(self._tokens) // shuffle_len)
+            self._order = epoch, order
+        if len(order) == 0:
+            return positions
+        piece, offset = np.divmod(positions, shuffle_len)
+        shuffled = order[np.minimum(piece, len(order) - 1)] * shuffle_len + offset
+        return np.where(piece < len(order), shuffled, positions)
 
 
 def check_split_fills_segment(tokens: int, batch_size: int, tgt_len: int, name: str, section: str = "") -> None:

@@ -22,7 +22,8 @@ def training_stream(corpus: Corpus, train: TrainConfig, seed: int, columns: rang
 
     Args:
         corpus: The encoded data set; its train split is read.
-        train: Batch size, lengths, and whether columns are rotated (roll) or lengths are random (varlen).
+        train: Batch size, lengths, and what is random: the columns' rotation, lengths, the order of the text.
+            Sentences without order are shuffled whatever train.shuffle_len says.
         seed: Seed of everything that is random.
         columns: The columns of every batch that this process holds; None: all.
 
@@ -52,6 +53,8 @@ def training_stream(corpus: Corpus, train: TrainConfig, seed: int, columns: rang
         columns=columns,
         roll_seed=seed if train.roll else None,
         varlen_seed=seed if train.varlen else None,
+        shuffle_len=train.shuffle_len,
+        shuffle_seed=seed,
         name="train split",
     )
 
