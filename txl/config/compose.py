@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from dataclasses import fields, is_dataclass
 from enum import Enum
@@ -42,6 +43,8 @@ def register_types() -> None:
     OmegaConf.register_new_resolver("world_size", _world_size, replace=True)
     OmegaConf.register_new_resolver("is_machine", _is_machine, replace=True)
     OmegaConf.register_new_resolver("at_least", max, replace=True)
+    OmegaConf.register_new_resolver("percent", _percent, replace=True)
+    OmegaConf.register_new_resolver("width_factor", _width_factor, replace=True)
     OmegaConf.register_new_resolver("metric_of", _metric_of, replace=True)
     OmegaConf.register_new_resolver("for_words", _for_words, replace=True)
     OmegaConf.register_new_resolver("of_text", of_text, replace=True)
@@ -51,6 +54,16 @@ def register_types() -> None:
 def _by_recipe(single_node: Any, multi_node: Any, *, _root_: DictConfig) -> Any:
     """${by_recipe:0.01,0.02}: the published value for one node, or for several."""
     return multi_node if is_multi_node(_root_.recipe, _root_.nodes) else single_node
+
+
+def _percent(share: float, whole: int) -> int:
+    """${percent:5,${train.max_step}}: a share of a number, rounded."""
+    return round(share * whole / 100)
+
+
+def _width_factor(width: int, *, _root_: DictConfig) -> float:
+    """${width_factor:128}: factor on a rate that was tuned at a width; 1 at this width, 0.5 at four times the width."""
+    return round(math.sqrt(width / _root_.model.d_model), 4)
 
 
 def _metric_of(kind: VocabKind) -> str:

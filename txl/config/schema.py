@@ -37,11 +37,12 @@ MOST_GPUS = 1024  # per node
 
 
 class Recipe(Enum):
-    """Which of the published values hold."""
+    """The choices of `recipe=`: how a model is trained."""
 
-    auto = "auto"  # those for several nodes if `nodes` is above 1
-    single_node = "single_node"
-    multi_node = "multi_node"
+    auto = "auto"  # as published: with the values for several nodes if `nodes` is above 1
+    single_node = "single_node"  # as published for one node
+    multi_node = "multi_node"  # as published for several nodes
+    modern = "modern"  # conf/recipe/modern.yaml; the published values for what it does not set, as `auto`
 
 
 class Split(Enum):
@@ -104,7 +105,7 @@ class RunConfig:
     hardware: HardwareConfig = MISSING
     cluster: ClusterConfig = MISSING
     tracking: TrackingConfig = MISSING
-    recipe: Recipe = MISSING  # which of the published values hold
+    recipe: Recipe = MISSING  # how the model is trained
     nodes: int = above_zero(most=MOST_NODES)  # machines that train together
     gpus: int | None = above_zero(None, most=MOST_GPUS)  # processes per node; null: hardware.gpus, or 1 on a CPU
     seed: int = zero_or_more(most=MOST_SEED)  # of initial weights, dropout, and the order of the data
@@ -204,4 +205,11 @@ class BenchmarkConfig(RunConfig):
 
 def is_multi_node(recipe: Recipe, nodes: int) -> bool:
     """Whether the published values for several nodes hold."""
-    return recipe is Recipe.multi_node or (recipe is Recipe.auto and nodes > 1)
+    return recipe is Recipe.multi_node or (recipe is not Recipe.single_node and nodes > 1)
+
+
+def recipe_name(recipe: Recipe, nodes: int) -> str:
+    """The recipe that holds for this number of nodes: single_node, multi_node or modern."""
+    if recipe is Recipe.modern:
+        return recipe.name
+    return (Recipe.multi_node if is_multi_node(recipe, nodes) else Recipe.single_node).name

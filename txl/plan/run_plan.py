@@ -11,7 +11,7 @@ from typing import Any
 from txl.config.choose_vocab import choice_reason
 from txl.config.config_hash import config_hash
 from txl.config.data import MOST_UNKNOWN, DataConfig
-from txl.config.schema import BenchmarkConfig, RunConfig, is_multi_node
+from txl.config.schema import BenchmarkConfig, RunConfig, recipe_name
 from txl.errors import refuse_unless
 from txl.plan.batch_split import processes, split_batch
 from txl.plan.device_memory import device_memory_gb, fitting_micro_batch
@@ -27,7 +27,7 @@ class Plan:
 
     run_dir: str
     debug: bool  # nothing is written into run_dir
-    recipe: str  # single_node or multi_node: which of the published values hold
+    recipe: str  # single_node or multi_node, which were published, or modern
     nodes: int
     gpus_per_node: int  # on a CPU: processes per node
     gpu: str | None  # name of the GPU; None: not configured
@@ -125,7 +125,7 @@ def make_plan(config: RunConfig, vocab_size: int | None = None, unknown: dict[st
     return Plan(
         run_dir=run_folder(config),
         debug=config.debug,
-        recipe="multi_node" if is_multi_node(config.recipe, config.nodes) else "single_node",
+        recipe=recipe_name(config.recipe, config.nodes),
         nodes=nodes,
         gpus_per_node=gpus,
         gpu=config.hardware.gpu,

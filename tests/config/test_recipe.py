@@ -1,0 +1,36 @@
+"""recipe=: how a model is trained, whatever the model and the data are."""
+
+from tests.support.configurations import composed
+from txl.config.optimizer import OptimizerName
+from txl.config.schema import Recipe
+from txl.plan.run_plan import make_plan
+
+
+def test_the_published_recipe_is_the_default():
+    config = composed()
+    assert config.recipe is Recipe.auto
+    assert make_plan(config).recipe == "single_node"
+
+
+def test_modern_replaces_the_optimizer_of_a_model_and_keeps_its_lengths_and_batch():
+    published, modern = composed("model=large", "data=enwik8"), composed("model=large", "data=enwik8", "recipe=modern")
+    assert modern.optimizer.name is OptimizerName.muon
+    assert not modern.scheduler.first_update_at_base_lr
+    for key in ("batch_size", "max_step", "tgt_len", "mem_len"):
+        assert getattr(modern.train, key) == getattr(published.train, key)
+    assert make_plan(modern).recipe == "modern"
+
+
+def test_modern_replaces_the_optimizer_of_an_experiment():
+    config = composed("experiment=wikitext-mini", "recipe=modern")
+    assert (config.optimizer.name, config.train.max_step) == (OptimizerName.muon, 600)
+
+
+def test_what_the_command_line_sets_wins_over_modern():
+    config = composed("experiment=demo", "recipe=modern", "optimizer.lr=0.5", "model.dropout=0.2")
+    assert (config.optimizer.lr, config.model.dropout) == (0.5, 0.2)
+
+
+def test_modern_on_several_nodes_has_the_published_batch_for_several_nodes():
+    config = composed("model=large", "hardware=dgxa100", "recipe=modern", "nodes=2")
+    assert config.train.batch_size == 512
