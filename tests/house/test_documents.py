@@ -90,11 +90,13 @@ def test_documented_commands_are_accepted(words, place, monkeypatch):
         assert (PROJECT / arguments[0]).is_file(), f"{place}: there is no {arguments[0]}"
         if arguments[0].removesuffix(".py") in KINDS:
             check_options(arguments[0].removesuffix(".py"), arguments[1:])
-    elif arguments[0] in (*KINDS, *TASKS):
-        check_options(arguments[0], arguments[1:])
     elif arguments[0] != "--version":
         assert arguments[0] in TXL_COMMANDS, f"{place}: there is no txl {arguments[0]}"
-        if arguments[1:]:  # a command's name alone is a mention
+        if not arguments[1:]:  # a command's name alone is a mention
+            return
+        if arguments[0] in (*KINDS, *TASKS):
+            check_options(arguments[0], arguments[1:])
+        else:
             check_parser("txl", arguments, monkeypatch)
 
 
