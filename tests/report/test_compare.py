@@ -246,6 +246,18 @@ def test_a_reader_that_leaves_early_is_no_error(tmp_path):
     assert (done.returncode, done.stderr) == (0, "") and done.stdout == "{\n"
 
 
+def test_a_run_that_has_not_begun_leaves_the_score_and_the_order_of_the_others(tmp_path, capsys):
+    lines = {
+        name: [line("valid", 100, loss, "bpc"), line("test", 100, loss, "bpc")] for name, loss in (("a", 3), ("b", 2))
+    }
+    for i, name in enumerate(("a", "b", "waits")):
+        write_run(tmp_path / name, lines.get(name, []), 1, name in lines, optimizer__lr=i, data__metric="bpc")
+    (tmp_path / "waits" / "metrics.jsonl").unlink()
+    said = report(capsys, tmp_path)
+    assert "valid bpc" in said and "score" not in said
+    assert [row["optimizer.lr"] for row in rows_of(report(capsys, tmp_path, "--csv"))] == ["1", "0", "2"]
+
+
 def test_options_and_paths_may_stand_in_any_order(tmp_path, capsys):
     for name in ("a", "b"):
         write_run(tmp_path / name / "x-s1", train__tgt_len=len(name))

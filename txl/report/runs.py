@@ -53,9 +53,11 @@ class RunRecord:
 
     @property
     def metric(self) -> str:
-        """`bpc` or `ppl`: the score that the run records beside its loss."""
-        last = (self.metrics.train.last, *self.metrics.valid[-1:], *self.metrics.test[-1:])
-        return "bpc" if any("bpc" in line for line in last if line) else "ppl"
+        """`bpc` or `ppl`: the score that the run records beside its loss, or will record."""
+        last = [line for line in (self.metrics.train.last, *self.metrics.valid[-1:], *self.metrics.test[-1:]) if line]
+        if not last:
+            return "bpc" if self.config.get("data.metric") == "bpc" else "ppl"
+        return "bpc" if any("bpc" in line for line in last) else "ppl"
 
     @property
     def steps(self) -> int:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.config.differences import short_names
-from txl.files import read_json
+from txl.files import read_json, short_path
 from txl.report.runs import RunRecord
 from txl.report.tables import Column, Table
 
@@ -132,7 +132,8 @@ def study_table(study: StudyRecord) -> Table:
     told = ", ".join(f"{count} {word}" for word, count in counts.items() if count)
     table.notes.append(f"{len(study.trials)} trials: {told}")
     if best:
-        table.notes.append(f"best: trial {best.number}, valid loss {best.loss:.4f}, {study.folder / best.folder}")
+        place = short_path(study.folder / best.folder)
+        table.notes.append(f"best: trial {best.number}, valid loss {best.loss:.4f}, {place}")
     if study.importances:
         few = "; of so few trials it says little" if counts["complete"] < FEW_TRIALS else ""
         table.notes.append(f"importance: {study.importances_by}, over {counts['complete']} complete trials{few}")
