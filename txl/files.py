@@ -9,6 +9,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, BinaryIO, Protocol
 
@@ -23,6 +24,9 @@ LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 PROBE_BYTES = 4096  # written once to find a read-only or full file system
 
 BLOCK_BYTES = 1 << 20  # read at a time for a checksum
+LINES_BYTES = 1 << 22  # of lines that are read at a time; a line may not be longer
+DAMAGED_LINE = b"\0"  # stands for a longer one
+MOST_JSON_BYTES = 1 << 30  # of a JSON file
 
 # How compressed files begin, and the programs that unpack them.
 UNPACKED_BY = {
@@ -118,6 +122,23 @@ def open_for_reading(path: Path) -> BinaryIO:
     return open(descriptor, "rb")
 
 
+def read_lines(file: BinaryIO) -> Iterator[list[bytes]]:
+    """Reads a file's lines, with their ends, some megabytes at a time.
+
+    A line of more than LINES_BYTES, such as gigabytes of zeros after a crash of the machine, is no record: it is read
+    as DAMAGED_LINE, so that it does not fill the memory.
+    """
+    rest = b""
+    while block := file.read(LINES_BYTES):
+        lines = io.BytesIO(rest + block).readlines()
+        rest = b"" if lines[-1].endswith(b"\n") else lines.pop()
+        rest = DAMAGED_LINE if len(rest) > LINES_BYTES else rest
+        if lines:
+            yield lines
+    if rest:
+        yield [rest]
+
+
 def sync_file(file: IO[Any]) -> None:
     """Puts what was written to an open file on the disk, so that it survives a power cut."""
     file.flush()
@@ -162,7 +183,7 @@ def short_path(path: Path) -> Path:
 def read_json(path: Path) -> Any:
     """Returns the content of a JSON file, or None if it is missing, damaged, or no file (a FIFO would block)."""
     try:
-        return parse_json(read_text_file(path))
+        return parse_json(read_text_file(path, MOST_JSON_BYTES))
     except (OSError, ValueError):
         return None
 

@@ -1,11 +1,13 @@
 """Reading metrics.jsonl: fast, with little memory, and whatever is damaged in it."""
 
 import json
+import os
 import time
 import tracemalloc
 
 from tests.support.made_runs import line
-from txl.tracking.metrics_file import read_metrics
+from txl.tracking.metrics_file import last_records, read_metrics
+from txl.tracking.rewind_file import drop_later_lines
 
 
 def write(path, records, end=b""):
@@ -80,3 +82,17 @@ def test_a_hundred_thousand_lines_take_half_a_second_and_a_part_of_them_lies_in_
     read_metrics(tmp_path / "m")
     assert tracemalloc.get_traced_memory()[1] < 12e6
     tracemalloc.stop()
+
+
+def test_a_line_of_gigabytes_is_damage_and_takes_no_memory(tmp_path):
+    record = b'{"kind": "train", "step": 1, "loss": 2.0}\n'
+    (tmp_path / "metrics.jsonl").write_bytes(record)
+    os.truncate(tmp_path / "metrics.jsonl", 1 << 27)  # zeros, as after a crash of the machine; no room on the disk
+    tracemalloc.start()
+    assert last_records(tmp_path, "train", "valid") == [{"kind": "train", "step": 1, "loss": 2.0}, {}]
+    assert read_metrics(tmp_path / "metrics.jsonl").train.step == [1]
+    drop_later_lines(tmp_path / "metrics.jsonl", 1, lambda line, step: line == record)
+    assert (tmp_path / "metrics.jsonl").read_bytes() == record
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 40 << 20

@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import io
 import json
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable
@@ -25,6 +26,7 @@ from txl.launch.prepare import prepare
 from txl.plan.batch_split import with_global_batch
 from txl.tracking.finished_run import track_finished_run
 
+MOST_BYTES = 1 << 30  # a larger file is one of the damages
 NEWEST, BEFORE = 6, 3  # steps of the checkpoints in the run folder
 # What a start writes anew, or appends to.
 REWRITTEN = {".lock", "config.yaml", "plan.json", "start.json", "train.log", "environment.json"}
@@ -49,7 +51,13 @@ def other_version(path: Path) -> None:
         path.write_bytes(b"V99\n" + content[4:])
 
 
-KINDS: dict[str, Callable[[Path], object]] = DAMAGES | {"swapped": swap, "other_version": other_version}
+def make_vast(path: Path) -> None:
+    """Four gigabytes, which take no room on the disk."""
+    os.truncate(path, 4 * MOST_BYTES)
+
+
+MADE_HERE: dict[str, Callable[[Path], object]] = {"swapped": swap, "other_version": other_version, "vast": make_vast}
+KINDS = DAMAGES | MADE_HERE
 
 
 class EveryDamage:
@@ -135,6 +143,7 @@ def files_by_content(folder: Path, but: str = "") -> Counter[tuple[str, str]]:
     found: Counter[tuple[str, str]] = Counter()
     for path in folder.rglob("*"):
         name = path.relative_to(folder).as_posix()
-        if name != but and name not in REWRITTEN and path.is_file() and not name.startswith(("logs/", "code/")):
+        skipped = name == but or name in REWRITTEN or name.startswith(("logs/", "code/"))
+        if not skipped and path.is_file() and path.stat().st_size < MOST_BYTES:
             found[path.name, hashlib.sha256(path.read_bytes()).hexdigest()] += 1
     return found

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.errors import ConfigError
-from txl.files import parse_json, read_text_file, sha256_of_file
+from txl.files import MOST_JSON_BYTES, parse_json, read_text_file, sha256_of_file
 
 log = logging.getLogger(__name__)
 
@@ -47,7 +47,7 @@ def read_document(folder: Path, name: str) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"checkpoint {folder} has no {name}; use another checkpoint")
     try:
-        value = parse_json(path.read_text(encoding="utf-8"))
+        value = parse_json(read_text_file(path, MOST_JSON_BYTES))
     except (OSError, ValueError) as error:
         reason = str(error).partition("\n")[0][:100]
         raise CheckpointError(f"checkpoint {folder} is damaged: unreadable {name} ({reason})") from None

@@ -1,5 +1,6 @@
 """Give the record of a finished run to a sink that it did not have: `txl track RUN --to wandb`."""
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,7 +12,7 @@ from txl.config.schema import RunConfig
 from txl.config.tracking import SinkName, WandbMode
 from txl.config.yaml_file import read_yaml
 from txl.errors import ConfigError, shortened
-from txl.files import open_for_reading, parse_json, read_json, sha256_of_file, write_json
+from txl.files import open_for_reading, parse_json, read_json, read_lines, sha256_of_file, write_json
 from txl.system.run_lock import is_locked
 from txl.tracking.sinks import TrackedRun, sink_class
 
@@ -38,7 +39,7 @@ def track_finished_run(run: Path, name: SinkName, mode: WandbMode) -> bool:
         ConfigError: The folder holds no finished run, or the sink failed.
     """
     metrics, summary = run / "metrics.jsonl", read_json(run / "summary.json")
-    if not metrics.exists() or not (run / "config.yaml").exists():
+    if not metrics.is_file() or not (run / "config.yaml").is_file():
         raise ConfigError(f"{run} holds no run with metrics.jsonl and config.yaml; give run folders")
     if is_locked(run):
         raise ConfigError(f"{run} is running; wait for its end, or start runs with tracking={name.value}")
@@ -88,8 +89,8 @@ def _replay(tracked: TrackedRun, run: Path, name: SinkName, step: int, summary: 
 
 def read_records(metrics: Path) -> Iterator[dict[str, Any]]:
     """The records of metrics.jsonl in order. Damaged lines are left out; what was not finite is NaN."""
-    with open_for_reading(metrics) as lines:
-        for line in lines:
+    with open_for_reading(metrics) as file:
+        for line in itertools.chain.from_iterable(read_lines(file)):
             try:
                 record = parse_json(line)
             except ValueError:

@@ -1,19 +1,19 @@
 """Reading metrics.jsonl, the record of a run. Importing this does not import torch."""
 
 import contextlib
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
 
-from txl.files import open_for_reading, parse_json
+from txl.files import DAMAGED_LINE, LINES_BYTES, open_for_reading, parse_json, read_lines
 from txl.tracking.metrics_gaps import gap_note, is_whole, parse_record
 
 MetricsLine = dict[str, Any]  # one line of metrics.jsonl
 
 TAIL_BYTES = 65536  # read at a time from the end of metrics.jsonl
-READ_BYTES = 1 << 22  # read at a time from its beginning
 CURVE_POINTS = 1000  # of a training curve; a longer one is averaged down to about this number
 TRAIN_LINE = b'{"kind": "train", '  # how JsonlSink begins a training line
 LOSS = b'"loss": '
@@ -46,7 +46,8 @@ def _lines_from_the_end(path: Path) -> Iterator[bytes]:
             file.seek(begin)
             first, *lines = (file.read(position - begin) + rest).split(b"\n")
             yield from reversed(lines)
-            position, rest = begin, first
+            is_too_long = len(first) > LINES_BYTES or (rest == DAMAGED_LINE and not lines)
+            position, rest = begin, DAMAGED_LINE if is_too_long else first
         yield rest
 
 
@@ -54,7 +55,7 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
     """The records of a file with one JSON object per line. Damaged lines are left out; no file: no records."""
     found = []
     with contextlib.suppress(OSError), open_for_reading(path) as file:
-        for line in file:
+        for line in itertools.chain.from_iterable(read_lines(file)):
             with contextlib.suppress(ValueError):
                 found.append(parse_json(line))
     return [record for record in found if isinstance(record, dict)]
@@ -116,7 +117,7 @@ def read_metrics(path: Path, points: int = CURVE_POINTS) -> Metrics:
     waiting: list[bytes] = []
     with open_for_reading(path) as file:
         together = _lines_per_point(file, path.stat().st_size, points)
-        while lines := file.readlines(READ_BYTES):
+        for lines in read_lines(file):
             for line in lines:
                 if not line.endswith(b"\n"):
                     break  # it is being written

@@ -1,11 +1,12 @@
 """Files of records that a resumed run continues: drop the records that the run will write again."""
 
+import itertools
 import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from txl.files import NEW_FILE, open_regular_file, sync_file, sync_folder
+from txl.files import NEW_FILE, open_regular_file, read_lines, sync_file, sync_folder
 
 BLOCK_BYTES = 1 << 16  # read at a time, from the end of the file on
 
@@ -23,7 +24,7 @@ def drop_later_lines(path: Path, step: int, is_kept: IsKept) -> None:
     with open(path, "r+b") as file:
         begin = _start_of_dropped_end(file, step, is_kept)
         file.seek(begin)
-        end = file.readlines()
+        end = list(itertools.chain.from_iterable(read_lines(file)))
         kept = [line for line in end if is_kept(line, step)]
         if kept == end:
             return
