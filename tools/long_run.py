@@ -50,7 +50,7 @@ def train(folder: Path, steps: int) -> None:
         process = subprocess.Popen(command, cwd=PROJECT, stdout=output, stderr=output)
         try:
             while process.poll() is None:
-                with contextlib.suppress(OSError, IndexError, ValueError):
+                with contextlib.suppress(OSError, LookupError, ValueError):
                     samples.write(json.dumps(sample(process.pid, folder / "run")) + "\n")
                     samples.flush()
                 time.sleep(SAMPLED_EVERY)

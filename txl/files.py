@@ -24,7 +24,7 @@ LOCKS_UNSUPPORTED = {errno.ENOLCK, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS
 PROBE_BYTES = 4096  # written once to find a read-only or full file system
 
 BLOCK_BYTES = 1 << 20  # read at a time for a checksum
-LINES_BYTES = 1 << 22  # of lines that are read at a time; a line may not be longer
+LINES_BYTES = 1 << 20  # of lines that are read at a time; a line may not be longer
 DAMAGED_LINE = b"\0"  # stands for a longer one
 MOST_JSON_BYTES = 1 << 30  # of a JSON file
 
@@ -123,7 +123,7 @@ def open_for_reading(path: Path) -> BinaryIO:
 
 
 def read_lines(file: BinaryIO) -> Iterator[list[bytes]]:
-    """Reads a file's lines, with their ends, some megabytes at a time.
+    """Reads a file's lines, with their ends, about a megabyte at a time.
 
     A line of more than LINES_BYTES, such as gigabytes of zeros after a crash of the machine, is no record: it is read
     as DAMAGED_LINE, so that it does not fill the memory.

@@ -24,7 +24,7 @@ INPUTS = {
     "configurations": "command lines of train, evaluate and benchmark",
     "files": "files of runs, caches, imports and archives with random damage",
     "texts": "texts in every language and encoding",
-    "damages": "every file of a run, cache, import and archive with each of 16 kinds of damage",
+    "damages": "every file of a run, cache, import and archive with each kind of damage",
 }
 
 

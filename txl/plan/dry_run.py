@@ -1,8 +1,8 @@
 """What `dry_run=true` shows besides the plan: everything that decides a run's numbers, its time, and its cost."""
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from txl.config.compose import to_dict
@@ -158,7 +158,7 @@ def known_data(options: DataConfig, vocab_size: int | None) -> EncodedData:
         options: The data set.
         vocab_size: Of the plan; None: not known.
     """
-    if not Path(options.cache).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(options.cache)):
         return EncodedData(vocab_size)
     from txl.data.corpus import encoded_meta, unknown_shares
 

@@ -4,6 +4,7 @@
 """
 
 import functools
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -172,7 +173,7 @@ def known_vocab_size(data: DataConfig) -> int | None:
 
     It is the size of an earlier encoding, else the number of words in data.vocab_file, else data.vocab_size.
     """
-    if data.vocab_file is None and not Path(data.cache).expanduser().is_dir():
+    if data.vocab_file is None and not os.path.isdir(os.path.expanduser(data.cache)):
         return data.vocab_size
     from txl.data.corpus import encoded_vocab_size, vocab_size_from_files
 
@@ -181,7 +182,7 @@ def known_vocab_size(data: DataConfig) -> int | None:
 
 def known_unknown(data: DataConfig) -> dict[str, float]:
     """Returns the share of unknown tokens of each split of a text that is encoded already; {}: it is not known."""
-    if not Path(data.cache).expanduser().is_dir():
+    if not os.path.isdir(os.path.expanduser(data.cache)):
         return {}
     from txl.data.corpus import encoded_meta, unknown_shares
 
