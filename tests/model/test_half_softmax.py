@@ -58,8 +58,16 @@ def test_small_probabilities_are_kept_in_fp16():
 DIVIDED = dict(div_val=2, tie_projs=[False, True, False])
 
 
-@pytest.mark.parametrize("changes", [dict(), pytest.param(DIVIDED, marks=pytest.mark.slow)], ids=str)
-def test_fifty_training_steps_are_those_of_the_plain_path(changes, monkeypatch):
+@pytest.mark.parametrize(
+    "changes, n_steps",
+    [
+        (dict(), 10),
+        pytest.param(dict(), 50, marks=pytest.mark.slow),
+        pytest.param(DIVIDED, 50, marks=pytest.mark.slow),
+    ],
+    ids=str,
+)
+def test_training_steps_are_those_of_the_plain_path(changes, n_steps, monkeypatch):
     """The whole model under autocast, each step of both from the other path's forward and backward pass."""
     curves = []
     for fast in (False, True):
@@ -70,7 +78,7 @@ def test_fifty_training_steps_are_those_of_the_plain_path(changes, monkeypatch):
         with monkeypatch.context() as patch:
             if fast:
                 patch.setattr(cluster_loss, "_uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
-            for _ in range(50):
+            for _ in range(n_steps):
                 input = torch.randint(50, (1, 6), generator=generator)
                 with torch.autocast("cpu", torch.float16):
                     states = model.embedding(input)
@@ -80,7 +88,7 @@ def test_fifty_training_steps_are_those_of_the_plain_path(changes, monkeypatch):
                 optimizer.zero_grad(set_to_none=True)
                 curve.append(nats.item() / 6)
         curves.append(torch.tensor(curve))
-    assert curves[0][-10:].mean() < curves[0][:10].mean() - 0.1
+    assert n_steps < 50 or curves[0][-10:].mean() < curves[0][:10].mean() - 0.1
     assert (curves[0] - curves[1]).abs().max() < 5e-3
 
 

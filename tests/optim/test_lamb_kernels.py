@@ -47,7 +47,7 @@ def steps(
     return [p.detach() for p in parameters]
 
 
-@pytest.mark.parametrize("count, weight_decay", [(50, 0.1), (5, 0.0)])
+@pytest.mark.parametrize("count, weight_decay", [(5, 0.1), (5, 0.0), pytest.param(50, 0.1, marks=pytest.mark.slow)])
 def test_its_steps_equal_the_plain_ones(count, weight_decay, monkeypatch):
     expected, found = (steps(monkeypatch, kernels, count, weight_decay, skipped=2) for kernels in (False, True))
     torch.testing.assert_close(found, expected, rtol=2e-4, atol=2e-5)
