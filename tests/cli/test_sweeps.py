@@ -17,6 +17,7 @@ def test_points_that_compute_the_same_have_folders_of_their_own(tmp_path):
     done = run("train.py", "-m", "hardware=dgxa100", "nodes=1,2,4", "data=stdlib", "dry_run=true", cwd=tmp_path)
     folders = re.findall(r"^run folder +(\S+)", done.stdout, re.MULTILINE)
     assert len(set(folders)) == 3 and all(re.search(r"-nodes=[124]-s1111$", folder) for folder in folders)
+    assert not list(tmp_path.rglob("multirun.yaml"))
 
 
 def test_a_sweep_over_kernels_trains_every_point(tmp_path):

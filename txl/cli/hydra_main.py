@@ -157,12 +157,13 @@ class _Points:
 
 @contextlib.contextmanager
 def _sweep_folder(kind: type, overrides: list[str], many: bool) -> Iterator[None]:
-    """Hydra writes multirun.yaml into the folder of a sweep. An evaluation and a benchmark have none: it goes again.
+    """Hydra writes multirun.yaml into the folder of a sweep. Only trainings have one: elsewhere the file goes again.
 
-    Other launchers of Hydra put their jobs there, so that they keep it.
+    Nor has a dry run. Other launchers of Hydra put their jobs there, so that they keep it.
     """
     own = any(override.startswith(("hydra.sweep", "hydra/launcher")) for override in overrides)
-    if not many or kind is RunConfig or own:
+    is_dry = any(re.fullmatch(r"(?i)dry_run=(true|yes|on|1)", override) for override in overrides)
+    if not many or own or (kind is RunConfig and not is_dry):
         yield
         return
     with tempfile.TemporaryDirectory(prefix="sweep-") as folder:
