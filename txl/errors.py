@@ -12,6 +12,7 @@ from enum import Enum
 from typing import Any
 
 MOST_SHOWN = 60  # characters of a value in a message
+LONGEST_LINE = 300  # characters of a line that says what is wrong
 
 # What the system says when a disk is full, read-only or broken, or when a path cannot be used. Other errors of files
 # are mistakes of this program.
@@ -69,6 +70,12 @@ def refuse_unused(used: object, key: str, value: Any, absent: Any, chosen: str) 
     """
     remedy = f"leave it out (where conf/ sets it: {key}={shown(absent)})"
     refuse_unless(used or value == absent, key, value, f"has no meaning for {chosen}; {remedy}")
+
+
+def error_line(message: object) -> str:
+    """Returns `error: ` and a message, as one line of at most LONGEST_LINE characters; it keeps beginning and end."""
+    start = "error: "
+    return start + shortened(str(message), LONGEST_LINE - len(start))
 
 
 def shown(value: Any) -> str:

@@ -80,6 +80,21 @@ def packages_that_load(code, tmp_path):
     return {module.partition(".")[0] for module in said.split()}
 
 
+LONG = "x" * 200 + "/" + "y" * 200
+LONG_MISTAKES = "status {}, cancel {}, report {}, import {} q, export {} q, replay {}, {}, report {} --a={}".split(", ")
+
+
+@pytest.mark.parametrize("arguments", LONG_MISTAKES)
+def test_an_error_line_is_never_longer_than_300_characters(arguments, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    try:
+        code = main(arguments.format(LONG, LONG).split())
+    except SystemExit as end:  # argparse
+        code = end.code
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert code == 2 and line.startswith("error: ") and len(line) <= 300
+
+
 @pytest.mark.parametrize("command", ["train", "evaluate", "score", "generate", "benchmark"])
 def test_help_fits_into_80_columns(command, capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")

@@ -19,7 +19,7 @@ from txl.config.compose import TYPED_TEXT, Config, register_types, to_typed
 from txl.config.error_messages import composition_error
 from txl.config.rules import validate
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, Suite
-from txl.errors import ConfigError, disk_fault, shortened
+from txl.errors import ConfigError, disk_fault, error_line
 from txl.files import CONF, PROJECT
 from txl.plan.batch_split import with_global_batch
 from txl.system.console import discard_stdout
@@ -45,8 +45,6 @@ KINDS: dict[str, type[RunConfig | EvaluateConfig]] = {
     "evaluate": EvaluateConfig,
     "benchmark": BenchmarkConfig,
 }
-
-MOST_MESSAGE = 300  # characters of an error message
 
 
 def run_with_hydra(name: str, arguments: list[str]) -> int:
@@ -241,5 +239,5 @@ def exit_code_of(task: Callable[[], int]) -> int:
 def print_error(message: str, code: int = BAD_CONFIGURATION) -> int:
     """Prints an error as one line, on rank 0 only, and returns the exit code."""
     if os.environ.get("RANK", "0") in ("0", ""):
-        print(f"error: {shortened(message, MOST_MESSAGE)}", file=sys.stderr, flush=True)
+        print(error_line(message), file=sys.stderr, flush=True)
     return code

@@ -5,6 +5,7 @@ import sys
 from dataclasses import dataclass
 
 from txl.config.did_you_mean import did_you_mean
+from txl.errors import error_line
 from txl.system.console import escape_what_cannot_be_printed
 from txl.system.process_exit import BAD_CONFIGURATION, raise_on_stop_signals, run_as_process
 from txl.version import __version__
@@ -60,7 +61,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     if name not in COMMANDS:
         hint = did_you_mean(name, COMMANDS) or f"; there are {', '.join(COMMANDS)}"
-        print(f"error: {name} is not a command of txl{hint}", file=sys.stderr)
+        print(error_line(f"{name} is not a command of txl{hint}"), file=sys.stderr)
         return BAD_CONFIGURATION
     command = COMMANDS[name]
     module = importlib.import_module(command.module)

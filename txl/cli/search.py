@@ -20,16 +20,16 @@ from txl.config.error_messages import composition_error
 from txl.config.rules import validate
 from txl.config.schema import RunConfig
 from txl.config.tracking import WandbMode
-from txl.errors import ConfigError, shortened
+from txl.errors import ConfigError, error_line, shortened
 from txl.files import CONF, sha256_of_json
 from txl.launch.search import run_search
 from txl.launch.study import Dimension, Search, best_trial, open_study
 from txl.plan.batch_split import with_global_batch
+from txl.system.command_parser import CommandParser
 from txl.system.console import escape_what_cannot_be_printed
 from txl.system.hardware import visible_gpus
 from txl.system.process_exit import BAD_CONFIGURATION, INTERRUPTED
 
-MOST_MESSAGE = 300  # characters of an error message
 # The search sets or forbids them.
 OWN_KEYS = ("run_dir", "resume", "dry_run", "debug", "preflight", "cluster.wait")
 
@@ -37,9 +37,7 @@ OWN_KEYS = ("run_dir", "resume", "dry_run", "debug", "preflight", "cluster.wait"
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     escape_what_cannot_be_printed()
-    parser = argparse.ArgumentParser(
-        prog="txl search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = CommandParser(prog="txl search", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="+", metavar="KEY=VALUE", help="as of txl train")
     parser.add_argument("--trials", type=_above_zero, default=20, help="number of trainings (20)")
     parser.add_argument("--parallel", type=_above_zero, help="trainings at once (the number of GPUs, or 1)")
@@ -54,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
             _print_best(search)
         return code
     except ConfigError as error:
-        print(f"error: {shortened(str(error), MOST_MESSAGE)}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return BAD_CONFIGURATION
 
 

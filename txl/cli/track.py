@@ -1,25 +1,24 @@
 """`txl track RUN... --to wandb|tensorboard`: give the record of finished runs to a tracker that they did not have."""
 
-import argparse
 import importlib.util
 import os
 import sys
 from pathlib import Path
 
 from txl.config.tracking import PACKAGES, SinkName, WandbMode
-from txl.errors import ConfigError, shortened
+from txl.errors import ConfigError, error_line
 from txl.report.runs import DEPTH, runs_below
+from txl.system.command_parser import CommandParser
 from txl.system.console import log_to_console
 from txl.system.process_exit import BAD_CONFIGURATION
 
 TRACKERS = (SinkName.wandb, SinkName.tensorboard)
 MODES = (WandbMode.online, WandbMode.offline)
-MOST_MESSAGE = 300  # characters of an error message
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="txl track", description=__doc__)
+    parser = CommandParser(prog="txl track", description=__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders of them")
     parser.add_argument("--to", required=True, choices=[name.value for name in TRACKERS], help="the tracker")
     default = os.environ.get("WANDB_MODE", WandbMode.online.value)
@@ -67,5 +66,5 @@ def _find(paths: list[Path]) -> list[Path]:
 
 
 def _print_error(message: str) -> int:
-    print(f"error: {shortened(message, MOST_MESSAGE)}", file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     return BAD_CONFIGURATION

@@ -25,8 +25,9 @@ from urllib.parse import unquote, urlsplit
 from txl.data.download_sources import SOURCES, DownloadError, Source, digest_of_file, public_address
 from txl.data.fetch_file import fetch
 from txl.data.unpack_archive import unpack
-from txl.errors import shortened
+from txl.errors import error_line, shortened
 from txl.files import lock_file, read_json, sha256_of_file, sha256_of_json, write_json
+from txl.system.command_parser import CommandParser
 
 WORK = ".download"  # in the folder, until everything is installed
 RECORD = ".download.json"  # in the folder: the first download of what has no published checksum
@@ -132,7 +133,7 @@ def _lock_folder(work: Path) -> Iterator[None]:
 
 def main(arguments: list[str] | None = None) -> int:
     """The command line; returns the exit code."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="txl download", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("name", help=f"{', '.join(SOURCES)}, or an address (http, https)")
@@ -165,7 +166,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _print_error(message: str) -> int:
-    print(f"error: {message}", file=sys.stderr)
+    print(error_line(message), file=sys.stderr)
     return 1
 
 

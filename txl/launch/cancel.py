@@ -1,6 +1,5 @@
 """Stop runs: `txl cancel FOLDER...`. A training saves a checkpoint first, so that resume=auto continues it."""
 
-import argparse
 import contextlib
 import os
 import re
@@ -9,26 +8,29 @@ import socket
 import sys
 from pathlib import Path
 
+from txl.errors import error_line
 from txl.launch.status import started_runs_below
 from txl.report.runs import DEPTH
+from txl.system.command_parser import CommandParser
 from txl.system.run_lock import is_locked, lock_owner
 from txl.system.slurm_jobs import ENDED, SubmittedJob, job_state, slurm_output
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Cancel the runs of `cancel FOLDER...`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="txl cancel", description="Stop runs; a training saves first.")
+    parser = CommandParser(prog="txl cancel", description="Stop runs; a training saves first.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs")
     code = 0
     for folder in parser.parse_args(arguments).folders:
         runs = started_runs_below(folder)
         if not runs:
-            print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
+            nothing = f"{folder} holds no run: no config.yaml in it or up to {DEPTH} folders below"
+            print(error_line(nothing), file=sys.stderr)
             code = 2
         for run in runs:
             problem = cancel_run(run)
             if problem:
-                print(f"error: {run}: {problem}", file=sys.stderr)
+                print(error_line(f"{run}: {problem}"), file=sys.stderr)
                 code = 1
     return code
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from txl.config.config_hash import config_hash
 from txl.config.schema import RunConfig
 from txl.data.token_source import open_source
-from txl.errors import ConfigError
+from txl.errors import ConfigError, error_line
 from txl.files import PROJECT, write_json
 from txl.plan.batch_split import processes
 from txl.system.world import World
@@ -69,7 +69,7 @@ def preflight(config: RunConfig, world: World, run_dir: Path) -> int:
     problems = find_problems(config, reports, size)
     print(node_table(reports), flush=True)
     for problem in problems:
-        print(f"error: {problem}", file=sys.stderr, flush=True)
+        print(error_line(problem), file=sys.stderr, flush=True)
     write_json(run_dir / "preflight.json", {"problems": problems, "ranks": reports}, indent=1)
     shutil.rmtree(folder)
     print(f"preflight: {len(problems)} problem(s), {len(reports)} of {size} ranks", flush=True)

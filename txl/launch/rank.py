@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
-from txl.errors import ConfigError, disk_fault, shortened
+from txl.errors import ConfigError, disk_fault, error_line, shortened
 from txl.evaluate.targets import missed_training_targets
 from txl.files import read_json, short_path
 from txl.launch.choose_checkpoint import finished_message
@@ -127,7 +127,7 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
         leave(stop.code if isinstance(stop.code, int) else 1)
     except BaseException as error:
         fault = None if isinstance(error, ConfigError) else disk_fault(error)
-        text = f"error: {fault or error}\n" if fault or isinstance(error, ConfigError) else traceback.format_exc()
+        text = f"{error_line(fault or error)}\n" if fault or isinstance(error, ConfigError) else traceback.format_exc()
         with contextlib.suppress(OSError):  # no room on the disk: it is printed in any case
             if error_file:
                 error_file.write_text(text)
@@ -270,7 +270,7 @@ def _prepare_together(config: RunConfig, world: World, submitted: bool, stack: c
     try:
         device = pick_device(config.hardware, world.local_rank)
     except ConfigError as error:  # perhaps on this rank alone, which must say it
-        print(f"error: rank {world.rank}: {error}", file=sys.stderr, flush=True)
+        print(error_line(f"rank {world.rank}: {error}"), file=sys.stderr, flush=True)
         os._exit(BAD_CONFIGURATION)
     init_process_group(world, device, config.cluster.hang_minutes)
     decided, problem = broadcast_object((prepared and prepared.for_other_processes(), problem))

@@ -1,19 +1,19 @@
 """`txl replay RUN/divergence/step_N`: repeat the steps of a training that were not finite."""
 
-import argparse
 import shutil
 import sys
 from pathlib import Path
 
-from txl.errors import ConfigError
+from txl.errors import ConfigError, error_line
 from txl.launch.start import Launcher
+from txl.system.command_parser import CommandParser
 from txl.system.process_exit import BAD_CONFIGURATION, DIVERGED
 from txl.train.divergence_dump import read_divergence_dump
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Returns 0 if the training diverges again, 1 if it does not, 2 if it cannot be repeated."""
-    parser = argparse.ArgumentParser(
+    parser = CommandParser(
         prog="txl replay",
         description="Repeat the steps of a training that were not finite, from the checkpoint before them, with a "
         "record of every step in FOLDER/replay. It takes as many processes as the training had, on this machine.",
@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"the first step that was not finite: {place}, learning rate {place.lr:.3g}", flush=True)
         code = Launcher().start(config)
     except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return BAD_CONFIGURATION
     if code == DIVERGED:
         print(f"it diverged again; the record of every step: {config.run_dir}/metrics.jsonl")

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from txl.config.schema import EvaluateConfig, RunConfig
-from txl.errors import ConfigError
+from txl.errors import ConfigError, error_line
 from txl.launch.choose_checkpoint import newest_checkpoint
 from txl.launch.rank import is_training, rank_main
 from txl.launch.slurm_environment import adopt_slurm_environment
@@ -47,7 +47,7 @@ def slurm_rank_main(config: RunConfig | EvaluateConfig, submitted: bool = False)
         code = rank_main(config, submitted=submitted, before_save=claim)
     except ConfigError as error:
         if is_main:  # all ranks failed for the same reason
-            print(f"error: {error}", file=sys.stderr, flush=True)
+            print(error_line(error), file=sys.stderr, flush=True)
         os._exit(BAD_CONFIGURATION)
     except BaseException:
         traceback.print_exc()

@@ -3,16 +3,16 @@
 Nothing is written: the folders may be read-only. Torch is not needed.
 """
 
-import argparse
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from txl.config.differences import name_points, read_flat_config
-from txl.errors import ConfigError, shortened
+from txl.errors import ConfigError, error_line, shortened
 from txl.report.run_state import is_pruned, reason_of_failure, seconds_left_of_run, state_of_folder
 from txl.report.runs import DEPTH, runs_below
+from txl.system.command_parser import CommandParser
 from txl.system.slurm_jobs import ENDED, SubmittedJob, describe_job
 from txl.tracking.metrics_file import last_records, read_json_lines
 
@@ -24,13 +24,14 @@ HEADER = ("point", "job", "state", "step", "loss", "valid", "left", "nodes", "re
 
 def main(arguments: list[str] | None = None) -> int:
     """Print the table of `status FOLDER...`; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="txl status", description="What became of runs.")
+    parser = CommandParser(prog="txl status", description="What became of runs.")
     parser.add_argument("folders", nargs="+", type=Path, help="run folders, or folders of runs")
     runs = []
     for folder in parser.parse_args(arguments).folders:
         found = started_runs_below(folder)
         if not found:
-            print(f"error: {folder} holds no run: no config.yaml in it or up to {DEPTH} folders below", file=sys.stderr)
+            problem = f"{folder} holds no run: no config.yaml in it or up to {DEPTH} folders below"
+            print(error_line(problem), file=sys.stderr)
             return 2
         runs += found
     print(status_table(runs))

@@ -6,7 +6,7 @@ import shutil
 import sys
 from pathlib import Path
 
-from txl.errors import ConfigError, shortened
+from txl.errors import ConfigError, error_line
 from txl.report.choose_tables import TABLES, ReportInput, choose_tables
 from txl.report.formats import print_text, tables_to_json, to_csv, to_latex, to_markdown, to_terminal
 from txl.report.grouping import Selection
@@ -15,9 +15,9 @@ from txl.report.result_files import ResultFile, read_result_file
 from txl.report.runs import DEPTH, read_run, runs_below
 from txl.report.tables import Table, show_short
 from txl.report.watch import watch_runs
+from txl.system.command_parser import CommandParser
 from txl.system.console import discard_stdout, is_terminal
 
-MOST_MESSAGE = 300  # characters of an error message
 FORMATS = {"markdown": to_markdown, "csv": to_csv, "latex": to_latex, "json": tables_to_json}
 WATCH_SECONDS = 5.0
 
@@ -28,7 +28,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         report(options)
     except ConfigError as error:
-        print(f"error: {shortened(str(error), MOST_MESSAGE)}", file=sys.stderr)
+        print(error_line(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt:  # of --watch
         return 0
@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="txl report", description="Compare runs, evaluations and benchmarks.")
+    parser = CommandParser(prog="txl report", description="Compare runs, evaluations and benchmarks.")
     paths = "run folders, folders of them, and JSON files of txl evaluate and txl benchmark (json=FILE)"
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=paths)
     parser.add_argument("--sort", metavar="KEY", help="sort by a column or a key (default: valid)")
