@@ -16,6 +16,7 @@ def test_the_curve_is_a_picture_in_the_run_folder(tmp_path):
 
 def test_a_run_without_validation_or_with_infinite_loss_has_a_curve(tmp_path):
     assert plot_loss_curve(write_run(tmp_path / "a", [line("train", 10, 3.0)])).exists()
+    assert plot_loss_curve(write_run(tmp_path / "c", [line("valid", 2, 3.0)])).exists()  # shorter than log_interval
     broken = [line("train", 10, 3.0), line("train", 20, None), line("valid", 20, None), line("test", 20, None)]
     assert plot_loss_curve(write_run(tmp_path / "b", broken)).exists()
 

@@ -88,7 +88,8 @@ def _training(arguments: list[str]) -> list[str]:
     if re.search(NEEDS_GPUS, line):
         machine = [] if "hardware=" in line else ["hardware=h100"]
         return ["train", *first_point(plain), *machine, *_vocabulary(line), "dry_run=true"]
-    return ["train", *arguments, *TINY_TRAINING, *TINY_MODEL, *_vocabulary(line)]
+    words = ["train.sampled_softmax=8"] if "sampled_softmax" in line else []  # of a small vocabulary
+    return ["train", *arguments, *TINY_TRAINING, *TINY_MODEL, *_vocabulary(line), *words]
 
 
 def _vocabulary(line: str) -> list[str]:

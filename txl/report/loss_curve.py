@@ -45,7 +45,7 @@ def plot_loss_curve(run_dir: Path) -> Path:
         last = valid[-1]
         axes.annotate(  # right of both curves, so that it crosses none
             f"valid {format_loss(run, last)}".replace(" (", "\n("),
-            (max(last["step"], *steps[-1:]), last["loss"]),
+            (max([last["step"], *steps[-1:]]), last["loss"]),
             xytext=(8, 0),
             textcoords="offset points",
             ha="left",
