@@ -20,9 +20,13 @@ from typing import Any
 
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
+from txl.config.tracking import TrackingConfig
 from txl.files import PROJECT, read_json, write_json
 from txl.system.process_exit import TERMINATED
+from txl.tracking.jsonl_sink import JsonlSink
 from txl.tracking.metrics_file import TRAIN_LINE, last_records
+from txl.tracking.metrics_gaps import missing_at_the_end
+from txl.tracking.sinks import TrackedRun
 
 SAMPLED_EVERY = 1.0  # seconds
 ROTATE_MB = 1  # small, so that the logs are rotated
@@ -110,27 +114,27 @@ def _steps_per(tenth: list[dict[str, Any]], clock: str) -> float:
 
 
 def measure_long_record(folder: Path, lines: int) -> dict[str, Any]:
-    """What a resume by one step, and a report, take with a short and with a long metrics.jsonl."""
+    """What `txl report`, and a resume's reading of the record, take with a short and with a long metrics.jsonl."""
     found: dict[str, Any] = {"lines": lines}
-    steps = 20
-    short = folder / "short"
-    if not (short / "run" / "summary.json").exists():
-        shutil.rmtree(short, ignore_errors=True)
-        _timed([sys.executable, "-m", "txl", "train", *options_of(short, steps)])
-    record = (short / "run" / "metrics.jsonl").read_bytes()
-    for name in ("short", "long", "short", "long"):
+    source = folder / "short" / "run"
+    if not (source / "summary.json").exists():
+        shutil.rmtree(source, ignore_errors=True)
+        _timed([sys.executable, "-m", "txl", "train", *options_of(source.parent, 20)])
+    record = (source / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    line = next(line for line in record if line.startswith(TRAIN_LINE))
+    for name, count in (("short", len(record)), ("long", lines)):
         run = folder / "record" / "run"
         shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(short / "run", run, symlinks=True)
-        if name == "long":  # earlier lines of the same run
-            line = next(line for line in record.splitlines(keepends=True) if line.startswith(TRAIN_LINE))
-            (run / "metrics.jsonl").write_bytes(line * (lines - record.count(b"\n")) + record)
-        resume = [option for option in options_of(short, steps + 1) if not option.startswith("run_dir")]
-        for what, command in (("report", ["report"]), ("resume", ["train", *resume, f"run_dir={run}"])):
-            words = [sys.executable, "-m", "txl", *command, *([str(run)] if what == "report" else [])]
-            seconds = _timed(words)
-            key = f"{what}_{name}"
-            found[key] = min([found[key], seconds], key=sum) if key in found else seconds
+        shutil.copytree(source, run, symlinks=True)
+        with open(run / "metrics.jsonl", "wb") as file:
+            file.writelines(line.replace(b'"step": 10,', b'"step": %d,' % (10 * i)) for i in range(1, count + 1))
+        found[f"report_{name}"] = _timed([sys.executable, "-m", "txl", "report", str(run)])
+        last = 10 * count - 50  # as if the checkpoint were five lines before the end
+        sink, began = JsonlSink(run, TrackedRun(TrackingConfig(), {}, "bpc", 10 * lines, 0)), time.process_time()
+        sink.rewind(last)
+        sink.close(0)
+        assert missing_at_the_end(run / "metrics.jsonl", {"train": last}) == []
+        found[f"resume_{name}"] = [round(time.process_time() - began, 3)]
     return found
 
 

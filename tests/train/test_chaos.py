@@ -62,7 +62,7 @@ def test_the_page_shows_what_the_campaigns_found(tmp_path, monkeypatch):
     text = page.read_text()
     assert "| killed at a random instant | SIGKILL | 2 | 2 | 1 | 2 | 0.5 s |" in text and "stale" not in text
     assert "| texts in every language and encoding | 1,000 | 1 |" in text and "| 7,000 steps of a tiny model |" in text
-    assert text.startswith("before\n") and text.endswith("after\n") and text.count("| `txl report` | 1.5 | 1.5 |") == 1
+    assert text.startswith("before\n") and text.endswith("after\n") and "| `txl report` | 1.50 | 1.50 |" in text
 
 
 def test_results_are_read_again_without_a_line_that_was_cut(tmp_path):

@@ -63,11 +63,11 @@ def long_run_table(figures: dict[str, Any]) -> str:
         rows += [f"| logs at most, bytes | {run['log_bytes']:,} | |", ""]
     if record := figures.get("record"):
         rows += [
-            f"| seconds of the processor | 20 steps | `metrics.jsonl` of {record['lines']:,} lines |",
+            f"| seconds of the processor | a short run | `metrics.jsonl` of {record['lines']:,} lines |",
             "|---|---|---|",
         ]
-        for key, name in (("resume", "resume by one step, to the run's end"), ("report", "`txl report`")):
-            rows.append(f"| {name} | {record[f'{key}_short'][0]:.1f} | {record[f'{key}_long'][0]:.1f} |")
+        for key, name in (("resume", "resume: the record is read and cut back"), ("report", "`txl report`")):
+            rows.append(f"| {name} | {record[f'{key}_short'][0]:.2f} | {record[f'{key}_long'][0]:.2f} |")
     return "\n".join([*rows, ""])
 
 
