@@ -1,5 +1,6 @@
 """An evaluation reads a run that saves and deletes checkpoints all the time."""
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from txl.checkpoint.checkpoint_files import read_model_checkpoint
+from txl.checkpoint.find import read_pointer
 from txl.checkpoint.store import Checkpoints
 from txl.data.byte_vocabulary import ByteVocabulary
 from txl.system.world import World
@@ -50,3 +52,12 @@ def test_no_reading_fails_and_none_mixes_two_checkpoints(saving, name):
         found = read_model_checkpoint(Path(run) / name)
         assert found.weights["w"].unique().tolist() == [float(found.folder.name.removeprefix("step_"))]
         assert found.data_fingerprint == found.folder.name.removeprefix("step_")
+
+
+def test_a_link_that_moves_while_it_is_followed_is_followed_again(tmp_path, monkeypatch):
+    (tmp_path / "step_2").mkdir()
+    (tmp_path / "step_2" / "manifest.json").write_text("{}")
+    (tmp_path / "last").symlink_to("step_2")
+    earlier, readlink = iter(["step_1"]), os.readlink  # step_1 was removed after the link was read
+    monkeypatch.setattr("os.readlink", lambda path: next(earlier, None) or readlink(path))
+    assert read_pointer(tmp_path / "last") == tmp_path / "step_2"

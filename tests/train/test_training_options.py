@@ -170,7 +170,7 @@ def test_an_evaluation_speaks_on_the_way_and_in_the_originals_lines(train, capsy
     result = evaluated(f"checkpoint={run_dir}", *options)
     said = Path("eval_log.log").read_text()
     assert said in capsys.readouterr().out
-    steps = [line for line in said.splitlines() if line.startswith("| step ")]
+    steps = [line for line in said.splitlines() if line.startswith("| batch ")]
     parameters, *on_the_way, end = dll_lines(Path("eval_log.json"))
     segments = result["test"]["tokens"] // 32
     assert len(steps) == len(on_the_way) == (segments + 1) // 4 and "| loss " in steps[-1] and "| bpc " in steps[-1]

@@ -27,6 +27,7 @@ MANIFEST = "manifest.json"
 SET_ASIDE = "set_aside"
 ELSEWHERE = ".elsewhere"
 ELSEWHERE_PREFIX = "txl-checkpoint-"  # of the folder that holds it: only such a folder is ever deleted
+POINTER_READS = 3  # of a link that moves while it is followed
 
 _STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
 _REPLACED = re.compile(r"\.step_(0|[1-9][0-9]{0,17})\.replaced")
@@ -145,17 +146,26 @@ def best_checkpoint(checkpoints: Path) -> Path | None:
 def read_pointer(path: Path) -> Path | None:
     """The finished checkpoint that `path` is, links to, or names as a text file; None if there is none.
 
-    While a step is saved a second time, that is for an instant the checkpoint that is replaced.
+    While a step is saved a second time, that is for an instant the checkpoint that is replaced. A training moves its
+    links before it removes what they named: so a name that has changed meanwhile is read again.
     """
-    try:
-        if path.is_symlink():
-            path = path.parent / os.readlink(path)
-        elif path.is_file() and path.stat().st_size < 100 and _STEP.fullmatch(name := path.read_text().strip()):
-            path = path.parent / name
-        places = (path, path.parent / f".{path.name}.replaced")
-        return next((place for place in places if (place / MANIFEST).is_file()), None)
-    except (OSError, UnicodeDecodeError):
-        return None
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        for _ in range(POINTER_READS):
+            named = _named_by(path)
+            places = (named, named.parent / f".{named.name}.replaced")
+            found = next((place for place in places if (place / MANIFEST).is_file()), None)
+            if found is not None or _named_by(path) == named:
+                return found
+    return None
+
+
+def _named_by(path: Path) -> Path:
+    """What a link links to, or a text file names; every other path names itself."""
+    if path.is_symlink():
+        return path.parent / os.readlink(path)
+    if path.is_file() and path.stat().st_size < 100 and _STEP.fullmatch(name := path.read_text().strip()):
+        return path.parent / name
+    return path
 
 
 def read_elsewhere(checkpoints: Path) -> Path | None:

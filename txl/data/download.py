@@ -83,7 +83,8 @@ def _check_files(source: Source, folder: Path) -> None:
         if (found := digest_of_file(folder / name, expected)) != expected:
             address = public_address(source.urls[0])
             raise DownloadError(
-                f"{name} of {address} has checksum {found}, expected {expected}; remove {folder / name} to get it again"
+                f"remove {folder / name} to get it again: {name} of {address} has checksum {found[:16]}…, "
+                f"expected {expected[:16]}…"
             )
 
 

@@ -81,7 +81,9 @@ class AdaptiveSoftmax(nn.Module):
         if len(self.weights) == 0:
             return embedding.weight(i)
         begin, end = self.clusters.spans[i]
-        weight: Tensor = self.weights[i] if len(self.weights) > 1 else self.weights[0][begin:end]
+        # The parameter itself where it is one cluster's: a slice has no sparse gradient (sampled_softmax.py).
+        is_whole = len(self.weights) == len(self.clusters.spans)
+        weight: Tensor = self.weights[i] if is_whole else self.weights[0][begin:end]
         return weight
 
     def bias(self, i: int) -> Tensor:
