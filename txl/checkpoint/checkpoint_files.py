@@ -31,7 +31,7 @@ from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
 from txl.errors import ConfigError, disk_fault
 from txl.files import sha256_of_file, sync_file, sync_folder, write_json
 
-READ_ATTEMPTS = 5  # a run that is training may delete a checkpoint while it is read
+READ_ATTEMPTS = 20  # a run that is training may delete a checkpoint while it is read
 
 Result = TypeVar("Result")
 
