@@ -76,6 +76,7 @@ def test_training_is_measured_with_its_parts_and_its_share_of_the_ceiling(tmp_pa
     assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
 
 
+@pytest.mark.slow  # the same claim for other data, or with one process, is in the fast tests
 def test_training_with_two_processes_stands_beside_one(tmp_path):
     lengths = ["train.tgt_len=8", "train.mem_len=8", "valid.tgt_len=8", "benchmark.micro_batch_sizes=[2]"]
     measure = ["benchmark.processes=[1,2]", "benchmark.steps=2", "benchmark.json=table.json"]

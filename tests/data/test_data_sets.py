@@ -144,6 +144,7 @@ def test_a_run_on_sentences_goes_on_bitwise_in_the_middle_of_a_file(tmp_path):
     assert final_state(resumed, 60)["state"]["stream"]["epoch"] == 2
 
 
+@pytest.mark.slow  # the same claim for other data, or with one process, is in the fast tests
 def test_two_processes_on_sentences_equal_one(tmp_path):
     shared = [*write_lm1b(tmp_path / "data"), f"data.cache={tmp_path}/cache", *TINY_RUN, "train.max_step=20"]
     shared += ["precision=fp64", "model.dropout=0", "valid.batch_size=3"]

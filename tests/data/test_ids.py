@@ -95,6 +95,7 @@ def test_a_run_on_ids_resumes_bitwise(text, runs, tmp_path):
     assert_bitwise_equal(final_state(tmp_path / "resumed"), final_state(runs / "ids"))
 
 
+@pytest.mark.slow  # the same claim for other data, or with one process, is in the fast tests
 def test_two_processes_on_ids_equal_two_on_the_text(text, tmp_path):
     on_text, _, _ = text
     for name, overrides in (("text", on_text), ("ids", of_numbers(text))):
