@@ -7,7 +7,6 @@ plot for each corpus. Finished trainings are not done again, and interrupted one
 missed. How the values of the recipes were chosen: docs/recipe-log.md.
 """
 
-import argparse
 import json
 import statistics
 import sys
@@ -15,7 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tools.curves import PROJECT, losses_by_step, train_once
+from tools.curves import comparison_arguments, losses_by_step, train_once
+from txl.files import PROJECT
 
 RESULTS = PROJECT / "docs" / "results"
 GAIN_OVER_CONTROL = 0.25  # nats that modern must be below the control on wikitext-mini
@@ -182,12 +182,8 @@ def page(outcomes: dict[str, dict[str, Outcome]], missed: list[str]) -> str:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with wikitext-mini/ and tinyshakespeare/")
-    parser.add_argument("--seeds", type=int, default=5)
-    parser.add_argument("--runs", type=Path, default=PROJECT / "runs" / "modern")
-    arguments = parser.parse_args()
-    data, runs = arguments.data.resolve(), arguments.runs.resolve()
+    arguments = comparison_arguments(__doc__, 5, "modern")
+    data, runs = arguments.data, arguments.runs
     outcomes = {
         corpus: {name: train_recipe(name, corpus, data, arguments.seeds, runs) for name in RECIPES}
         for corpus in CORPORA

@@ -6,7 +6,6 @@ Trains the two configurations of tests/published/reference_curves.json, writes d
 with 1 when a bound does not hold. Finished seeds are not run again.
 """
 
-import argparse
 import json
 import math
 import statistics
@@ -14,7 +13,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tools.curves import PROJECT, losses_by_step, train_once
+from tools.curves import comparison_arguments, losses_by_step, train_once
+from txl.files import PROJECT
 
 REFERENCE = json.loads((PROJECT / "tests" / "published" / "reference_curves.json").read_text())
 SHAKESPEARE = next(key for key in REFERENCE if key.startswith("tinyshakespeare"))
@@ -81,12 +81,8 @@ def play_table(result: dict[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--data", type=Path, required=True, help="folder with wikitext-mini/ and tinyshakespeare/")
-    parser.add_argument("--seeds", type=int, default=12)
-    parser.add_argument("--runs", type=Path, default=PROJECT / "runs" / "parity")
-    arguments = parser.parse_args()
-    data, runs = arguments.data.resolve(), arguments.runs.resolve()
+    arguments = comparison_arguments(__doc__, 12, "parity")
+    data, runs = arguments.data, arguments.runs
     mini = wikitext_mini(data, arguments.seeds, runs)
     play = tinyshakespeare(data, runs)
     write(mini, play)
