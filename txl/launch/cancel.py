@@ -9,8 +9,7 @@ import sys
 from pathlib import Path
 
 from txl.errors import error_line
-from txl.launch.status import started_runs_below
-from txl.report.runs import DEPTH
+from txl.launch.status import no_run_below, started_runs_below
 from txl.system.command_parser import CommandParser
 from txl.system.run_lock import is_locked, lock_owner
 from txl.system.slurm_jobs import ENDED, SubmittedJob, job_state, slurm_output
@@ -24,8 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in parser.parse_args(arguments).folders:
         runs = started_runs_below(folder)
         if not runs:
-            nothing = f"{folder} holds no run: no config.yaml in it or up to {DEPTH} folders below"
-            print(error_line(nothing), file=sys.stderr)
+            print(error_line(no_run_below(folder)), file=sys.stderr)
             code = 2
         for run in runs:
             problem = cancel_run(run)

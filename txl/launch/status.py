@@ -30,12 +30,16 @@ def main(arguments: list[str] | None = None) -> int:
     for folder in parser.parse_args(arguments).folders:
         found = started_runs_below(folder)
         if not found:
-            problem = f"{folder} holds no run: no config.yaml in it or up to {DEPTH} folders below"
-            print(error_line(problem), file=sys.stderr)
+            print(error_line(no_run_below(folder)), file=sys.stderr)
             return 2
         runs += found
     print(status_table(runs))
     return 0
+
+
+def no_run_below(folder: Path) -> str:
+    """What is said where `started_runs_below` finds nothing."""
+    return f"{folder} holds no run: no config.yaml in it or up to {DEPTH} folders below"
 
 
 def started_runs_below(folder: Path) -> list[Path]:

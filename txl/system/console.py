@@ -96,9 +96,7 @@ class ConsoleHandler(logging.Handler):
                 sys.stdout.write(text.encode(encoding, "backslashreplace").decode(encoding) + "\n")
                 sys.stdout.flush()
         except (OSError, ValueError):
-            self._is_broken = (
-                True  # `| head` has ended or the terminal was closed: the run goes on, its files are whole
-            )
+            self._is_broken = True  # `| head` or the terminal has ended: the run goes on, its files are whole
             discard_stdout()
 
 
