@@ -301,18 +301,17 @@ def _backward_queries(  # type: ignore[no-untyped-def]
 @triton.jit  # type: ignore[untyped-decorator]
 def _key_tiles(  # type: ignore[no-untyped-def]
     k, v, query, grad_out, by_distance, log_sum, row_sum, first_key, second_key, head, j, h, grad_k, grad_v, begin, end,
-    qt, gt, dt, T, K, H, R, window, scale, least, boost,
-    EDGE: tl.constexpr, CLAMPS: tl.constexpr, DROPS: tl.constexpr, H_FULL: tl.constexpr,
-    PRECISION: tl.constexpr, BT: tl.constexpr,
+    qt, gt, dt, T, K, H, R, window, scale, least, boost, EDGE: tl.constexpr, CLAMPS: tl.constexpr,
+    DROPS: tl.constexpr, H_FULL: tl.constexpr, PRECISION: tl.constexpr, BT: tl.constexpr,
 ):  # fmt: skip
     """The part of `_backward_keys` from one query to another."""
     for start in range(begin, end, BT):
         i = start + tl.arange(0, BT)
-        seen = _seen(i, j, T, K, window)
-        q = _load_rows(query, i, h, qt, T, H, H_FULL)
-        g = _load_rows(grad_out, i, h, gt, T, H, H_FULL)
         sums = tl.load(log_sum + head * T + i, mask=i < T, other=0.0)
         mean = tl.load(row_sum + head * T + i, mask=i < T, other=0.0)
+        q = _load_rows(query, i, h, qt, T, H, H_FULL)
+        g = _load_rows(grad_out, i, h, gt, T, H, H_FULL)
+        seen = _seen(i, j, T, K, window)
         weight, grad_weight = _weights(
             q, k, v, g, by_distance, i, j, seen, sums, dt, T, K, R, scale, EDGE, CLAMPS, PRECISION
         )
@@ -336,19 +335,19 @@ def _backward_keys(  # type: ignore[no-untyped-def]
 ):  # fmt: skip
     """Gradients of one block of keys and values, from all queries that see it."""
     first, j, h, head, b, n = _block(N, BK, BH)
-    query, grad_out, by_distance = query + b * qb + n * qn, grad_out + b * gb + n * gn, by_distance + b * db + n * dn
     k = _load_rows(key + b * kb + n * kn, j, h, kt, K, H, H_FULL)
     v = _load_rows(value + b * vb + n * vn, j, h, vt, K, H, H_FULL)
+    query, grad_out, by_distance = query + b * qb + n * qn, grad_out + b * gb + n * gn, by_distance + b * db + n * dn
     grad_k = tl.zeros([BK, BH], tl.float32)
     grad_v = tl.zeros([BK, BH], tl.float32)
-    first_key, second_key = _dropout_keys(seed, head, DROPS)
     begin, whole, edge, end = _query_range(first, T, K, window, BT, BK)
+    first_key, second_key = _dropout_keys(seed, head, DROPS)
     for part in tl.static_range(3):
         part_begin, part_end = _part(part, begin, whole, edge, end)
         grad_k, grad_v = _key_tiles(
             k, v, query, grad_out, by_distance, log_sum, row_sum, first_key, second_key, head, j, h, grad_k, grad_v,
-            part_begin, part_end, qt, gt, dt, T, K, H, R, window, scale, least, boost,
-            part != 1, CLAMPS, DROPS, H_FULL, PRECISION, BT,
+            part_begin, part_end, qt, gt, dt, T, K, H, R, window, scale, least, boost, part != 1, CLAMPS, DROPS, H_FULL,
+            PRECISION, BT,
         )  # fmt: skip
     inside = (j[:, None] < K) & (h[None, :] < H)
     place = (head * K + j[:, None]) * H + h[None, :]
