@@ -13,7 +13,7 @@ from txl.config.schema import EvaluateConfig, RunConfig
 from txl.launch import rank
 from txl.launch.start import Launcher
 from txl.plan.batch_split import with_global_batch
-from txl.train.requests import STOP_SIGNALS
+from txl.system.process_exit import STOP_SIGNALS
 
 
 def train_here(*overrides: str, expect: int = 0) -> None:

@@ -1,14 +1,17 @@
 """Processes that record a made-up training.
 
 `python -m tests.support.recording_processes RUN_DIR MODE ACT STEPS RESUME_STEP` is such a process: MODE is that of
-wandb; ACT is what befalls it (`kill` or `stop` its wandb service, `raise` an error, `-` nothing).
+wandb; ACT is what befalls it (`kill` or `stop` its wandb service, `signal` it from its first moment on, `raise` an
+error, `-` nothing).
 """
 
+import contextlib
 import os
 import pty
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -61,6 +64,19 @@ def wait_until(condition) -> None:
         time.sleep(0.02)
 
 
+def children() -> list[int]:
+    return [int(pid) for path in Path("/proc/self/task").glob("*/children") for pid in path.read_text().split()]
+
+
+def signal_children(log: Path) -> None:
+    """Send SIGUSR2 to every process that this one starts, again and again until wandb is there."""
+    while "wandb: " not in log.read_text():
+        for pid in children():
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGUSR2)
+                print("signalled")
+
+
 def main(run_dir: Path, mode: str, act: str, steps: int, resume_step: int) -> None:
     wandb_sink.WANDB_PATIENCE = float(os.environ.get("PATIENCE", 25))
     options = TrackingConfig(WandbConfig(mode=WandbMode[mode], **WANDB), environment=False)
@@ -68,6 +84,8 @@ def main(run_dir: Path, mode: str, act: str, steps: int, resume_step: int) -> No
     tracker = open_tracker(TrackedRun(options, settings, "ppl", resume_step + steps, 5000), run_dir, rank=0)
     tracker.rewind(resume_step)
     log = run_dir / "train.log"
+    if act == "signal":
+        threading.Thread(target=signal_children, args=(log,), daemon=True).start()
     for step in range(resume_step + 1, resume_step + steps + 1):
         time.sleep(0.002)
         if step == resume_step + steps // 2 and act in ("kill", "stop"):

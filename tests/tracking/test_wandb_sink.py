@@ -95,6 +95,13 @@ def test_a_killed_wandb_service_costs_a_warning(tmp_path):
     assert_complete(tmp_path)
 
 
+def test_slurms_signal_does_not_kill_a_wandb_service_that_is_starting(tmp_path):
+    code, text = record_in_process(tmp_path, "offline", "signal")
+    assert code == 0 and "signalled" in text and "warning" not in text, text
+    ((_, rows, _),) = wandb_records(tmp_path)
+    assert [row["_step"] for row in rows if "train/loss" in row] == list(range(1, 31))
+
+
 def test_a_stalled_wandb_service_is_not_waited_for(tmp_path):
     began = time.monotonic()
     code, text = record_in_process(tmp_path, "offline", "stop", env={"PATIENCE": "2"})

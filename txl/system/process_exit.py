@@ -21,6 +21,7 @@ TERMINATED = 128 + signal.SIGTERM  # a training has saved
 PREEMPTED = 128 + signal.SIGUSR2  # SLURM's time limit or preemption: saved, and to be requeued
 
 EARLY_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (*EARLY_SIGNALS, signal.SIGUSR2)  # USR2: SLURM is about to end or preempt the job
 
 
 def run_as_process(module: str) -> NoReturn:

@@ -14,15 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from txl.files import flatten, json_values, short_path
-from txl.system.process_exit import PREEMPTED
+from txl.system.process_exit import PREEMPTED, STOP_SIGNALS
 from txl.tracking.sinks import TrackedRun, describe_end, series_name
 
 log = logging.getLogger(__name__)
 
 
 WANDB_PATIENCE = 25.0  # seconds that its start and its end may take
-
-
 CREDENTIALS = re.compile("SLURM_.*(JWT|TOKEN|SECRET|PASSW|KEY)")  # names of variables
 REPLAY_PATIENCE = 600.0  # the same of a finished run, which nobody waits for
 WANDB_QUEUE = 10_000  # calls that may wait while it starts or is slow
@@ -98,6 +96,9 @@ class WandbSink:
     def _work(self) -> None:
         """The thread: start wandb, then make the calls from the queue."""
         wandb: Any = None
+        # SLURM and a terminal send stop signals to every process of a run. wandb's service would die of one that comes
+        # before it can handle signals. It inherits from this thread that they are held back until then.
+        signal.pthread_sigmask(signal.SIG_BLOCK, STOP_SIGNALS)
         # If no server answers, wandb's reports about its own errors would delay the end of this process by ten seconds.
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         try:

@@ -7,9 +7,7 @@ from typing import Any
 
 from txl.system.distributed import AsyncMaximum
 from txl.system.hang_watch import note_stop_signal
-from txl.system.process_exit import TERMINATED
-
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR2)  # USR2: SLURM is about to end or preempt the job
+from txl.system.process_exit import STOP_SIGNALS, TERMINATED
 
 SAVE, TIME_LIMIT = 1, 99  # requests besides the signals' numbers; if there are several, the largest number wins
 
