@@ -66,9 +66,9 @@ CASES = {
         "train.tgt_len=32",
     ],
     "three_processes": ["gpus=3", "train.batch_size=6"],
-    "two_processes_sampled_softmax": ["gpus=2", "train.sampled_softmax=8"],
-    "uneven_first_rank_varlen_rolled": [
+    "two_uneven_processes_sampled_softmax_varlen_rolled": [
         "gpus=2",
+        "train.sampled_softmax=8",
         "train.first_rank_batch_size=5",
         "train.micro_batch_size=3",  # 3 and 2, beside 3
         "train.varlen=true",
@@ -117,7 +117,7 @@ def test_a_killed_run_continues_bitwise(case, undisturbed, tmp_path):
 
 
 def test_ctrl_c_saves_and_the_run_continues_bitwise(undisturbed, tmp_path):
-    (shared, straight), broken = undisturbed("two_processes_sampled_softmax"), tmp_path / "broken"
+    (shared, straight), broken = undisturbed("two_uneven_processes_sampled_softmax_varlen_rolled"), tmp_path / "broken"
     shared = [*shared, f"run_dir={broken}"]  # without an interval: the only checkpoint is that of the signal
     assert run_until_killed(shared, broken, tmp_path, 20, signal.SIGINT) == 130
     assert "resume=auto" in (tmp_path / "killed.txt").read_text()
