@@ -167,8 +167,9 @@ def test_a_resumed_run_continues_bitwise(together, tmp_path, monkeypatch):
         assert_bitwise_equal(*(read_checkpoint_file(folder, file) for folder in folders))
 
 
-def test_two_processes_equal_one(tmp_path):
-    shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *MUON, "train.max_step=10", "precision=fp64"]
+def test_two_processes_equal_one_with_the_modern_recipe(tmp_path):
+    recipe = ["recipe=modern", "train.shuffle_len=40", "scheduler.warmup_step=2"]
+    shared = [*write_corpus(tmp_path / "text"), *TINY_RUN, *recipe, "train.max_step=10", "precision=fp64"]
     shared += ["model.dropout=0", "train.micro_batch_size=2"]
     train_here(*shared, f"run_dir={tmp_path}/one")
     run("train.py", *shared, f"run_dir={tmp_path}/two", "gpus=2", cwd=tmp_path)

@@ -58,6 +58,7 @@ def run_until_killed(overrides, run_dir, cwd, after_step, number=signal.SIGKILL)
 # 200 lines are about 5,400 characters: 21 segments an epoch in the rolled case, 84 in the others.
 CASES = {
     "mid_epoch_dropout": [],
+    "modern_recipe": ["recipe=modern", "train.shuffle_len=40", "model.dropout=0"],
     "across_an_epoch_shuffled_rolled_accumulation_4": [
         "train.shuffle_len=40",
         "train.roll=true",
