@@ -151,3 +151,14 @@ def test_half_precision_agrees_with_float32(monkeypatch):
     found = gradients(model)
     for name, grad in expected.items():
         torch.testing.assert_close(found[name], grad, rtol=0.05, atol=0.05 * grad.abs().max().item())
+
+
+@pytest.mark.parametrize("cutoffs, div_val", [((), 1), ((10, 20), 1), ((10, 20), 2)])
+def test_a_hidden_state_of_zero_predicts_the_frequencies_it_was_given(cutoffs, div_val):
+    model = build(cutoffs=cutoffs, div_val=div_val)
+    counts = torch.arange(50).flip(0)  # the last word never occurs: it counts as half an occurrence
+    model.softmax.set_frequencies(counts)
+    target = torch.arange(50)
+    loss = model.softmax(torch.zeros(50, model.d_model, dtype=torch.float64), target, model.embedding)
+    wanted = counts.double().clamp(min=0.5)
+    torch.testing.assert_close((-loss).exp().double(), wanted / wanted.sum(), rtol=1e-5, atol=0)

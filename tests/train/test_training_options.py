@@ -288,6 +288,18 @@ def test_clip_nonemb_leaves_the_embeddings_gradient_alone(train):
     assert moved == {"embedding.tables.0"}
 
 
+def test_a_model_with_unigram_biases_begins_at_the_entropy_of_the_tokens_and_resumes_bitwise(train, tmp_path):
+    straight = train("model.bias_init=unigram", "train.max_step=8", "scheduler.max_step=8")
+    text = (tmp_path / "text/train.txt").read_text()
+    shares = [text.count(character) / len(text) for character in set(text)]
+    entropy = -sum(share * math.log(share) for share in shares)
+    assert metrics(straight)[0]["loss"] == pytest.approx(entropy, abs=0.1) and entropy < math.log(len(shares)) - 0.2
+    broken = train("model.bias_init=unigram", "train.max_step=4", "scheduler.max_step=8")
+    train_here(*write_corpus(tmp_path / "text"), *TINY_RUN, *FOUR_STEPS, "model.bias_init=unigram", "train.max_step=8",
+               "scheduler.max_step=8", f"run_dir={broken}", "resume=auto")  # fmt: skip
+    assert [r["loss"] for r in metrics(broken)] == [r["loss"] for r in metrics(straight)]
+
+
 def test_uniform_initial_values_stay_in_their_ranges_and_fill_them():
     config = model_config(init=Init.uniform, init_range=0.3, emb_init=Init.uniform, emb_init_range=0.02, div_val=2)
     model = TransformerXL(config, 300, [20, 100], 16)

@@ -11,7 +11,7 @@ from enum import Enum
 
 from omegaconf import MISSING
 
-from txl.config.bounds import above_zero, zero_or_more
+from txl.config.bounds import above_zero, added, zero_or_more
 
 MOST_LAYERS = 10_000
 MOST_UNITS = 10**6  # of a width; larger numbers are mistakes
@@ -38,6 +38,13 @@ class Init(Enum):
 
     normal = "normal"
     uniform = "uniform"
+
+
+class BiasInit(Enum):
+    """The initial biases of the softmax."""
+
+    zero = "zero"
+    unigram = "unigram"
 
 
 class AttentionBackend(Enum):
@@ -75,6 +82,8 @@ class ModelConfig:
     emb_init: Init = MISSING  # distribution of the initial embedding
     emb_init_range: float = zero_or_more()  # of emb_init=uniform
     proj_init_std: float = zero_or_more()  # of the initial projections of the embedding and the softmax
+    # zero; unigram: logarithms of the tokens' frequencies in the training split
+    bias_init: BiasInit = added(BiasInit.zero)
 
 
 @dataclass(frozen=True)

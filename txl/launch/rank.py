@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from txl.config.model import BiasInit
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig
 from txl.errors import ConfigError, disk_fault, error_line, shortened
 from txl.evaluate.targets import missed_training_targets
@@ -146,6 +147,7 @@ def _train(
     from txl.system.distributed import close_process_group
     from txl.tracking.sinks import TrackedRun
     from txl.tracking.tracker import open_tracker
+    from txl.train.frequency_biases import set_frequency_biases
     from txl.train.trainer import Trainer
 
     watch = watch_for_hangs(config, world, folder)
@@ -163,6 +165,8 @@ def _train(
             report = initialize_from_checkpoint(trainer.model, corpus.vocab, config)
             if world.is_main:
                 print(report, flush=True)
+        elif config.model.bias_init is BiasInit.unigram:
+            set_frequency_biases(trainer.model, corpus)
         code = trainer.train()
     if world.is_main and trainer.state.step >= config.train.max_step and not config.debug:
         draw_loss_curve(Path(prepared.plan.run_dir))

@@ -231,7 +231,8 @@ def initialise_weights(model: TransformerXL, config: ModelConfig) -> None:
     """Draw all initial weights.
 
     Weights, embeddings and the attention biases u and w: N(0, init_std) or U(-init_range, init_range). Projections:
-    N(0, proj_init_std). LayerNorm gains: N(1, init_std). Every other bias: 0.
+    N(0, proj_init_std). LayerNorm gains: N(1, init_std). Every other bias: 0. (`bias_init=unigram` needs the text:
+    txl/train/frequency_biases.py.)
     """
 
     def draw(weight: Tensor, kind: Init = config.init, bound: float = config.init_range) -> None:
