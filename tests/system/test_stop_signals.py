@@ -4,6 +4,7 @@ import os
 import random
 import signal
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tests.support.entry_points import command, environment
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
+from txl.launch.local_processes import wait_for_ranks
 
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
 
@@ -65,6 +67,24 @@ def test_a_signal_at_any_instant_ends_a_run_with_its_exit_code_and_no_traceback(
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + first, (first, second, output)
     assert "Traceback" not in output and "Exception ignored" not in output, output
+
+
+def test_a_rank_that_ended_before_training_is_not_waited_for_by_the_others(tmp_path, capsys):
+    """A rank that waits in torch for another one does not run its signal handlers."""
+    early = "from txl.system.process_exit import end_on_stop_signals; end_on_stop_signals(quiet=True)"
+    deaf = "import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN)"
+    code = "{}; import time; print(flush=True); time.sleep(60)"
+    ranks = [
+        subprocess.Popen([sys.executable, "-c", code.format(rank)], env=environment(), stdout=subprocess.PIPE)
+        for rank in (deaf, early)
+    ]
+    for rank in ranks:
+        rank.stdout.readline()
+        rank.send_signal(signal.SIGTERM)
+    began = time.monotonic()
+    assert wait_for_ranks(ranks, tmp_path, asked=[signal.SIGTERM]) == 128 + signal.SIGTERM
+    assert time.monotonic() - began < 20
+    assert capsys.readouterr().err.count("\n") == 1
 
 
 def children_of(pid: int) -> list[int]:

@@ -51,7 +51,8 @@ def end_on_stop_signals(quiet: bool = False) -> None:
     It also lets signals through that `stop_signals_held` held back while this process was started.
 
     Args:
-        quiet: Print nothing, because another process speaks to the user.
+        quiet: Print nothing and die of the signal itself, because a launcher speaks to the user. It sees by that that
+            this rank has saved nothing, and does not wait for ranks that wait for this one.
     """
     for number in EARLY_SIGNALS:
         signal.signal(number, _end_quietly if quiet else _end)
@@ -85,8 +86,9 @@ def _end(number: int, frame: FrameType | None) -> NoReturn:
     os._exit(128 + number)
 
 
-def _end_quietly(number: int, frame: FrameType | None) -> NoReturn:
-    os._exit(128 + number)
+def _end_quietly(number: int, frame: FrameType | None) -> None:
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _raise_once(number: int, frame: FrameType | None) -> NoReturn:
