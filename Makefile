@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install audit test test-slow test-floors faults lint parity modern same-as speed gpu-check gpu-wheels clean
+.PHONY: help demo install audit docs pictures test test-slow test-floors faults lint parity modern same-as speed gpu-check gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -82,6 +82,9 @@ long-run: $(VENV)/.installed-test ## 200,000 steps of a tiny model and a record 
 docs: $(VENV)/.installed-test ## the documentation as a site in build/site, every link checked
 	$(BIN)/python tools/configuration_reference.py
 	$(BIN)/python -m zensical build --clean --strict -f mkdocs.yml
+
+pictures: $(VENV)/.installed-test ## the pictures of report pages in docs/: make pictures RUNS=FOLDER STUDY=FOLDER (needs chromium)
+	$(BIN)/python -m tools.pictures $(if $(RUNS),--runs $(RUNS)) $(if $(STUDY),--study $(STUDY))
 
 audit: $(VENV)/.installed-test ## known advisories about the versions in constraints.txt; says so if it cannot check
 	$(BIN)/python tests/audit.py

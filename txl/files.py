@@ -54,7 +54,7 @@ def write_text_file(path: Path, text: str) -> None:
     Raises:
         OSError: The file cannot be written. No part of it is left behind.
     """
-    if path.exists() and not path.is_file():
+    if is_special_file(path):
         path.write_text(text, encoding="utf-8")
         return
     partial = path.with_name(path.name + ".partial")
@@ -69,6 +69,11 @@ def write_text_file(path: Path, text: str) -> None:
         partial.unlink(missing_ok=True)
         raise
     sync_folder(path.parent)
+
+
+def is_special_file(path: Path) -> bool:
+    """Whether this is a device, a pipe or a folder, such as /dev/stdout: it is written directly, never replaced."""
+    return path.exists() and not path.is_file()
 
 
 def open_regular_file(path: Path, flags: int) -> int:

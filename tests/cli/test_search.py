@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import shlex
 import signal
 import subprocess
@@ -168,7 +169,8 @@ def test_a_hopeless_trial_is_stopped_at_a_validation_says_so_everywhere_and_can_
     typed = [sys.executable, "-m", "txl", "search", *fixed, space, "--folder", str(folder), "--trials", "5"]
     done = subprocess.run(typed, env=environment(), capture_output=True, text=True, timeout=240)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert "trial 4 pruned at step 10: its validation was worse than the median" in done.stdout
+    # On a busy machine the search may look after the second validation.
+    assert re.search(r"trial 4 pruned at step \d+0: its validation was worse than the median", done.stdout)
     assert study_in(folder).trials[4].state.name == "PRUNED"
     run = folder / "trial_4"
     assert not (run / "summary.json").exists() and list(run.glob("checkpoints/step_*"))

@@ -113,6 +113,7 @@ def test_select_group_and_sort(tmp_path, capsys):
         (seed, "3 runs", "3") for seed in "123"
     ]
     assert "differ in more than the seed" in report(capsys, tmp_path, "--by", "model")
+    assert report(capsys, tmp_path, "--by", "lr,seed") == report(capsys, tmp_path, "--by", "lr", "--by", "seed")
     by_rate = rows_of(report(capsys, tmp_path, "--sort", "optimizer.lr", "--csv"))
     assert [row["optimizer.lr"] for row in by_rate] == ["0.003", "0.01", "0.03"]
 
@@ -124,7 +125,9 @@ def test_select_group_and_sort(tmp_path, capsys):
         (["--where", "optimizr.lr=1"], "--where optimizr.lr: no run has this key; did you mean optimizer.lr?"),
         (["--where", "optimizer.lr=7"], "no run has it; there are 0.003, 0.01, 0.03"),
         (["--where", "lr"], "is no condition; write key=value"),
-        (["--sort", "vaild"], "--sort vaild: no run has this key; columns are valid, test"),
+        (["--where", "lr!=0.01"], "--where lr!=0.01 is no condition; write key=value"),
+        (["--by", "nonsense"], "no run has this key; keys that differ: optimizer.lr, seed"),
+        (["--sort", "vaild"], "--sort vaild: no run has this key; keys that differ: optimizer.lr, seed; columns are"),
         (["--by", "name"], None),
     ],
 )
@@ -148,8 +151,20 @@ def test_the_same_run_twice_is_told_and_not_averaged(tmp_path, capsys):
         write_run(tmp_path / name / "x" / "abc-s1")
     (tmp_path / "link").symlink_to(tmp_path / "here" / "x")
     said = report(capsys, tmp_path / "here", tmp_path / "there", tmp_path / "link")
-    assert "2 runs have the name and configuration of another one" in said and "±" not in said
+    assert "1 run has the name, configuration and seed of another one" in " ".join(said.split())
+    assert "±" not in said and "best:" not in said
     assert len(rows_of(report(capsys, tmp_path / "here", tmp_path / "link", "--csv"))) == 1
+
+
+def test_a_copy_of_a_run_leaves_the_means_of_the_others_and_is_never_the_best(tmp_path, capsys):
+    write_sweep(tmp_path)
+    write_run(tmp_path / "copy" / "x-s1", usual_lines(-0.5, 200, False), 1, False, optimizer__lr=0.01, name="sweep")
+    for options in ([], ["--by", "lr"]):
+        said = " ".join(report(capsys, tmp_path, *options).split())
+        assert "0.01 - 3 seeds 22.48±0.25" in said and "best: optimizer.lr=0.01, valid ppl 22.48±0.25; next" in said
+        assert "lower already" not in said and f"{tmp_path}/copy/x-s1 beside {tmp_path}/sweep" in said
+    tables = json.loads(report(capsys, tmp_path, "--where", "lr=0.01", "--table", "stability", "--json"))
+    assert tables["stability"]["title"].endswith("3 seeds, ppl")
 
 
 def test_runs_behind_links_are_found(tmp_path):
@@ -170,6 +185,15 @@ def test_the_terminal_table_fits_and_names_what_it_leaves_out(tmp_path, capsys, 
     assert ("not shown at" in said) == (columns < 140)
 
 
+def test_long_texts_are_shortened_in_their_middle_and_no_column_is_lost(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for i in range(3):
+        write_run(tmp_path / "n" / str(i), model__init=f"{'x' * 40}{i}")
+    head, _, *rows = report(capsys, tmp_path).splitlines()[:5]
+    assert head.split() == "init seed valid ppl test ppl step time tok/s state".split()
+    assert all(row.split()[0].endswith(f"x{i}") and row.endswith("finished") for i, row in enumerate(sorted(rows)))
+
+
 def test_every_format_holds_the_numbers(tmp_path, capsys):
     write_sweep(tmp_path)
     markdown, latex = report(capsys, tmp_path, "--markdown"), report(capsys, tmp_path, "--latex")
@@ -180,6 +204,15 @@ def test_every_format_holds_the_numbers(tmp_path, capsys):
     assert (
         best["optimizer.lr"] == 0.01 and best["valid_n"] == 3 and best["valid_loss_sd"] == float(exact["valid_loss_sd"])
     )
+
+
+def test_csv_has_exactly_the_numbers_of_metrics_jsonl(tmp_path, capsys):
+    write_sweep(tmp_path)
+    for row in rows_of(report(capsys, tmp_path, "--each", "--csv")):
+        lines = [json.loads(line) for line in (Path(row["folder"]) / "metrics.jsonl").read_text().splitlines()]
+        losses = {kind: [line["loss"] for line in lines if line["kind"] == kind] for kind in ("valid", "test")}
+        assert (float(row["valid_loss"]), float(row["test_loss"])) == (min(losses["valid"]), losses["test"][-1])
+        assert int(row["steps"]) == lines[-1]["step"]
 
 
 def test_names_of_runs_are_text_in_every_format(tmp_path, capsys):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import os
 import re
+import threading
 
 import pytest
 
@@ -85,6 +86,16 @@ def test_a_target_that_cannot_be_written_is_one_line(tmp_path, monkeypatch, caps
     assert main(["runs", "--html", target if target == "." else str(tmp_path / target)]) == 2
     error = capsys.readouterr().err
     assert error.startswith("error: --html ") and reason in error and error.count("\n") == 1
+
+
+def test_a_pipe_is_written_and_not_replaced(tmp_path):
+    run, pipe, read = write_run(tmp_path / "a-s1"), tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    assert main([str(run), "--html", str(pipe)]) == 0 and pipe.is_fifo()
+    reader.join()
+    assert read[0].startswith("<!DOCTYPE html>") and read[0].endswith("</html>\n")
 
 
 def test_without_the_plotting_library_one_line_names_it(tmp_path, capsys, monkeypatch):

@@ -93,6 +93,19 @@ def test_on_a_terminal_the_table_is_drawn_in_place(tmp_path):
     assert "9 finished" in text and "lr=0.01 seed=2" in text and "█" in text and "3 seeds" in text
 
 
+def test_no_line_is_longer_than_the_terminal_and_every_run_has_its_seed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    for seed in (1, 2):
+        for name in ("a", "b"):
+            lines, init = usual_lines(0.1 * seed), f"{name * 60}{name}"
+            write_run(tmp_path / "x" / f"{name}-s{seed}", lines, seed, model__init=init, train__max_step=200_000)
+    assert main([str(tmp_path), "--watch"]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert max(map(len, said)) <= 80
+    rows = [line.rstrip() for line in said if line.endswith("█▄▂▂▂▁▁▁▁▁▁▁▁▁▁▁")]
+    assert [row.split()[1] for row in rows] == ["seed=1", "seed=2"] * 2 and "best valid  training loss" in said[3]
+
+
 def test_watching_results_alone_is_one_line(tmp_path, capsys):
     (tmp_path / "a.json").write_text(json.dumps({"machine": {}, "rows": []}))
     assert main([str(tmp_path / "a.json"), "--watch"]) == 2

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.errors import ConfigError, refuse_unless
-from txl.files import probe_folder
+from txl.files import is_special_file, probe_folder
 
 OUTPUT = "output"  # key in a field's metadata
 
@@ -44,7 +44,9 @@ def check_output_files(config: Any, prefix: str = "") -> None:
             continue
         check_output_file(key, path, output.makes_folder)
         other = keys.setdefault(path.absolute(), key)
-        refuse_unless(other == key or _is_special(path), key, value, f"is the file of {other}= too; name another one")
+        refuse_unless(
+            other == key or is_special_file(path), key, value, f"is the file of {other}= too; name another one"
+        )
 
 
 def _output_files(config: Any, prefix: str) -> Iterator[tuple[str, str, OutputFile]]:
@@ -68,7 +70,7 @@ def check_output_file(key: str, path: Path, makes_folder: bool = False) -> None:
     """
     if path.is_dir():
         raise ConfigError(f"{key}={path} is a folder; name a file in it")
-    if _is_special(path):
+    if is_special_file(path):
         return
     if not makes_folder and not path.absolute().parent.is_dir():
         raise ConfigError(f"{key}={path}: there is no folder {path.parent}; make it, or name another file")
@@ -105,8 +107,3 @@ def writing_output(key: str, path: str | Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise ConfigError(f"{key}={path} cannot be written: {error.strerror or error}; name another file") from None
-
-
-def _is_special(path: Path) -> bool:
-    """Whether this is a device or a pipe, such as /dev/stdout."""
-    return path.exists() and not path.is_file()

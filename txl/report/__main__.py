@@ -43,7 +43,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("paths", nargs="+", type=Path, metavar="PATH", help=paths)
     parser.add_argument("--sort", metavar="KEY", help="sort by a column or a key (default: valid)")
     parser.add_argument("--where", metavar="KEY=VALUE", action="append", default=[], help="only runs with this value")
-    parser.add_argument("--by", metavar="KEY", action="append", default=[], help="one row per value of this key")
+    parser.add_argument(
+        "--by", metavar="KEY", action="append", default=[], help="one row per value of this key; a,b for several"
+    )
     parser.add_argument("--each", action="store_true", help="a row for every run, no means")
     parser.add_argument("--table", choices=TABLES, action="append", default=[], help="only this table; repeatable")
     formats = parser.add_mutually_exclusive_group()

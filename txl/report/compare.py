@@ -7,7 +7,7 @@ from typing import Any
 
 from txl.config.differences import IGNORED_KEYS, differing_keys, group_same_differences, short_names
 from txl.errors import ConfigError
-from txl.report.grouping import RunGroup, Selection, distinct_settings, group_runs, resolve_key, select_runs
+from txl.report.grouping import COPY, RunGroup, Selection, distinct_settings, group_runs, resolve_key, select_runs
 from txl.report.runs import RunRecord, describe_geometry, score_of
 from txl.report.tables import (
     NOT_FINITE,
@@ -44,7 +44,9 @@ def compare_runs(runs: list[RunRecord], selection: Selection | None = None) -> T
     selection = selection or Selection()
     runs = select_runs(runs, selection.where)
     settings, notes = distinct_settings(runs)
-    keys = [resolve_key(key, settings) for key in selection.by]
+    keys = [resolve_key(key, settings) for keys in selection.by for key in keys.split(",")]
+    if keys and COPY in settings[0]:
+        keys.append(COPY)
     hidden: dict[str, list[str]] = {}
     if not keys:
         differing = differing_keys(settings, ignored=(*IGNORED_KEYS, "seed"))
@@ -186,12 +188,17 @@ def _sorting(
 
 def best_row(table: Table, groups: list[RunGroup]) -> int | None:
     """The complete row with the lowest validation score, if all were measured alike; None if it has no rival."""
-    rows = [i for i, group in enumerate(groups) if group.runs[0].is_complete and mean_of(table.rows[i].get("valid"))]
+    rows = [i for i, group in enumerate(groups) if group.runs[0].is_complete and _has_score(table.rows[i])]
     alike = {(table.rows[i].get("valid_geometry"), groups[i].runs[0].config.get("data.name")) for i in rows}
     alike_metric = {table.rows[i].get("metric") for i in rows}
     if len(rows) < 2 or len(alike) > 1 or len(alike_metric) > 1:
         return None
     return min(rows, key=lambda i: mean_of(table.rows[i]["valid"]) or math.inf)
+
+
+def _has_score(row: dict[str, Value]) -> bool:
+    """Whether a row can be the best: it has a validation score, and is no copy of a run."""
+    return bool(mean_of(row.get("valid"))) and not row.get(COPY)
 
 
 def _notes(table: Table, groups: list[RunGroup], keys: list[str], hidden: dict[str, list[str]]) -> list[str]:
@@ -224,7 +231,7 @@ def _reasons(groups: list[RunGroup]) -> list[str]:
 
 def _point_of(group: RunGroup, run: RunRecord) -> str:
     """What a run is called in a note: its values of the table's keys, and its seed."""
-    point = [f"{key}={value}" for key, value in group.values.items()]
+    point = [f"{key}={value}" for key, value in group.values.items() if value != ""]
     point += [f"seed={run.seed}"] if "seed" not in group.values and run.seed is not None else []
     return " ".join(point) or run.folder.name
 
@@ -250,12 +257,12 @@ def _verdict(table: Table, keys: list[str]) -> list[str]:
     assert table.best is not None
     column = next(column for column in table.columns if column.key == "valid")
     best, others = table.rows[table.best], [row for i, row in enumerate(table.rows) if i != table.best]
-    others = sorted((row for row in others if mean_of(row.get("valid"))), key=lambda row: mean_of(row["valid"]) or 0.0)
+    others = sorted(filter(_has_score, others), key=lambda row: mean_of(row["valid"]) or 0.0)
     second = next(row for row in others if row["state"] == "finished")
 
     def named(row: dict[str, Value]) -> str:
         is_trial = row.get("trial") is not None
-        shown = keys[: MOST_NAMED if is_trial else MOST_NAMED_OF_RUN]
+        shown = [key for key in keys if key != COPY][: MOST_NAMED if is_trial else MOST_NAMED_OF_RUN]
         point = " ".join(f"{key}={Column(key, key, show=lambda v: f'{v:g}').text(row[key])}" for key in shown)
         return f"trial {row['trial']}: {point}" if is_trial else point
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table as RichTable
 
 PLAIN = str.maketrans("▁▂▃▄▅▆▇█─·…", "12345678--~")  # for a terminal that knows ASCII only
+BETWEEN = 2  # spaces between two columns of a terminal
 LATEX_SPECIAL = {
     "\\": r"\textbackslash{}",
     "~": r"\textasciitilde{}",
@@ -61,15 +62,34 @@ def _rich_table(table: Table, columns: list[Column], width: int) -> "RichTable":
     from rich.text import Text
 
     shown = RichTable(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False, show_edge=False)
-    for column in columns:
-        size = _text_width(table, column)
-        narrowest = min(size, column.narrowest) if column.is_text else size
+    sizes = _shortened_widths(table, columns, width)
+    for column, size in zip(columns, sizes, strict=True):
         side: Literal["left", "right"] = "left" if column.is_text else "right"
-        shown.add_column(Text(column.title), justify=side, no_wrap=True, overflow="ellipsis", min_width=narrowest)
+        shown.add_column(Text(column.title), justify=side, no_wrap=True, overflow="ellipsis", width=size)
     for i in range(len(table.rows)):
-        cells = [Text(printable_line(table.cell(i, column))) for column in columns]
+        texts = [printable_line(table.cell(i, column)) for column in columns]
+        cells = [Text(_without_middle(text, size)) for text, size in zip(texts, sizes, strict=True)]
         shown.add_row(*cells, style="bold green" if i == table.best else None)
     return shown
+
+
+def _shortened_widths(table: Table, columns: list[Column], width: int) -> list[int]:
+    """The width of each column in a terminal of `width` columns; the longest texts are shortened where it is needed."""
+    sizes = [_text_width(table, column) for column in columns]
+    texts = [i for i, column in enumerate(columns) if column.is_text]
+    for _ in range(sum(sizes) + BETWEEN * len(columns) - width):
+        longer = [i for i in texts if sizes[i] > columns[i].narrowest]
+        if not longer:
+            break
+        sizes[max(longer, key=lambda i: sizes[i])] -= 1
+    return sizes
+
+
+def _without_middle(text: str, size: int) -> str:
+    """A text of at most `size` characters: what tells runs apart is often at the end."""
+    if len(text) <= size:
+        return text
+    return text[: size // 2] + "…" + text[len(text) - (size - size // 2 - 1) :]
 
 
 def fitting_columns(table: Table, width: int) -> tuple[list[Column], list[Column]]:
@@ -79,7 +99,7 @@ def fitting_columns(table: Table, width: int) -> tuple[list[Column], list[Column
     def needed() -> int:
         # Texts are shortened before columns go.
         spare = sum(max(0, widths[column.key] - column.narrowest) for column in columns if column.is_text)
-        return sum(widths[column.key] for column in columns) - spare + 2 * len(columns)
+        return sum(widths[column.key] for column in columns) - spare + BETWEEN * len(columns)
 
     widths = {column.key: _text_width(table, column) for column in columns}
     while len(columns) > 2 and needed() > width:

@@ -9,10 +9,12 @@ from typing import Any
 
 from txl.config.config_hash import added_defaults
 from txl.config.did_you_mean import did_you_mean
-from txl.config.differences import IGNORED_KEYS
+from txl.config.differences import IGNORED_KEYS, differing_keys
 from txl.errors import ConfigError, shortened
 from txl.report.runs import RunRecord
 from txl.report.tables import Value, plain_value
+
+COPY = "copy"  # a key of its own for a second folder of the same run
 
 
 @dataclass
@@ -42,9 +44,10 @@ def select_runs(runs: list[RunRecord], where: Iterable[str]) -> list[RunRecord]:
     """
     for condition in where:
         key, equals, wanted = condition.partition("=")
-        if not equals:
+        if not equals or not key or key[-1] in "!<>":
             raise ConfigError(f"--where {shortened(condition)} is no condition; write key=value, as optimizer.lr=0.01")
         key = resolve_key(key, [run.config | {"state": ""} for run in runs], "--where")
+        wanted = wanted.removeprefix("=")
         found = [run.state.word if key == "state" else run.config.get(key) for run in runs]
         kept = [run for run, value in zip(runs, found, strict=True) if _same(value, wanted)]
         if not kept:
@@ -76,6 +79,9 @@ def resolve_key(key: str, settings: list[dict[str, Any]], option: str = "--by") 
     if meant:
         raise ConfigError(f"{option} {shortened(key)} may mean {shortened(' or '.join(meant), 150)}; give one of them")
     hint = did_you_mean(key, known) if len(key) < 100 else ""
+    if not hint:
+        differing = ", ".join(differing_keys(settings)) or "none"
+        hint = f"; keys that differ: {differing}"
     raise ConfigError(f"{option} {shortened(key)}: no run has this key{shortened(hint, 150)}")
 
 
@@ -88,22 +94,23 @@ def distinct_settings(runs: list[RunRecord]) -> tuple[list[dict[str, Any]], list
     """The configurations of the runs, and notes about them.
 
     Two folders with one configuration and one seed hold the same run twice: as seeds of one group they would make
-    its spread too small. Their folders become a key that differs.
+    its spread too small. One of them, a complete one if there is one, stands for the run. The others are told
+    apart by their folder, as the key `copy`.
     """
     settings = [all_settings(run) for run in runs]
     same = defaultdict(list)
-    for run, values in zip(runs, settings, strict=True):
+    for i, values in enumerate(settings):
         kept = {key: value for key, value in values.items() if key not in IGNORED_KEYS}
-        same[json.dumps(kept, sort_keys=True, default=str)].append(run)
-    twice = [members for members in same.values() if len(members) > 1]
+        same[json.dumps(kept, sort_keys=True, default=str)].append(i)
+    twice = [sorted(places, key=lambda i: not runs[i].is_complete) for places in same.values() if len(places) > 1]
     if not twice:
         return settings, []
-    first = twice[0]
-    note = f"{sum(map(len, twice))} runs have the name and configuration of another one, such as " + " and ".join(
-        str(run.folder) for run in first[:2]
-    )
-    settings = [values | {"folder": str(run.folder)} for run, values in zip(runs, settings, strict=True)]
-    return settings, [note + ": they are not averaged"]
+    copies = {i for places in twice for i in places[1:]}
+    settings = [{**values, COPY: str(runs[i].folder) if i in copies else ""} for i, values in enumerate(settings)]
+    first, second = (runs[i].folder for i in twice[0][:2])
+    many = f"{len(copies)} runs have" if len(copies) > 1 else "1 run has"
+    note = f"{many} the name, configuration and seed of another one, such as {second} beside {first}"
+    return settings, [f"{note}: no part of a mean"]
 
 
 def group_runs(

@@ -52,6 +52,10 @@ def name_settings(runs: list[RunRecord], shown_elsewhere: tuple[str, ...] = ()) 
     keys = list(group_same_differences(settings, differing))[:MOST_KEYS]
     names = short_names(keys)
     return [
-        " ".join(f"{names[key]}={shortened(str(plain_value(values.get(key))), MOST_LENGTH)}" for key in keys)
+        " ".join(
+            f"{names[key]}={shortened(str(plain_value(values.get(key))), MOST_LENGTH)}"
+            for key in keys
+            if values.get(key) != ""
+        )
         for values in settings
     ]

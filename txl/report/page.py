@@ -4,7 +4,6 @@ import base64
 import datetime
 import gzip
 import importlib.util
-import os
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 from txl.config.differences import IGNORED_KEYS
 from txl.errors import ConfigError
-from txl.files import flatten, to_json
+from txl.files import flatten, is_special_file, to_json, write_text_file
 from txl.report.curves import curves_of_runs
 from txl.report.labels import label_runs
 from txl.report.runs import RunRecord
@@ -46,12 +45,13 @@ def check_page_target(path: Path) -> None:
     Raises:
         ConfigError: It cannot.
     """
-    partial = _partial(path)
     try:
         if path.is_dir():
             raise IsADirectoryError(None, "it is a folder")
-        partial.write_bytes(b"")
-        partial.unlink()
+        if not is_special_file(path):
+            partial = path.with_name(f"{path.name}.partial")
+            partial.write_bytes(b"")
+            partial.unlink()
     except OSError as error:
         reason = "its folder does not exist" if isinstance(error, FileNotFoundError) else error.strerror
         raise ConfigError(f"--html {path} cannot be written: {reason}; name a file in a folder of yours") from None
@@ -99,15 +99,9 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
     pieces = (PARTS / "page.html").read_text(encoding="utf-8").split("{{")
     page = pieces[0] + "".join(parts[name] + rest for name, _, rest in (piece.partition("}}") for piece in pieces[1:]))
     try:
-        partial = _partial(path)
-        partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
+        write_text_file(path, page)
     except OSError as error:
         raise ConfigError(f"--html {path} cannot be written: {error.strerror}; free some room there") from None
-
-
-def _partial(path: Path) -> Path:
-    return path.parent / f"{path.name}.partial"
 
 
 def _plotly_file() -> Path:

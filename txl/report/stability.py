@@ -18,12 +18,13 @@ TOLERANCE = 3  # published standard deviations around the published mean
 
 
 def seed_groups(runs: list[RunRecord]) -> list[list[RunRecord]]:
-    """The runs that differ in nothing but the seed, in groups of at least two seeds."""
+    """The runs that differ in nothing but the seed, in groups of at least two seeds. A run has one copy."""
     groups: dict[str, dict[Any, RunRecord]] = defaultdict(dict)
     for run in runs:
         kept = {key: value for key, value in all_settings(run).items() if key not in (*IGNORED_KEYS, "seed")}
         point = json.dumps(kept, sort_keys=True, default=str) if run.config else str(run.folder)
-        groups[point].setdefault(run.seed, run)
+        if run.is_complete or run.seed not in groups[point]:
+            groups[point][run.seed] = run
     return [list(members.values()) for members in groups.values() if len(members) > 1]
 
 

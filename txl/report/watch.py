@@ -3,6 +3,7 @@
 import os
 import shutil
 import sys
+import textwrap
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from txl.files import open_for_reading
-from txl.report.formats import print_text, to_terminal
+from txl.report.formats import print_text, printable_line, to_terminal
 from txl.report.labels import label_runs
 from txl.report.run_state import RunState, find_run_state, seconds_left_of_run
 from txl.report.runs import METRICS, RunRecord, read_settings
@@ -149,6 +150,10 @@ def _headline(followed: list[FollowedRun], runs: list[RunRecord], labels: list[s
     return " · ".join(parts)
 
 
+def _wrapped_title(table: Table, width: int) -> str:
+    return textwrap.fill(printable_line(table.title), width)
+
+
 class _Printer:
     """Prints a table whenever it has changed."""
 
@@ -163,7 +168,7 @@ class _Printer:
 
     def update(self, table: Table, width: int) -> None:
         """Show the table."""
-        text = f"{table.title}\n{to_terminal([table], width)}"
+        text = f"{_wrapped_title(table, width)}\n{to_terminal([table], width)}"
         if text != self._last:
             print_text(text + "\n")
         self._last = text
@@ -190,7 +195,7 @@ class _LivePrinter(_Printer):
         from rich.text import Text
 
         color = "NO_COLOR" not in os.environ
-        text = Text(table.title, style="bold" if color else "").append("\n")
+        text = Text(_wrapped_title(table, width), style="bold" if color else "").append("\n")
         self._live.update(text + Text.from_ansi(to_terminal([table], width, color)), refresh=True)
 
 
