@@ -1,5 +1,6 @@
 """The documentation builds as a site, and its first page can be followed."""
 
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,12 @@ def test_every_page_is_in_the_navigation():
     named = (PROJECT / "mkdocs.yml").read_text().split("nav:")[-1]
     pages = [page.relative_to(PROJECT / "docs").as_posix() for page in (PROJECT / "docs").rglob("*.md")]
     assert [page for page in pages if f"- {page}\n" not in named] == []
+
+
+def test_make_does_every_listed_target_although_a_folder_has_its_name():
+    text = (PROJECT / "Makefile").read_text()
+    phony = " ".join(re.findall(r"^\.PHONY: (.*)$", text, re.MULTILINE)).split()
+    assert set(re.findall(r"^([a-z-]+):.*## ", text, re.MULTILINE)) - set(phony) == set()
 
 
 @pytest.mark.slow

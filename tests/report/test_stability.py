@@ -5,24 +5,27 @@ import math
 
 import pytest
 
+from tests.support.configurations import composed
 from tests.support.made_runs import line, write_run
+from txl.config.geometry import valid_geometry
 from txl.plan.published import PublishedTable, published_rows
 from txl.report.__main__ import main
 from txl.report.runs import read_run
-from txl.report.stability import seed_groups, stability_table
+from txl.report.stability import PUBLISHED_LENGTHS, seed_groups, stability_table
 
 PUBLISHED = [
     row for row in published_rows(PublishedTable.stability) if (row["model"], row["recipe"]) == ("base", "single_node")
 ]
 
 
-def stand_in(folder, seed, shift=0.0, data="wt103", **more):
+def stand_in(folder, seed, shift=0.0, data="wt103", changed=None, **more):
     """A made run of base whose perplexities are the published means, with `shift` published sds at step 20,000."""
     lines = []
     for row in PUBLISHED:
         away = 0.1 * (seed - 2.5) + (shift if row["step"] == 20000 and row["split"] == "valid" else 0.0)
         ppl = row["mean"] + away * row["sd"]
-        lines.append(line(row["split"], row["step"], math.log(ppl)))
+        lengths = dict(tgt_len=192, mem_len=192) if row["split"] == "valid" else {}
+        lines.append(line(row["split"], row["step"], math.log(ppl), **lengths | (changed or {})))
     settings = dict(model__name="base", data__name=data, train__max_step=40000)
     return write_run(folder / f"abc-s{seed}", lines, seed, **settings | more)
 
@@ -52,6 +55,16 @@ def test_the_command_shows_it_for_a_pure_seed_sweep_within_80_columns(tmp_path, 
     assert main([str(tmp_path), "--table", "stability", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["stability"]["rows"]
     assert rows[0]["published"] == 42.62 and rows[0]["published_sd"] == 0.27311
+
+
+def test_a_verdict_on_other_lengths_than_the_published_ones_says_so(tmp_path):
+    for name, changed, said in (("as_published", {}, False), ("short", {"mem_len": 64}, True)):
+        runs = [read_run(stand_in(tmp_path / name, seed, changed=changed)) for seed in (1, 2)]
+        notes = stability_table(runs).notes
+        assert any("published validations have tgt_len 192 mem_len 192" in note for note in notes) == said
+    for model, lengths in PUBLISHED_LENGTHS.items():
+        geometry = valid_geometry(composed(f"model={model}", "data=wt103"))
+        assert (geometry.tgt_len, geometry.mem_len) == lengths
 
 
 def test_other_data_are_not_compared_with_what_was_published(tmp_path):

@@ -4,6 +4,7 @@ import contextlib
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from selenium import webdriver
 from selenium.webdriver.chrome.service import Service
@@ -36,7 +37,7 @@ class Browser:
         self.driver.get(page.resolve().as_uri())
         WebDriverWait(self.driver, PATIENCE).until(lambda d: self.ask("document.documentElement.dataset.ready"))
 
-    def ask(self, expression: str):
+    def ask(self, expression: str) -> Any:
         return self.driver.execute_script(f"return {expression}")
 
     def find(self, selector: str) -> WebElement:
@@ -68,7 +69,8 @@ class Browser:
 
     def errors(self) -> list[str]:
         """What the page wrote to the console as an error, since the last call."""
-        return [entry["message"] for entry in self.driver.get_log("browser") if entry["level"] == "SEVERE"]
+        entries = self.driver.get_log("browser")  # type: ignore[no-untyped-call]
+        return [entry["message"] for entry in entries if entry["level"] == "SEVERE"]
 
 
 @contextlib.contextmanager

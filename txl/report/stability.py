@@ -15,6 +15,7 @@ from txl.tracking.metrics_file import MetricsLine
 
 PUBLISHED_DATA = "wt103"  # the data set of the published tables
 TOLERANCE = 3  # published standard deviations around the published mean
+PUBLISHED_LENGTHS = {"base": (192, 192), "large": (128, 640)}  # tgt_len and mem_len of the published validations
 
 
 def seed_groups(runs: list[RunRecord]) -> list[list[RunRecord]]:
@@ -58,15 +59,17 @@ def stability_table(runs: list[RunRecord], name: str = "") -> Table:
         table.notes.append(f"{len(complete)} of {len(runs)} seeds finished with finite losses: no spread yet")
         return table
     published = published_stability(complete[0])
-    geometries = {}
+    geometries: dict[str, dict[str, None]] = {}
+    lengths = set[tuple[int, int]]()
     for split, step, lines in _common_results(complete):
+        lengths |= {(line.get("tgt_len", 0), line.get("mem_len", 0)) for line in lines if split == "valid"}
         geometries[split] = dict.fromkeys(describe_geometry(line) for line in lines)
         scores = [score_of(line, metric) for line in lines]
         table.rows.append(_row(split, step, scores, published.get((split, step if split == "valid" else None))))
     table.notes += [f"{split} measured with {'; '.join(found)}" for split, found in geometries.items()]
     if len(complete) < len(runs):
         table.notes.append(f"{len(runs) - len(complete)} of {len(runs)} seeds are not finished, and left out")
-    table.notes += _verdict_note(table, complete[0], bool(published))
+    table.notes += _verdict_notes(table, complete[0], bool(published), lengths)
     return table
 
 
@@ -108,11 +111,17 @@ def _common_results(runs: list[RunRecord]) -> Iterator[tuple[str, int, list[Metr
         yield "test", found[0]["step"], found
 
 
-def _verdict_note(table: Table, run: RunRecord, compared: bool) -> list[str]:
+def _verdict_notes(table: Table, run: RunRecord, compared: bool, lengths: set[tuple[int, int]]) -> list[str]:
+    """What the comparison with the published table came to; `lengths`: tgt_len and mem_len of our validations."""
     verdicts = [str(row["verdict"]) for row in table.rows if row.get("verdict")]
     if verdicts:
         inside = verdicts.count("inside")
-        return [f"{inside} of {len(verdicts)} rows inside the published mean ± {TOLERANCE} sd (16 seeds, DGX A100)"]
+        notes = [f"{inside} of {len(verdicts)} rows inside the published mean ± {TOLERANCE} sd (16 seeds, DGX A100)"]
+        theirs = PUBLISHED_LENGTHS.get(str(run.config.get("model.name")))
+        if theirs and lengths - {theirs}:
+            shown = f"tgt_len {theirs[0]} mem_len {theirs[1]}"
+            notes.append(f"the published validations have {shown}: verdicts on other lengths say little")
+        return notes
     model, data = run.config.get("model.name"), run.config.get("data.name")
     if compared:
         return [f"no step of the published table of {model} is among these validations"]
