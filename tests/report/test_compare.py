@@ -190,7 +190,7 @@ def test_long_texts_are_shortened_in_their_middle_and_no_column_is_lost(tmp_path
     for i in range(3):
         write_run(tmp_path / "n" / str(i), model__init=f"{'x' * 40}{i}")
     head, _, *rows = report(capsys, tmp_path).splitlines()[:5]
-    assert head.split() == "init seed valid ppl test ppl step time tok/s state".split()
+    assert head.split() == "init seed valid ppl test ppl step tokens time tok/s state".split()
     assert all(row.split()[0].endswith(f"x{i}") and row.endswith("finished") for i, row in enumerate(sorted(rows)))
 
 
