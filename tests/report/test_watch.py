@@ -103,7 +103,7 @@ def test_no_line_is_longer_than_the_terminal_and_every_run_has_its_seed(tmp_path
     said = capsys.readouterr().out.splitlines()
     assert max(map(len, said)) <= 80
     rows = [line.rstrip() for line in said if line.endswith("█▄▂▂▂▁▁▁▁▁▁▁▁▁▁▁")]
-    assert [row.split()[1] for row in rows] == ["seed=1", "seed=2"] * 2 and "best valid  training loss" in said[3]
+    assert [row.split()[1] for row in rows] == ["seed=1", "seed=2"] * 2 and "best valid  training loss" in said[2]
 
 
 def test_watching_results_alone_is_one_line(tmp_path, capsys):
