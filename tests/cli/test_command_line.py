@@ -154,15 +154,18 @@ def txl(*arguments: str, cwd: Path) -> tuple[subprocess.CompletedProcess, float]
 def test_txl_names_its_commands_and_its_version_at_once(tmp_path):
     done, seconds = txl("--help", cwd=tmp_path)
     assert done.returncode == 0 and all(f"\n  {name} " in done.stdout for name in COMMANDS)
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert txl(cwd=tmp_path)[0].stdout == done.stdout
     assert txl("--version", cwd=tmp_path)[0].stdout == f"txl {__version__}\n"
     assert seconds < 0.5
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_explains_itself(name, tmp_path):
+def test_every_command_explains_itself_in_80_columns(name, tmp_path, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     done, seconds = txl(name, "--help", cwd=tmp_path)
     assert done.returncode == 0 and f"txl {name}" in done.stdout
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert list(tmp_path.iterdir()) == []
 
 

@@ -41,7 +41,7 @@ HELP = """Transformer-XL language models: train, evaluate, compare.
 Commands (txl COMMAND --help explains one):
 {commands}
 
-  txl train experiment=demo                  train a small model; no download, a minute or two
+  txl train experiment=demo                  a small model; no download, minutes
   txl evaluate checkpoint=runs/demo/...      evaluate it
   txl generate checkpoint=runs/demo/... prompt="import "
 """

@@ -1,12 +1,16 @@
-"""Search for good settings with Optuna: every trial is a training, hopeless ones are stopped at a validation.
+"""Search for good settings with Optuna. Every trial is a training.
 
-Examples:
-  txl search experiment=demo 'optimizer.lr=tag(log,interval(1e-4,1e-2))' model.dropout=0.0,0.1,0.2 --trials 20
-  txl search model=small data=text data.file=a.txt 'model.n_layer=range(2,9)' --parallel 4      one trial per GPU
-  txl search hardware=dgx2 'optimizer.lr=interval(0.005,0.02)' --parallel 8                     SLURM jobs, 8 at once
+Hopeless trials are stopped at a validation. Examples:
+  txl search experiment=demo model.dropout=0.0,0.1,0.2 --trials 20 \\
+      'optimizer.lr=tag(log,interval(1e-4,1e-2))'
+  txl search model=small data=text data.file=a.txt --parallel 4 \\
+      'model.n_layer=range(2,9)'              # one trial per GPU, 4 at once
+  txl search hardware=dgx2 --parallel 8 \\
+      'optimizer.lr=interval(0.005,0.02)'     # SLURM jobs, 8 at once
 
-A key with several values is searched: interval(LOW,HIGH) numbers between, int(interval(...)) whole numbers,
-tag(log,interval(...)) by their logarithm, range(...) or a,b,c one of them. The same command continues a search.
+A key with several values is searched: interval(LOW,HIGH) numbers between,
+int(interval(...)) whole numbers, tag(log,interval(...)) by their logarithm,
+range(...) or a,b,c one of them. The same command continues a search.
 """
 
 import argparse

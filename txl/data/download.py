@@ -1,14 +1,16 @@
 """Download, verify and unpack data sets.
 
-    txl download wt103                    to data/wt103 (or $TXL_DATA/wt103)
-    txl download tinyshakespeare          a megabyte of characters, for experiment=tinyshakespeare
-    txl download enwik8 --to some/folder
-    txl download gpt2                     the tables of data.vocab=bpe: vocab.json, merges.txt
-    txl download https://example.org/texts.zip --to data/mine --sha256 ...
+  txl download wt103                   to data/wt103 (or $TXL_DATA/wt103)
+  txl download tinyshakespeare         for experiment=tinyshakespeare
+  txl download enwik8 --to some/folder
+  txl download gpt2                    vocab.json, merges.txt for data.vocab=bpe
+  txl download https://example.org/texts.zip --to data/mine --sha256 ...
 
-The same command continues an interrupted download. Nothing is unpacked before its checksum is verified, and nothing is
-written outside the folder. A file whose checksum nobody has published is bound to its first download: .download.json in
-the folder notes address and sha256, and later downloads must have the same sha256.
+The same command continues an interrupted download. Nothing is unpacked before
+its checksum is verified, and nothing is written outside the folder. A file
+whose checksum nobody has published is bound to its first download:
+.download.json in the folder notes address and sha256, and later downloads must
+have the same sha256.
 """
 
 import argparse

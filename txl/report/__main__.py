@@ -47,7 +47,14 @@ def _parser() -> argparse.ArgumentParser:
         "--by", metavar="KEY", action="append", default=[], help="one row per value of this key; a,b for several"
     )
     parser.add_argument("--each", action="store_true", help="a row for every run, no means")
-    parser.add_argument("--table", choices=TABLES, action="append", default=[], help="only this table; repeatable")
+    parser.add_argument(
+        "--table",
+        choices=TABLES,
+        action="append",
+        default=[],
+        metavar="TABLE",
+        help=f"only this; repeatable: {', '.join(TABLES)}",
+    )
     formats = parser.add_mutually_exclusive_group()
     for name in FORMATS:
         formats.add_argument(f"--{name}", dest="format", action="store_const", const=name, help=f"print {name}")
