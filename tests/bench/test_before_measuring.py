@@ -48,6 +48,14 @@ def test_a_dry_run_of_training_steps_prints_the_plan(capsys):
     assert benchmark("suite=train", "dry_run=true") == 0 and "batch" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suite", ["inference", "train"])
+def test_a_vocabulary_of_unknown_size_is_refused_with_a_remedy_that_helps(suite):
+    demo = ["experiment=demo", f"suite={suite}"]
+    with pytest.raises(ConfigError, match="data=stdlib does not say how large .* give data.vocab_size=N"):
+        composed(*demo, name="benchmark", kind=BenchmarkConfig)
+    composed(*demo, "data.vocab_size=96", name="benchmark", kind=BenchmarkConfig)
+
+
 @pytest.mark.parametrize("suite", ["inference", "encoding"])
 def test_what_measures_this_machine_is_not_submitted(suite):
     slurm = ["hardware=dgx2", "cluster=slurm", f"suite={suite}"]

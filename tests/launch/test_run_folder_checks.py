@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.configurations import composed
 from tests.support.entry_points import PROJECT, command, environment, run
+from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
 from txl.errors import ConfigError
@@ -52,6 +53,19 @@ def test_a_folder_that_cannot_be_written_is_refused_with_the_reason(config, tmp_
     monkeypatch.setattr("pathlib.Path.write_bytes", full)
     with pytest.raises(ConfigError, match="cannot be written: No space left on device; free some room"):
         check_run_folder(config, tmp_path / "run", submitted=False)
+
+
+@pytest.mark.parametrize("option", ["init_from", "resume"])
+def test_a_dry_run_finds_a_wrong_checkpoint_and_writes_nothing(option, tmp_path, capsys):
+    (tmp_path / "cache").mkdir()
+    demo = ["experiment=demo", "hardware=cpu", f"data.cache={tmp_path}/cache", "dry_run=true"]
+    with pytest.raises(ConfigError, match=f"{option}={tmp_path}/none does not exist"):
+        train_here(*demo, f"{option}={tmp_path}/none")
+    train_here(*demo)
+    assert "vocabulary not built yet" in capsys.readouterr().out
+    train_here("model=small", "data=text", f"data.file={tmp_path}/none.txt", *demo[1:])
+    assert f"not ready    data.file={tmp_path}/none.txt:" in capsys.readouterr().out
+    assert [path.name for path in tmp_path.rglob("*")] == ["cache"]
 
 
 def test_a_failed_start_and_its_repetition_end_alike(tmp_path):

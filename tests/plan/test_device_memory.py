@@ -34,6 +34,13 @@ def test_what_can_never_fit_is_refused_with_the_remedy(monkeypatch):
     monkeypatch.setattr(device_memory, "main_memory_gb", lambda: 1.0)
     with pytest.raises(ConfigError, match="even with train.micro_batch_size=1, and 1.1 GB are there"):
         make_plan(composed("model=large", "hardware=cpu"))
+    for chosen, remedies in {
+        "recompute=true precision=bf16 hardware=cpu": "use a smaller model, or hardware",
+        "hardware=cpu": "use recompute=true, precision=bf16, a smaller model, or",
+        "hardware=t4 hardware.memory_gb=1": "use recompute=true, precision=fp16, a smaller model, or",
+    }.items():
+        with pytest.raises(ConfigError, match=remedies):
+            make_plan(composed("model=large", *chosen.split()))
 
 
 def test_a_cluster_s_nodes_are_not_this_machine():

@@ -7,9 +7,11 @@ import pytest
 from tests.support.configurations import composed
 from txl.cli.overridden import recipe_overrides
 from txl.config.compose import to_dict
+from txl.plan import dry_run as dry_run_module
 from txl.plan.dry_run import DryRun, EncodedData, describe_optimizer, describe_schedule, show_duration_long
-from txl.plan.expected_speed import PUBLISHED_MODELS, expected_speed
+from txl.plan.expected_speed import PUBLISHED_MODELS, ExpectedSpeed, expected_speed
 from txl.plan.run_plan import make_plan
+from txl.system.hardware import Gpu
 
 
 @pytest.fixture(autouse=True)
@@ -21,7 +23,7 @@ def bare_machine(monkeypatch, tmp_path):
 
 def dry_run(*overrides, data=None, overridden=None):
     config = composed(*overrides)
-    plan = make_plan(config)
+    plan = make_plan(config, data and data.vocab_size, data and data.unknown)
     speed = expected_speed(config, plan)
     return DryRun(config, plan, data or EncodedData(plan.parameters), speed, overridden or {}, is_published=True)
 
@@ -78,8 +80,18 @@ def test_a_run_of_its_own_kind_is_a_better_source_than_what_was_published(tmp_pa
     assert (speed.tokens_per_second, speed.source) == (500_000.0, "measured by runs/wt103-base/1")
 
 
+@pytest.mark.parametrize("gpus, hours", [([], None), ([Gpu("H100", 80, None)], 0.5)])
+def test_a_machine_without_gpus_has_no_gpu_hours(gpus, hours, monkeypatch):
+    monkeypatch.setattr(dry_run_module, "visible_gpus", lambda: gpus)
+    config = composed("experiment=demo", "hardware=auto")
+    plan = make_plan(config)
+    speed = ExpectedSpeed(plan.total_tokens / 1800, "measured")
+    assert DryRun(config, plan, EncodedData(), speed, {}, is_published=False).gpu_hours == hours
+
+
 def test_everything_that_decides_a_run_is_shown_in_80_columns():
-    data = EncodedData(267_735, {"train": 103_227_021, "valid": 217_646}, {"train": 0.004})
+    shares = {"train": 0.004, "valid": 0.006, "test": 0.006}
+    data = EncodedData(267_735, {"train": 103_227_021, "valid": 217_646}, shares)
     chosen = ["hardware=dgxa100", "precision=fp16", "train.batch_size=64"]
     shown = dry_run(*chosen, data=data, overridden={"train.batch_size": (64, 256)})
     text = str(shown)
@@ -93,7 +105,8 @@ def test_everything_that_decides_a_run_is_shown_in_80_columns():
         "lengths tgt_len 192 mem_len 192 clamp_len -1 same_length false",
         "validation tgt_len 192 mem_len 192 clamp_len -1 same_length false batch 16, every 5,000 steps",
         "evaluation tgt_len 64 mem_len 640 clamp_len 400 same_length true batch 16, by txl evaluate",
-        "vocabulary 267,735; tokens: train 103,227,021 (0.4 % unknown), valid 217,646; 4.8 epochs",
+        "unknown train 0.4 %, valid 0.6 %, test 0.6 % optimizer",
+        "vocabulary 267,735; tokens: train 103,227,021, valid 217,646; 4.8 epochs",
         "overridden train.batch_size 64, published 256",
     ):
         assert said in rows

@@ -18,7 +18,6 @@ from txl.config.precision import Arithmetic
 from txl.config.schema import BenchmarkConfig, Runtime
 from txl.config.training import longest_context
 from txl.data.synthetic_text import zipf_tokens
-from txl.errors import ConfigError
 from txl.evaluate.kv_cache import count_graphs
 from txl.evaluate.load_model import load_trained_model
 from txl.evaluate.loss import LossSum, run_segment
@@ -76,16 +75,12 @@ def check_precisions(config: BenchmarkConfig, device: torch.device) -> None:
 
 
 def build_benchmark_model(config: BenchmarkConfig, device: torch.device, precision: Arithmetic) -> TransformerXL:
-    """The model of benchmark.checkpoint, or one of the configured shape with random weights.
-
-    Raises ConfigError if neither a checkpoint nor the size of the vocabulary is given.
-    """
+    """The model of benchmark.checkpoint, or one of the configured shape with random weights."""
     set_matmul_precision(precision)
     dtype = parameter_dtype(precision)
     if config.benchmark.checkpoint:
         return load_trained_model(config.benchmark.checkpoint, device, dtype).model
-    if config.data.vocab_size is None:
-        raise ConfigError(f"data={config.data.name} does not say data.vocab_size; give it, or benchmark.checkpoint")
+    assert config.data.vocab_size is not None  # a rule
     torch.manual_seed(config.seed)
     longest = longest_context(vars(config.train))
     model = TransformerXL(config.model, config.data.vocab_size, config.data.cutoffs, longest)

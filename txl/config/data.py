@@ -103,7 +103,8 @@ class DataConfig:
     max_bytes: int | None = above_zero(None)  # data=stdlib: size of the text, at most
 
 
-FILE_OPTIONS = ("train", "valid", "test", "file")  # the options that name files of the data set
+SPLITS = ("train", "valid", "test")
+FILE_OPTIONS = (*SPLITS, "file")  # the options that name files of the data set
 VOCAB_FILE_OPTIONS = ("vocab_file", "merges_file", "tokenizer_file")  # the options that name files of the vocabulary
 
 # Options of DataConfig that only some sources have, and the value with which each does nothing.

@@ -30,12 +30,21 @@ def check_arithmetic(config: RunConfig | EvaluateConfig) -> None:
     hardware, arithmetic = config.hardware, config.precision.name
     if hardware.gpus == 0:
         check_cpu_arithmetic(arithmetic, f"hardware={hardware.name}")
-    old = re.match("V100|T4", hardware.gpu or "")
     rule = f"needs an Ampere or newer GPU, but hardware={hardware.name} has {hardware.gpu}; use precision=fp32 or fp16"
-    refuse_unless(not old or arithmetic not in (Arithmetic.tf32, Arithmetic.bf16), "precision", arithmetic, rule)
+    refuse_unless(
+        not is_old_gpu(hardware.gpu) or arithmetic not in (Arithmetic.tf32, Arithmetic.bf16),
+        "precision",
+        arithmetic,
+        rule,
+    )
     scale = config.precision.initial_loss_scale
     rule = "is for precision=fp16 alone, and needed there"
     refuse_unless((scale is None) != (arithmetic is Arithmetic.fp16), "precision.initial_loss_scale", scale, rule)
+
+
+def is_old_gpu(gpu: str | None) -> bool:
+    """Whether a GPU of this name computes neither in bf16 nor in TF32."""
+    return bool(re.match("V100|T4", gpu or ""))
 
 
 def check_cpu_arithmetic(arithmetic: Arithmetic, machine: str) -> None:

@@ -90,8 +90,13 @@ def _check_benchmark(config: BenchmarkConfig) -> None:
     rule = f"submits jobs, and suite={config.suite.name} measures the machine it is started on; use hardware=auto"
     here = config.suite is Suite.train or config.cluster.name != "slurm"
     refuse_unless(here, "cluster", config.cluster.name, f"{rule} cluster=local, inside of an allocation")
-    if config.suite is Suite.inference:
+    of_inference = config.suite is Suite.inference
+    if of_inference:
         _check_inference(config)
+    sized = config.suite is Suite.encoding or config.data.vocab_size or (of_inference and config.benchmark.checkpoint)
+    rule = "does not say how large its vocabulary is; give data.vocab_size=N"
+    rule += ", or benchmark.checkpoint" if of_inference else ""
+    refuse_unless(sized, "data", config.data.name, rule)
     rule = "has no meaning for a benchmark, whose segments have one length; leave it out"
     refuse_unless(not config.train.varlen, "train.varlen", config.train.varlen, rule)
 

@@ -27,11 +27,11 @@ from typing import Any
 import numpy as np
 
 from txl.config.choose_vocab import choice_reason
-from txl.config.data import MOST_UNKNOWN, DataConfig
+from txl.config.data import MOST_UNKNOWN, SPLITS, DataConfig
 from txl.data.build_once import build_once
 from txl.data.corpus_folder import VOCABULARY, StoredCorpus, open_token_file, read_meta
 from txl.data.given_vocabulary import GivenVocabulary
-from txl.data.splits import SPLITS
+from txl.data.standard_library import has_library_text
 from txl.data.token_source import TokenSource, open_source
 from txl.data.vocabulary import Vocabulary, vocabulary_from_dict
 from txl.errors import ConfigError
@@ -87,7 +87,9 @@ def open_corpus(data: DataConfig, vocabulary: Vocabulary | None = None, splits: 
 
 
 def encoded_meta(data: DataConfig) -> dict[str, Any] | None:
-    """What is known of a data set that is encoded already (`vocab_size`, `splits`), else None; never encodes."""
+    """What is known of a data set that is encoded already (`vocab_size`, `splits`), else None; never writes."""
+    if data.max_bytes is not None and not has_library_text(Path(data.cache), data.max_bytes):
+        return None
     try:
         source = open_source(data)
     except ConfigError:
@@ -129,13 +131,15 @@ def _cache_folder(data: DataConfig, source: TokenSource) -> Path:
 
 def _describe(corpus: Corpus, data: DataConfig) -> list[tuple[int, str]]:
     """(level, line): what the corpus is, and warnings about what it can hardly be."""
-    shares = {split: f" ({100 * share:.1f} % unknown)" for split, share in corpus.unknown.items()}
-    sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}{shares.get(split, '')}" for split in corpus.splits)
+    sizes = ", ".join(f"{split} {len(corpus.tokens(split)):,}" for split in corpus.splits)
     size = len(corpus.vocab)
     notes = [(logging.INFO, f"data={data.name}: {sizes} tokens, vocabulary {size:,}")]
     reason = choice_reason(data.path, data.file)
     if reason is not None:
         notes.append((logging.INFO, f"data.vocab={data.vocab.name} was chosen for {data.file}: {reason}"))
+    shares = ", ".join(f"{split} {100 * share:.1f} %" for split, share in corpus.unknown.items())
+    if shares:
+        notes.append((logging.INFO, f"unknown: {shares}"))
     if data.vocab_size not in (None, size):
         found = f"data.vocab_size={data.vocab_size} was expected, the text has {size}"
         notes.append((logging.WARNING, f"{found}: not the published text, or prepared in another way"))

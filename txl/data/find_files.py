@@ -21,9 +21,8 @@ import re
 import stat
 from pathlib import Path
 
-from txl.config.data import VOCAB_FILE_OPTIONS, CutAt, DataConfig
+from txl.config.data import SPLITS, VOCAB_FILE_OPTIONS, CutAt, DataConfig
 from txl.data.download_sources import SOURCES
-from txl.data.splits import SPLITS, Files
 from txl.data.standard_library import standard_library_files
 from txl.errors import ConfigError
 
@@ -32,6 +31,7 @@ RAW_LAYOUTS = ("{}.txt.raw", "wiki.{}.raw", *LAYOUTS)
 
 MOST_VOCABULARY_BYTES = 1 << 27  # it is read into memory, where it takes up to 30 times as much
 
+Files = dict[str, list[Path]]  # {split: its files}, or {"file": [one file to be cut into splits]}
 FileStamp = dict[str, str | int]
 
 

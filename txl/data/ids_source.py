@@ -14,12 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from txl.config.data import DataConfig
+from txl.config.data import SPLITS, DataConfig
 from txl.data.block_checksums import BlockChecksums
 from txl.data.corpus_folder import SplitEntry, write_corpus_folder
 from txl.data.find_files import check_file, file_stamps
 from txl.data.given_vocabulary import GivenVocabulary
-from txl.data.splits import SPLITS
 from txl.data.token_files import token_dtype
 from txl.data.token_source import TokenSource
 from txl.data.vocabulary import Vocabulary

@@ -2,11 +2,11 @@
 
 import itertools
 from fractions import Fraction
-from pathlib import Path
 
 import numpy as np
 
-from txl.config.data import CutAt, DataConfig, VocabFacts
+from txl.config.data import SPLITS, CutAt, DataConfig, VocabFacts
+from txl.data.find_files import Files
 from txl.data.text_blocks import (
     CARRIAGE_RETURN,
     LINE_FEED,
@@ -18,10 +18,6 @@ from txl.data.text_blocks import (
     place_after,
 )
 from txl.errors import ConfigError
-
-SPLITS = ("train", "valid", "test")
-
-Files = dict[str, list[Path]]  # {split: its files}, or {"file": [one file to be cut into splits]}
 
 
 def split_text(files: Files, data: DataConfig) -> SplitSpans:

@@ -5,8 +5,8 @@ import os
 import sysconfig
 from pathlib import Path
 
+from txl.config.data import SPLITS
 from txl.data.build_once import build_once
-from txl.data.splits import SPLITS, Files
 from txl.errors import ConfigError
 from txl.files import read_json, sha256_of_file, sha256_of_json, write_json
 
@@ -16,7 +16,7 @@ LEFT_OUT = {
 }
 
 
-def standard_library_files(cache: Path, max_bytes: int) -> Files:
+def standard_library_files(cache: Path, max_bytes: int) -> dict[str, list[Path]]:
     """The paths of train, valid and test text, which are written to `cache` on first use.
 
     The text is every .py file in the order of the paths, without tests, tables and installed packages. The sha256 of a
@@ -26,8 +26,6 @@ def standard_library_files(cache: Path, max_bytes: int) -> Files:
     """
     root = Path(sysconfig.get_paths()["stdlib"])
     files = list_library_files(root)
-    listing = [(name, status.st_size, status.st_mtime_ns) for name, status in files.items()]
-    key = sha256_of_json([max_bytes, str(root), listing])[:16]
 
     def build(draft: Path) -> None:
         texts = split_library_files(root, list(files), max_bytes)
@@ -35,15 +33,28 @@ def standard_library_files(cache: Path, max_bytes: int) -> Files:
             (draft / f"{split}.txt").write_bytes(text)
         write_json(draft / "sha256.json", {split: hashlib.sha256(text).hexdigest() for split, text in texts.items()})
 
-    def find_damage(folder: Path) -> str | None:
-        sums, paths = read_json(folder / "sha256.json"), [folder / f"{split}.txt" for split in SPLITS]
-        if not isinstance(sums, dict):
-            return "sha256.json is missing or damaged"
-        wrong = [path for path in paths if not path.is_file() or sha256_of_file(path) != sums.get(path.stem)]
-        return f"{wrong[0].name} is not what was written" if wrong else None
-
-    folder = build_once(cache / f"stdlib-text-{key}", build, find_damage, lambda folder: find_damage(folder) is None)
+    folder = _text_folder(cache, max_bytes, root, files)
+    build_once(folder, build, _find_damage, lambda folder: _find_damage(folder) is None)
     return {split: [folder / f"{split}.txt"] for split in SPLITS}
+
+
+def has_library_text(cache: Path, max_bytes: int) -> bool:
+    """Whether `standard_library_files` finds its text in `cache`, and would write nothing."""
+    root = Path(sysconfig.get_paths()["stdlib"])
+    return _find_damage(_text_folder(cache, max_bytes, root, list_library_files(root))) is None
+
+
+def _text_folder(cache: Path, max_bytes: int, root: Path, files: dict[str, os.stat_result]) -> Path:
+    listing = [(name, status.st_size, status.st_mtime_ns) for name, status in files.items()]
+    return cache / f"stdlib-text-{sha256_of_json([max_bytes, str(root), listing])[:16]}"
+
+
+def _find_damage(folder: Path) -> str | None:
+    sums, paths = read_json(folder / "sha256.json"), [folder / f"{split}.txt" for split in SPLITS]
+    if not isinstance(sums, dict):
+        return "sha256.json is missing or damaged"
+    wrong = [path for path in paths if not path.is_file() or sha256_of_file(path) != sums.get(path.stem)]
+    return f"{wrong[0].name} is not what was written" if wrong else None
 
 
 def list_library_files(root: Path) -> dict[str, os.stat_result]:

@@ -46,6 +46,14 @@ def find_checkpoint(config: RunConfig, run_dir: Path, submitted: bool = False) -
     return str(found), is_finished(config, run_dir, found)
 
 
+def check_given_checkpoints(config: RunConfig, run_dir: Path) -> None:
+    """Raises ConfigError if `resume` or `init_from` would stop the start of this run. Writes nothing."""
+    if config.resume is not None:
+        find_checkpoint(config, run_dir)
+    else:
+        check_init_from(config)
+
+
 def check_not_begun(run_dir: Path, intro: str = "") -> None:
     """Raises ConfigError if a training has begun in the folder. One that failed before its first step has not."""
     metrics = run_dir / "metrics.jsonl"

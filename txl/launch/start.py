@@ -168,7 +168,11 @@ def show_dry_run(
         The exit code.
     """
     plan = plan_without_data(config)
-    data = known_data(config.data, config.data.vocab_size)
+    if config.resume is not None or config.init_from is not None:
+        from txl.launch.choose_checkpoint import check_given_checkpoints
+
+        check_given_checkpoints(config, Path(plan.run_dir))
+    data = known_data(config.data, config.data.vocab_size, is_read=not isinstance(config, BenchmarkConfig))
     shown = DryRun(config, plan, data, expected_speed(config, plan), overridden or {}, is_published)
     if config.json == "-":
         print(to_json(shown.to_dict(), indent=1))

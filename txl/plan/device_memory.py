@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from txl.config.machine_rules import is_old_gpu
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 from txl.plan.batch_split import divisors
@@ -51,10 +52,13 @@ def fitting_micro_batch(config: RunConfig, micro: int, estimate: Callable[[int],
     published = (train.micro_batch_cap or {}).get(config.hardware.name, {}).get(config.precision.name.name)
     sizes = [size for size in divisors(micro) if estimate(size) <= USABLE * available]
     if not sizes and estimate(1) > SURELY_TOO_LARGE * available:
+        smaller = [] if config.recompute else ["recompute=true"]
+        half = "fp16" if is_old_gpu(config.hardware.gpu) else "bf16"
+        smaller += [] if config.precision.name.is_half else [f"precision={half}"]
         raise ConfigError(
             f"hardware={config.hardware.name}: a training step takes about {estimate(1):.1f} GB per process even with "
-            f"train.micro_batch_size=1, and {available:g} GB are there; use recompute=true, precision=bf16, a smaller "
-            "model, or hardware with more memory"
+            f"train.micro_batch_size=1, and {available:g} GB are there; use "
+            f"{', '.join([*smaller, 'a smaller model'])}, or hardware with more memory"
         )
     if train.micro_batch_size or train.grad_accum_steps:
         _check_chosen(config, micro, estimate, available, max(sizes, default=1))

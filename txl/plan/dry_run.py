@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from txl.config.compose import to_dict
-from txl.config.data import DataConfig
+from txl.config.data import DataConfig, SourceName
 from txl.config.geometry import Geometry, train_geometry, valid_geometry
 from txl.config.scheduler import SchedulerConfig, SchedulerName
 from txl.config.schema import RunConfig, Then
+from txl.errors import ConfigError
 from txl.plan.expected_speed import ExpectedSpeed
 from txl.plan.run_plan import Plan
+from txl.system.hardware import visible_gpus
 
 WIDTH = 80  # columns that a row fills before it is continued on the next line
 INDENT = 13  # columns before the values of the rows
@@ -24,6 +26,7 @@ class EncodedData:
     vocab_size: int | None = None
     tokens: dict[str, int] = field(default_factory=dict)  # by split; empty: not encoded yet
     unknown: dict[str, float] = field(default_factory=dict)  # share of unknown tokens by split
+    not_ready: str = ""  # what a start would say: files are missing, for instance
 
 
 @dataclass(frozen=True)
@@ -46,7 +49,8 @@ class DryRun:
     @property
     def gpu_hours(self) -> float | None:
         """All GPUs together; None on CPUs, and if the time is not known."""
-        if self.seconds is None or self.config.hardware.gpus == 0:
+        hardware = self.config.hardware
+        if self.seconds is None or not (visible_gpus() if hardware.gpus is None else hardware.gpus):
             return None
         return self.seconds * self.plan.world_size / 3600
 
@@ -83,6 +87,7 @@ class DryRun:
             "validation": valid if config.valid.enabled else "none",
             "evaluation": f"{published} batch {block.batch_size}, {when}",
             "data": describe_data(config.data, self.data, self.plan.total_tokens),
+            "not ready": self.data.not_ready,
             "time": self._describe_time(),
             "overridden": self._describe_overridden(),
         }
@@ -128,8 +133,7 @@ def describe_data(options: DataConfig, data: EncodedData, trained: int) -> str:
     text = f"{options.name} as {options.vocab.name}, {size}"
     if not data.tokens:
         return text + "; not encoded yet: its number of tokens is not known"
-    unknown = {split: f" ({100 * share:.1f} % unknown)" for split, share in data.unknown.items()}
-    text += "; tokens: " + ", ".join(f"{split} {n:,}{unknown.get(split, '')}" for split, n in data.tokens.items())
+    text += "; tokens: " + ", ".join(f"{split} {n:,}" for split, n in data.tokens.items())
     return text + f"; {trained / max(1, data.tokens['train']):.1f} epochs"
 
 
@@ -151,15 +155,17 @@ def show_row(name: str, value: str) -> str:
     return f"{name:<{INDENT - 1}} " + ("\n" + " " * INDENT).join(lines)
 
 
-def known_data(options: DataConfig, vocab_size: int | None) -> EncodedData:
+def known_data(options: DataConfig, vocab_size: int | None, is_read: bool = True) -> EncodedData:
     """What an earlier encoding of this data set tells; without one the expected size of the vocabulary.
 
     Args:
         options: The data set.
         vocab_size: Of the plan; None: not known.
+        is_read: The files will be read, so that it is said if they are missing; a benchmark reads none.
     """
-    if not os.path.isdir(os.path.expanduser(options.cache)):
-        return EncodedData(vocab_size)
+    fault = find_data_fault(options) if is_read else ""
+    if fault or not os.path.isdir(os.path.expanduser(options.cache)):
+        return EncodedData(vocab_size, not_ready=fault)
     from txl.data.corpus import encoded_meta, unknown_shares
 
     meta = encoded_meta(options)
@@ -167,3 +173,20 @@ def known_data(options: DataConfig, vocab_size: int | None) -> EncodedData:
         return EncodedData(vocab_size)
     tokens = {split: int(entry["tokens"]) for split, entry in meta["splits"].items()}
     return EncodedData(int(meta["vocab_size"]), tokens, unknown_shares(meta))
+
+
+def find_data_fault(options: DataConfig) -> str:
+    """Why a start would refuse the files of a data set; empty: they are there. Writes nothing, encodes nothing."""
+    from txl.data.find_files import find_text_files, find_vocabulary_files
+
+    try:
+        if options.source is not SourceName.text:
+            from txl.data.token_source import open_source  # imports NumPy
+
+            open_source(options)
+        elif options.max_bytes is None:
+            find_text_files(options)
+            find_vocabulary_files(options)
+    except ConfigError as error:
+        return str(error)
+    return ""

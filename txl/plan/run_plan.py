@@ -76,15 +76,18 @@ class Plan:
             "model": size,
             "memory": memory,
             "vocabulary": self._vocabulary(),
+            "unknown": self._unknown(),
         }
-        return "\n".join(f"{name:<12} {value}" for name, value in rows.items())
+        return "\n".join(f"{name:<12} {value}" for name, value in rows.items() if value)
 
     def _vocabulary(self) -> str:
         size = f"{self.vocab_size:,} tokens" if self.vocab_size else "not built yet"
+        return f"{self.vocab}, {size}"
+
+    def _unknown(self) -> str:
         unknown = self.unknown or {}
         shares = ", ".join(f"{split} {100 * share:.1f} %" for split, share in unknown.items())
-        absurd = " (more than 20 %: try data.vocab=char)" if max(unknown.values(), default=0) > MOST_UNKNOWN else ""
-        return f"{self.vocab}, {size}" + (f"; unknown: {shares}{absurd}" if shares else "")
+        return shares + (" (try data.vocab=char)" if max(unknown.values(), default=0) > MOST_UNKNOWN else "")
 
 
 def run_folder(config: RunConfig) -> str:
