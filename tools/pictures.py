@@ -1,6 +1,6 @@
 """The pictures of report pages in docs/, taken in a headless Chromium: `make pictures RUNS=FOLDER STUDY=FOLDER`.
 
-docs/report.png is the page of RUNS down to its curves, docs/band.png the same curves as mean ± sd of the seeds, and
+docs/report.png is the page of RUNS down to its curves, docs/band.png its curves with the bands of the seeds, and
 docs/study.png the part of the page of STUDY, a folder of `txl search`, that shows its trials. docs/report.md says how
 the sweep and the search that are shown were made. Needs Debian's packages chromium and chromium-driver.
 """
@@ -16,7 +16,8 @@ from txl.files import PROJECT
 from txl.report.__main__ import main as report
 
 DOCS = PROJECT / "docs"
-MARGIN = 24  # pixels around what is shown
+MARGIN = 10  # pixels around what is shown
+CURVES = "section:has(#curves)"
 RECTANGLE = "(r => [r.left, r.top, r.right, r.bottom])(document.querySelector({selector!r}).getBoundingClientRect())"
 
 
@@ -55,9 +56,9 @@ def main() -> None:
             open_report(window, options.runs, page)
             if options.dark:
                 window.click("#theme")
-            take_picture(window, options.out / "report.png", "header", "#curves")
+            take_picture(window, options.out / "report.png", "header", CURVES)
             window.click("#band")
-            take_picture(window, options.out / "band.png", "#curves")
+            take_picture(window, options.out / "band.png", CURVES)
         if options.study:
             open_report(window, [options.study], page)
             if options.dark:

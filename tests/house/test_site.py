@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from tests.support.browser import missing_programs
 from tests.support.documents import PROJECT, commands
 from tests.support.entry_points import environment
+from tests.support.made_runs import write_study, write_sweep
 
 SHORT = "train.max_step=4 valid.interval=2 scheduler.warmup_step=1 train.batch_size=4 data.max_bytes=100000".split()
 
@@ -47,3 +49,15 @@ def test_getting_started_can_be_typed_from_top_to_bottom(tmp_path):
         assert done.returncode == 0, f"{typed_here}\n{done.stdout}\n{done.stderr}"
     assert {words[0] for words in followed} == {"--version", "train", "generate", "evaluate", "report"}
     assert len(list((tmp_path / "runs" / "rates").iterdir())) == 4
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(bool(missing_programs()), reason="needs chromium and chromium-driver")
+def test_the_pictures_of_the_pages_can_be_taken_again(tmp_path):
+    write_sweep(tmp_path)
+    study = write_study(tmp_path / "search")
+    command = [sys.executable, "-m", "tools.pictures", "--runs", str(tmp_path / "sweep"), "--study", str(study)]
+    subprocess.run([*command, "--out", str(tmp_path)], cwd=PROJECT, check=True, timeout=120)
+    for name in ("report.png", "band.png", "study.png"):
+        content = (tmp_path / name).read_bytes()
+        assert content.startswith(b"\x89PNG") and len(content) > 20_000

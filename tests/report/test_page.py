@@ -45,6 +45,8 @@ def test_the_page_is_whole_without_a_network(page):
 def test_the_curves_are_those_of_the_runs(page):
     runs = {run["label"]: run for run in data_of(page)["runs"]}
     assert len(runs) == 11
+    rates = [re.search(r"lr=([\d.]+)", label)[1] for label in runs]
+    assert rates[:9] == ["0.01"] * 3 + ["0.03"] * 3 + ["0.003"] * 3  # as in the table, the best one first
     (best,) = (run for label, run in runs.items() if "lr=0.01" in label and "seed=2" in label)
     assert best["valid"]["step"] == [100, 200, 300] and best["valid"]["tokens"] == [100_000, 200_000, 300_000]
     assert best["train"]["hours"][-1] == pytest.approx(2.0 * 290 / 3600, abs=1e-4) and best["complete"]
@@ -163,7 +165,7 @@ def test_hovering_over_a_point_tells_its_run_and_value(opened):
     opened.hover(point)
     opened.wait_for("document.querySelectorAll('#curves .hoverlayer .hovertext').length > 0")
     said = opened.find("#curves .hoverlayer .hovertext").text
-    assert "lr=0.003" in said and "valid ppl 2" in said and opened.errors() == []
+    assert "lr=0.01" in said and "valid ppl 2" in said and opened.errors() == []
 
 
 def test_a_click_on_its_name_hides_a_run(opened):

@@ -1,5 +1,6 @@
 """The curves of runs as plain numbers for a plot: losses against step, tokens and hours."""
 
+import math
 import statistics
 from typing import Any
 
@@ -35,6 +36,17 @@ def curves_of_runs(runs: list[RunRecord]) -> list[dict[str, Any]]:
             }
         )
     return found
+
+
+def best_setting_first(runs: list[RunRecord]) -> list[RunRecord]:
+    """Runs in the order of their settings' lowest validation losses, the seeds of a setting beside each other."""
+    settings = [label.setting for label in label_runs(runs)]
+    lowest: dict[str, float] = {}
+    for run, setting in zip(runs, settings, strict=True):
+        loss = run.best["loss"] if run.best and run.best["loss"] is not None else math.inf
+        lowest[setting] = min(lowest.get(setting, math.inf), loss)
+    order = sorted(range(len(runs)), key=lambda i: (lowest[settings[i]], settings[i], runs[i].seed or 0))
+    return [runs[i] for i in order]
 
 
 Point = tuple[int, float | None, int | None, float | None]  # step, loss, tokens, hours

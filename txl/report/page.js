@@ -89,7 +89,7 @@ function bandTraces(x, unit) {
     const of = (f) => points.map(f), common = { x: of((p) => p[0]), legendgroup: setting, mode: "lines" };
     const edge = { ...common, line: { width: 0 }, hoverinfo: "skip", showlegend: false };
     traces.push({ ...edge, y: of((p) => p[1] - p[2]) });
-    traces.push({ ...edge, y: of((p) => p[1] + p[2]), fill: "tonexty", fillcolor: color(runs[0]) + "33" });
+    traces.push({ ...edge, y: of((p) => p[1] + p[2]), fill: "tonexty", fillcolor: color(runs[0]) + "44" });
     traces.push({ ...common, y: of((p) => p[1]), customdata: of((p) => p[2]), name: `${plain(setting)}, ${runs.length} seeds`,
       meta: setting, line: { color: color(runs[0]), width: 2.5 },
       hovertemplate: `${plain(setting)}<br>${X_TITLES[x]} %{x}<br>valid ${unitName(unit)} %{y:.4f} ± %{customdata:.4f}<extra></extra>` });
@@ -113,7 +113,7 @@ function layout(x, yTitle, logX, logY) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", font: { color: style("--text"), size: 13 },
     margin: { l: 64, r: 16, t: 34, b: 64 }, hovermode: "closest", hoverlabel: { namelength: -1 },
     xaxis: { ...axis, title: { text: X_TITLES[x], standoff: 8 }, type: logX ? "log" : "linear" },
-    yaxis: { ...axis, title: { text: yTitle }, type: logY ? "log" : "linear" },
+    yaxis: { ...axis, title: { text: yTitle, standoff: 12 }, type: logY ? "log" : "linear" },
     modebar: { bgcolor: "rgba(0,0,0,0)", color: style("--soft"), activecolor: style("--link") },
     legend: { groupclick: "togglegroup", tracegroupgap: 0, ...(isNarrow() ? { orientation: "h", y: -0.16 } : {}) }, uirevision: `${x} ${yTitle} ${logX} ${logY}`,
   };

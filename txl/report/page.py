@@ -12,7 +12,7 @@ from typing import Any
 from txl.config.differences import IGNORED_KEYS
 from txl.errors import ConfigError
 from txl.files import flatten, is_special_file, to_json, write_text_file
-from txl.report.curves import curves_of_runs
+from txl.report.curves import best_setting_first, curves_of_runs
 from txl.report.labels import label_runs
 from txl.report.runs import RunRecord
 from txl.report.stability import published_stability
@@ -75,6 +75,7 @@ def write_page(path: Path, runs: list[RunRecord], tables: Sequence[Table], verdi
     made = datetime.datetime.now().astimezone().strftime("%Y-%m-%d %H:%M %Z")
     about = f"{len(runs)} run{'s' * (len(runs) != 1)} · {made} · txl {__version__}"
     body = [f'<p class="verdict">{escape(verdict)}</p>'] if verdict else []
+    runs = best_setting_first(runs)
     curves = curves_of_runs(runs)
     stability = [table for table in tables if table.name.startswith("stability")]
     folded = stability if len(stability) > 1 else []
