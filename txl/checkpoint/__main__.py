@@ -12,12 +12,19 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     parser = CommandParser(prog="txl", description="Convert models from and to the formats of other programs.")
     commands = parser.add_subparsers(dest="command", required=True)
-    import_ = commands.add_parser("import", help="convert the reference's checkpoint (.pt) or a folder of Hugging Face")
-    export = commands.add_parser("export", help="convert to the reference's format, or to safetensors and JSON")
-    for command in (import_, export):
-        command.add_argument("source", type=Path)
-        command.add_argument("target", type=Path)
-    export.add_argument("--format", choices=["reference", "safetensors"], default="reference")
+    about = "Make a checkpoint of a model that another program saved."
+    import_ = commands.add_parser("import", help=about, description=about)
+    theirs = "the original's .pt file, weights alone, a folder of Hugging Face, or our export as safetensors"
+    import_.add_argument("source", type=Path, help=theirs)
+    import_.add_argument("target", type=Path, help="the checkpoint's folder, which is made")
+    about = "Write a model for another program."
+    export = commands.add_parser("export", help=about, description=about)
+    export.add_argument("source", type=Path, help="a run folder, or a checkpoint")
+    export.add_argument("target", type=Path, help="what is written: a file, for safetensors a folder")
+    formats = (
+        "reference: a .pt file of the original (the default); safetensors: weights, settings and vocabulary in a folder"
+    )
+    export.add_argument("--format", choices=["reference", "safetensors"], default="reference", help=formats)
     given = parser.parse_args(arguments)
     try:
         if given.command == "import":
