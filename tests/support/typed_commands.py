@@ -59,7 +59,8 @@ def as_run_here(words: list[str], number: int) -> list[str]:
     if command == "benchmark":
         return _benchmark(arguments)
     if command == "search":
-        return [command, *_without(arguments, "--trials", "20"), *TINY_TRAINING, *TINY_MODEL, "--trials", "2"]
+        arguments[arguments.index("--trials") + 1] = "2"
+        return [command, *arguments, *TINY_TRAINING, *TINY_MODEL]
     return [command, *arguments]
 
 
