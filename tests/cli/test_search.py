@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.support.entry_points import command, environment
+from tests.support.entry_points import children_of, command, environment, is_running
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
 from txl.cli.main import main
@@ -147,6 +147,25 @@ def test_a_killed_search_goes_on_with_its_trials_and_finds_the_best(tmp_path):
     record = json.loads((folder / "study.json").read_text())
     assert [trial["loss"] for trial in record["trials"]] == [losses[0], losses[1]]
     assert record["importances"].keys() == {"optimizer.lr", "model.dropout"} and "PED-ANOVA" in record["importances_by"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("delay", [0.0, 0.3])
+def test_no_trial_outlives_a_search_that_is_killed_at_its_start(delay, tmp_path):
+    process = subprocess.Popen(
+        search_command(tmp_path, "--trials", "1", "train.max_step=1000000", "valid.interval=100000"), env=environment()
+    )
+    deadline = time.monotonic() + 120
+    while not children_of(process.pid) and time.monotonic() < deadline:
+        time.sleep(0.001)
+    (trial,) = children_of(process.pid)
+    time.sleep(delay)
+    process.kill()
+    process.wait(timeout=60)
+    deadline = time.monotonic() + 60
+    while is_running(trial) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_running(trial)
 
 
 @pytest.mark.slow

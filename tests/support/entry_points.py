@@ -1,5 +1,6 @@
 """train.py, evaluate.py and benchmark.py as processes, started as a user starts them."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -38,3 +39,19 @@ def run(script: str, *overrides: str, cwd: Path, expect: int = 0, timeout: float
     )
     assert done.returncode == expect, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done
+
+
+def children_of(pid: int) -> list[int]:
+    """The processes that a process has started, as long as they have not ended."""
+    found: list[int] = []
+    for threads in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(FileNotFoundError):
+            found += map(int, threads.read_text().split())
+    return found
+
+
+def is_running(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.entry_points import command, environment
+from tests.support.entry_points import children_of, command, environment, is_running
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN
@@ -85,20 +85,6 @@ def test_a_rank_that_ended_before_training_is_not_waited_for_by_the_others(tmp_p
     assert wait_for_ranks(ranks, tmp_path, asked=[signal.SIGTERM]) == 128 + signal.SIGTERM
     assert time.monotonic() - began < 20
     assert capsys.readouterr().err.count("\n") == 1
-
-
-def children_of(pid: int) -> list[int]:
-    try:
-        return list(map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()))
-    except FileNotFoundError:
-        return []
-
-
-def is_running(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 ORPHANS = {

@@ -104,7 +104,12 @@ def train(*overrides):
         train_here(*overrides)
 
 
-@pytest.mark.parametrize("case", CASES)
+SLOW_CASES = {"three_processes"}  # two processes are tried every time
+
+
+@pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case in SLOW_CASES else ()) for case in CASES]
+)
 def test_a_killed_run_continues_bitwise(case, undisturbed, tmp_path):
     (shared, straight), broken = undisturbed(case), tmp_path / "broken"
     shared = [*shared, "checkpoint.interval=7", f"run_dir={broken}"]
