@@ -52,6 +52,9 @@ def test_the_command_shows_it_for_a_pure_seed_sweep_within_80_columns(tmp_path, 
     assert "stability of base, 4 seeds, ppl" in said and "9 of 9 rows inside" in said
     assert any(" ".join(line.split()).startswith("5000 42.62 0.03526 42.58 42.66") for line in said.splitlines())
     assert max(map(len, said.splitlines())) <= 80
+    for form in ([], ["--markdown"]):  # the title says what the columns do not, so the table has it also alone
+        assert main([str(tmp_path), "--table", "stability", *form]) == 0
+        assert "stability of base, 4 seeds, ppl" in capsys.readouterr().out
     assert main([str(tmp_path), "--table", "stability", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out)["stability"]["rows"]
     assert rows[0]["published"] == 42.62 and rows[0]["published_sd"] == 0.27311

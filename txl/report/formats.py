@@ -43,7 +43,7 @@ def to_terminal(tables: Sequence[Table], width: int, color: bool = False) -> str
     for i, table in enumerate(tables):
         if i:
             console.print()
-        if len(tables) > 1:
+        if len(tables) > 1 or table.title_needed:
             console.print(Text(table.title, style="bold"))
         columns, left_out = fitting_columns(table, width)
         console.print(_rich_table(table, columns, width))
@@ -124,7 +124,7 @@ def to_markdown(tables: Sequence[Table]) -> str:
     parts = []
     for table in tables:
         columns = table.shown_columns()
-        lines = [f"**{_markdown(table.title)}**", ""] if len(tables) > 1 else []
+        lines = [f"**{_markdown(table.title)}**", ""] if len(tables) > 1 or table.title_needed else []
         lines.append("| " + " | ".join(_markdown(column.heading) for column in columns) + " |")
         lines.append("|" + "|".join("---" if column.is_text else "---:" for column in columns) + "|")
         for i in range(len(table.rows)):

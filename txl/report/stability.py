@@ -54,7 +54,7 @@ def stability_table(runs: list[RunRecord], name: str = "") -> Table:
         Column("runs", "runs", only_in_files=True),
     ]
     what = " ".join(filter(None, [str(runs[0].config.get("model.name", runs[0].name)), name]))
-    table = Table("stability", f"stability of {what}, {len(complete)} seeds, {metric}", columns)
+    table = Table("stability", f"stability of {what}, {len(complete)} seeds, {metric}", columns, title_needed=True)
     if len(complete) < 2:
         table.notes.append(f"{len(complete)} of {len(runs)} seeds finished with finite losses: no spread yet")
         return table

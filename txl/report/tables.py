@@ -78,6 +78,7 @@ class Table:
     notes: list[str] = field(default_factory=list)  # lines below the table
     best: int | None = None  # the row that is marked
     marks: dict[tuple[int, str], str] = field(default_factory=dict)  # (row, key): a letter that a note explains
+    title_needed: bool = False  # its columns do not say what its title says: a table that stands alone shows it too
 
     def cell(self, row: int, column: Column) -> str:
         """A cell as text, with its mark."""
