@@ -11,7 +11,7 @@ from tools.fuzz.files import FileFuzz
 from txl.errors import ConfigError
 
 SAMPLED_EVERY = 60  # of the combinations of reader, file and damage
-FOUND_COMMAND_LINES = [330, 5729]  # data.split=${seed}, a name of 5,000 letters for data.cache
+FOUND_COMMAND_LINES = [330, 5729, 11287, 17355]  # data.split=${seed}, data.cache of 5,000 letters, train=${...} twice
 FOUND = [90, 111]  # seeds of files that failed: `txl status` of a run with a damaged config.yaml
 
 

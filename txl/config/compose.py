@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 from txl.config.choose_vocab import of_text
 from txl.config.data import DataConfig, VocabKind
 from txl.config.did_you_mean import unknown_key
-from txl.config.error_messages import missing_value, omegaconf_error, type_in_words
+from txl.config.error_messages import missing_value, omegaconf_error, type_in_words, value_of_a_section
 from txl.config.schema import BenchmarkConfig, EvaluateConfig, RunConfig, is_multi_node
 from txl.config.secrets import environment_value, refuse_passwords
 from txl.errors import ConfigError, shown
@@ -182,6 +182,8 @@ def _build(cls: type[Any], values: Any, kind: type, prefix: str = "") -> Any:
     for key, value in values.items():
         if not is_dataclass(hints[key]):
             _check_container(f"{prefix}{key}", value, hints[key])
+        elif not isinstance(value, dict):  # OmegaConf lets `train=${seed}` be anything
+            raise value_of_a_section(f"{prefix}{key}", hints[key])
     return cls(
         **{
             key: _build(hints[key], value, kind, f"{prefix}{key}.") if is_dataclass(hints[key]) else value

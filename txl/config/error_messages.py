@@ -36,10 +36,10 @@ def omegaconf_error(error: OmegaConfBaseException, kind: type) -> ConfigError:
         return ConfigError(f"{shortened(key)}: {message.partition('interpolation: ')[2]}")
     is_entry = key.endswith("]")  # of a list
     hint = dotted_keys(kind).get(key.partition("[")[0])
+    if is_dataclass(hint) and isinstance(hint, type):
+        return value_of_a_section(key, hint)
     if not isinstance(error, ValidationError) or hint is None:
         return ConfigError(f"{shortened(key)}: {message}" if key else message)
-    if is_dataclass(hint):
-        return ConfigError(f"{key} is a section: give its keys, such as {key}.{next(iter(get_type_hints(hint)))}=...")
     value = re.search(r"[Vv]alue '(.*?)'(?: of type| could| is|,|$)", message)
     written = f"={shortened(value[1])}" if value else "=null" if "not Optional" in message else ""
     return ConfigError(f"{key}{written} must be {type_in_words(get_args(hint)[0] if is_entry else hint)}")
@@ -48,6 +48,11 @@ def omegaconf_error(error: OmegaConfBaseException, kind: type) -> ConfigError:
 def missing_value(key: str) -> ConfigError:
     """Returns the error for an option that has no value."""
     return ConfigError(f"{key} has no value; give one: {key}=...")
+
+
+def value_of_a_section(key: str, section: type) -> ConfigError:
+    """Returns the error for a single value where a section's keys belong."""
+    return ConfigError(f"{key} is a section: give its keys, such as {key}.{next(iter(get_type_hints(section)))}=...")
 
 
 def type_in_words(hint: Any) -> str:
