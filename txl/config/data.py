@@ -6,6 +6,7 @@ txl/data/ (token_source.py and vocabulary.py say how the module is found).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any
@@ -204,3 +205,8 @@ VOCAB_FACTS = {
     ),
     VocabKind.ids: VocabFacts(Metric.ppl, CutAt.line, sources=(SourceName.ids,), options=("vocab_file",)),
 }
+
+
+def describe_unknown(shares: Mapping[str, float]) -> str:
+    """The share of unknown tokens by split in words, such as `train 5.7 %, valid 10.4 %`; empty without splits."""
+    return ", ".join(f"{split} {100 * share:.1f} %" for split, share in shares.items())

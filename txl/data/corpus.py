@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 
 from txl.config.choose_vocab import choice_reason
-from txl.config.data import MOST_UNKNOWN, SPLITS, DataConfig
+from txl.config.data import MOST_UNKNOWN, SPLITS, DataConfig, describe_unknown
 from txl.data.build_once import build_once
 from txl.data.corpus_folder import VOCABULARY, StoredCorpus, open_token_file, read_meta
 from txl.data.given_vocabulary import GivenVocabulary
@@ -137,9 +137,8 @@ def _describe(corpus: Corpus, data: DataConfig) -> list[tuple[int, str]]:
     reason = choice_reason(data.path, data.file)
     if reason is not None:
         notes.append((logging.INFO, f"data.vocab={data.vocab.name} was chosen for {data.file}: {reason}"))
-    shares = ", ".join(f"{split} {100 * share:.1f} %" for split, share in corpus.unknown.items())
-    if shares:
-        notes.append((logging.INFO, f"unknown: {shares}"))
+    if corpus.unknown:
+        notes.append((logging.INFO, f"unknown: {describe_unknown(corpus.unknown)}"))
     if data.vocab_size not in (None, size):
         found = f"data.vocab_size={data.vocab_size} was expected, the text has {size}"
         notes.append((logging.WARNING, f"{found}: not the published text, or prepared in another way"))

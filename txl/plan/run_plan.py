@@ -11,7 +11,7 @@ from typing import Any
 
 from txl.config.choose_vocab import choice_reason
 from txl.config.config_hash import config_hash
-from txl.config.data import MOST_UNKNOWN, DataConfig
+from txl.config.data import MOST_UNKNOWN, DataConfig, describe_unknown
 from txl.config.schema import BenchmarkConfig, RunConfig, recipe_name
 from txl.errors import refuse_unless
 from txl.plan.batch_split import processes, split_batch
@@ -86,8 +86,8 @@ class Plan:
 
     def _unknown(self) -> str:
         unknown = self.unknown or {}
-        shares = ", ".join(f"{split} {100 * share:.1f} %" for split, share in unknown.items())
-        return shares + (" (try data.vocab=char)" if max(unknown.values(), default=0) > MOST_UNKNOWN else "")
+        absurd = max(unknown.values(), default=0) > MOST_UNKNOWN
+        return describe_unknown(unknown) + (" (try data.vocab=char)" if absurd else "")
 
 
 def run_folder(config: RunConfig) -> str:
