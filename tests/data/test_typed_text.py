@@ -10,6 +10,7 @@ from tests.support.in_process import evaluate_here, train_here
 from tests.support.tiny_runs import TINY_RUN
 from txl.config.compose import from_dict, to_dict
 from txl.config.data import DataConfig, TypedText
+from txl.data.moses import moses_tokenize
 from txl.data.word_vocabulary import WordVocabulary
 from txl.errors import ConfigError
 
@@ -68,6 +69,38 @@ def test_white_space_alone_separates_words_that_moses_would_split():
         assert vocab.to_typed_text(ids) == text.replace("  ", " ")
     assert vocab.encode_typed('"a\n\nb,', end_line=True).tolist() == [3, 0, 0, 4, 0]
     assert vocab.can_forget([3]) and not vocab.joins_words
+
+
+WIKITEXT_WORDS = """
+    <eos> <unk> <formula> @-@ @,@ @.@ 's 't & < > [ ] ( ) , . " the film director don cost 3 5 million R B AT T
+""".split()
+
+
+@pytest.mark.parametrize(
+    "typed, words",
+    [
+        ("the film's director", "the film 's director"),
+        ("the film 's director", "the film 's director"),
+        ("the sequel 's director don 't", "the sequel 's director don 't"),  # sequel: a word that is not known
+        ("cost 3.5 million", "cost 3 @.@ 5 million"),
+        (
+            "<unk> cost 3 @.@ 5 million , ( the <unk> @-@ film ) .",
+            "<unk> cost 3 @.@ 5 million , ( the <unk> @-@ film ) .",
+        ),
+        ("the sequel cost 3 @.@ 5 <unk>.", "the sequel cost 3 @.@ 5 <unk> ."),
+        ("a sequel of <formula>", "a sequel of <formula>"),
+        ("a sequel of <b>", "a sequel of < b >"),  # not a word of the data set
+        ("R&B, AT&T [the film] <", "R & B , AT & T [ the film ] <"),
+    ],
+)
+def test_moses_rules_keep_what_is_separated_already_and_escape_nothing(typed, words):
+    assert moses_tokenize(typed, set(WIKITEXT_WORDS)) == words
+
+
+def test_a_line_of_the_data_set_is_read_as_the_data_set_is_whatever_its_words():
+    vocab = WordVocabulary(["<eos>", "'an", "U.S.A", "Chang", "it."])
+    vocab.typed_text = TypedText.moses
+    assert vocab.encode_typed("Chang 'an U.S.A it.", end_line=False).tolist() == [3, 1, 2, 4]
 
 
 @pytest.mark.parametrize(
