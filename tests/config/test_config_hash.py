@@ -67,11 +67,14 @@ def test_a_longer_run_keeps_the_folder_where_the_curve_does_not_end_with_it(base
         ]
 
 
-def test_a_longer_cosine_names_the_remedy(base):
-    longer = composed(*BASE, "train.max_step=4000")
+@pytest.mark.parametrize("schedule", ["scheduler=cosine", "scheduler=linear"])
+def test_a_longer_run_whose_curve_ends_with_it_names_the_remedy(schedule):
+    base = composed(*BASE, schedule)
+    longer = composed(*BASE, schedule, "train.max_step=4000")
+    assert config_hash(base) != config_hash(longer)
     (difference,) = resume_differences(to_dict(base), to_dict(longer))
     assert "set scheduler.max_step=2000 to keep the learning rate's curve" in difference
-    kept = composed(*BASE, "train.max_step=4000", "scheduler.max_step=2000")
+    kept = composed(*BASE, schedule, "train.max_step=4000", "scheduler.max_step=2000")
     assert resume_differences(to_dict(base), to_dict(kept)) == []
 
 

@@ -53,6 +53,12 @@ def test_cosine_warms_up_linearly_and_ends_at_eta_min():
     assert rate(150, config) == pytest.approx(0.1)
 
 
+def test_linear_falls_by_the_same_amount_each_step_and_ends_at_eta_min():
+    config = schedule("linear")
+    assert [rate(s, config) for s in (5, 10, 55, 100, 150)] == pytest.approx([0.5, 1.0, 0.55, 0.1, 0.1])
+    assert rate(20, config) - rate(21, config) == pytest.approx(0.9 / 90)
+
+
 def test_the_first_update_runs_at_the_base_rate_as_in_the_reference():
     config = schedule("cosine")
     assert [rate_of_update(n, config) for n in (0, 1, 5)] == pytest.approx([1.0, 0.1, 0.5])
@@ -81,7 +87,7 @@ def test_plateau_halves_after_more_than_patience_bad_validations():
     assert rates == pytest.approx([1, 1, 1, 0.5, 0.5, 0.25, 0.25, 0.25, 0.2, 0.2, 0.2])
 
 
-@pytest.mark.parametrize("name", ["cosine", "inv_sqrt", "constant"])
+@pytest.mark.parametrize("name", ["cosine", "linear", "inv_sqrt", "constant"])
 def test_other_schedules_survive_validations_that_get_worse(name):
     config, plateau = schedule(name, decay_rate=None, patience=None, lr_min=None), Plateau()
     for loss in (2.0, 2.1, 2.2):

@@ -68,7 +68,7 @@ MODELS = {
 }
 METHODS = {
     **{name: f"optimizer={name} optimizer.weight_decay=0.01" for name in ("lamb", "adam", "sgd", "adagrad", "muon")},
-    **{f"{name} schedule": f"scheduler={name}" for name in ("cosine", "inv_sqrt", "constant")},
+    **{f"{name} schedule": f"scheduler={name}" for name in ("cosine", "linear", "inv_sqrt", "constant")},
     "plateau": "scheduler=dev_perf valid.interval=2",
     "momentum": "optimizer=sgd optimizer.momentum=0.9",
     "rates of groups": 'optimizer.lr_scale=["embedding.*=0.5","*.bias=0"]',

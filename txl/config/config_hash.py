@@ -42,7 +42,7 @@ def run_defining_options(values: dict[str, Any]) -> dict[str, Any]:
     scheduler = values["scheduler"]["name"]
     length = keys.pop("scheduler.max_step", None) or keys["train.max_step"]
     del keys["train.max_step"], keys["seed"]
-    if scheduler == SchedulerName.cosine.name:
+    if SchedulerName[scheduler].has_end:
         keys["scheduler.max_step"] = length
     if scheduler == SchedulerName.dev_perf.name:
         keys["valid.interval"] = values["valid"]["interval"]

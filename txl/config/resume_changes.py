@@ -29,7 +29,7 @@ def resume_differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
         i = differences.index(curve)
         length = before["scheduler.max_step"]
         differences[i] = (
-            f"train.max_step was {was}, is {now}, and the cosine would end there: "
+            f"train.max_step was {was}, is {now}, and the learning rate would end there: "
             f"set scheduler.max_step={length} to keep the learning rate's curve"
         )
     return sorted(differences)

@@ -15,9 +15,15 @@ class SchedulerName(Enum):
     """The choices of `scheduler=`. All begin with a linear warm-up."""
 
     cosine = "cosine"  # half a cosine from optimizer.lr to eta_min
+    linear = "linear"  # a line from optimizer.lr to eta_min
     inv_sqrt = "inv_sqrt"  # falls with the inverse square root of the step
     dev_perf = "dev_perf"  # falls by a factor when the validation loss no longer improves
     constant = "constant"
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the curve ends at a step, which is train.max_step unless scheduler.max_step says another one."""
+        return self in (SchedulerName.cosine, SchedulerName.linear)
 
 
 @dataclass
@@ -26,8 +32,8 @@ class SchedulerConfig:
 
     name: SchedulerName = MISSING  # the shape of the schedule
     warmup_step: int = zero_or_more(most=MOST_STEPS)  # steps in which the learning rate rises from 0; 0: none
-    max_step: int | None = above_zero(None, most=MOST_STEPS)  # step at which the cosine ends; null: train.max_step
-    eta_min: float = zero_or_more()  # learning rate at the end of the cosine
+    max_step: int | None = above_zero(None, most=MOST_STEPS)  # where cosine and linear end; null: at train.max_step
+    eta_min: float = zero_or_more()  # learning rate at the end of cosine and linear
     decay_rate: float | None = None  # dev_perf: factor on the learning rate ...
     patience: int | None = zero_or_more(None)  # ... after more than this number of validations without improvement
     lr_min: float | None = zero_or_more(None)  # dev_perf: the learning rate does not fall below this

@@ -24,7 +24,7 @@ def check_training(config: RunConfig) -> None:
     _check_optimizer(config)
     _check_lr_scale(config)
     _check_sampled_softmax(config)
-    _check_cosine(config)
+    _check_end_of_schedule(config)
     _check_plateau(config)
 
 
@@ -118,18 +118,18 @@ def _check_sampled_softmax(config: RunConfig) -> None:
     refuse_unless(decay == 0, key, count, rule)
 
 
-def _check_cosine(config: RunConfig) -> None:
+def _check_end_of_schedule(config: RunConfig) -> None:
     scheduler, lr = config.scheduler, config.optimizer.lr
-    if scheduler.name is not SchedulerName.cosine:
+    if not scheduler.name.has_end:
         return
     owner = "scheduler" if scheduler.max_step else "train"
     length = scheduler.max_step or config.train.max_step
     rule = (
-        f"must be below {owner}.max_step={length}, where the cosine ends; lower it, or set scheduler.max_step "
-        "to the length of the whole curve"
+        f"must be below {owner}.max_step={length}, where {scheduler.name.name} ends; lower it, or set "
+        "scheduler.max_step to the length of the whole curve"
     )
     refuse_unless(scheduler.warmup_step < length, "scheduler.warmup_step", scheduler.warmup_step, rule)
-    rule = f"must be at most optimizer.lr={lr:g}, from where the cosine falls; lower it"
+    rule = f"must be at most optimizer.lr={lr:g}, from where {scheduler.name.name} falls; lower it"
     refuse_unless(scheduler.eta_min <= lr, "scheduler.eta_min", scheduler.eta_min, rule)
 
 

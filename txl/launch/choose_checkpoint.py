@@ -6,7 +6,6 @@ from txl.checkpoint.find import CheckpointError, newest_intact, read_document, s
 from txl.checkpoint.resolve import resolve_checkpoint
 from txl.config.compose import to_dict
 from txl.config.resume_changes import final_evaluations, resume_differences
-from txl.config.scheduler import SchedulerName
 from txl.config.schema import RunConfig
 from txl.errors import ConfigError
 from txl.files import read_json
@@ -103,7 +102,7 @@ def is_finished(config: RunConfig, run_dir: Path, checkpoint: Path) -> bool:
 def finished_message(config: RunConfig, run_dir: Path | str) -> str:
     """What a start of a finished run says: the options that make it longer."""
     longer = f"train.max_step={2 * config.train.max_step}"
-    if config.scheduler.name is SchedulerName.cosine:  # the learning rate's curve stays where it ended
+    if config.scheduler.name.has_end:  # the learning rate's curve stays where it ended
         longer += f" scheduler.max_step={config.scheduler.max_step or config.train.max_step}"
     return f"{run_dir} is finished: nothing to do (to train longer: resume=auto {longer})"
 

@@ -37,7 +37,7 @@ class LearningRate:
 
     config: SchedulerConfig  # kind and options of the schedule
     base_lr: float  # rate at the end of the warm-up
-    max_step: int  # step at which the cosine ends
+    max_step: int  # step at which cosine and linear end
     plateau: Plateau  # state of `dev_perf`
 
     def at(self, step: int) -> float:
@@ -49,8 +49,10 @@ class LearningRate:
             return base_lr * (math.pow(step, -0.5) if step > warmup else step / math.pow(warmup, 1.5))
         if step < warmup:
             return base_lr * step / warmup
-        if config.name is SchedulerName.cosine:
+        if config.name.has_end:
             progress = min(1.0, (step - warmup) / max(1, self.max_step - warmup))
+            if config.name is SchedulerName.linear:
+                return base_lr + (config.eta_min - base_lr) * progress
             return config.eta_min + (base_lr - config.eta_min) * (1 + math.cos(math.pi * progress)) / 2
         if config.name is SchedulerName.dev_perf:
             assert config.lr_min is not None  # rules.py requires it

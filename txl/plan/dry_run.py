@@ -117,7 +117,7 @@ def describe_schedule(config: RunConfig) -> str:
     """The learning rate over time: `cosine from 0.01 to 0.001 at step 40,000, warm-up 1,000 steps`."""
     schedule: SchedulerConfig = config.scheduler
     text, peak = schedule.name.value, f"{config.optimizer.lr:g}"
-    if schedule.name is SchedulerName.cosine:
+    if schedule.name.has_end:
         text += f" from {peak} to {schedule.eta_min:g} at step {schedule.max_step or config.train.max_step:,}"
     elif schedule.name is SchedulerName.dev_perf:
         text += f" from {peak}, times {schedule.decay_rate:g} after {schedule.patience} validations without improvement"
