@@ -150,6 +150,12 @@ def sync_file(file: IO[Any]) -> None:
     os.fsync(file.fileno())
 
 
+def truncate_file(file: IO[Any], size: int) -> None:
+    """Shortens an open file. Unlike `file.truncate`, it tries again when a signal interrupts the call."""
+    file.flush()
+    os.ftruncate(file.fileno(), size)
+
+
 def sync_folder(folder: Path) -> None:
     """Puts a folder's list of names on the disk, so that a power cut cannot undo a rename in it."""
     try:

@@ -49,6 +49,27 @@ def test_records_are_on_the_disk_before_a_checkpoint_is(options, tmp_path, monke
     assert checkpoints == [(3, [2]), (6, [2, 4, 6]), (8, [2, 4, 6, 8])]
 
 
+def test_all_records_are_on_the_disk_before_the_summary_is(options, tmp_path, monkeypatch):
+    """A run that has a summary is finished: the next start would not add what a power cut took."""
+    fsync, replace, synced, at_summary = os.fsync, os.replace, [], []
+
+    def note(descriptor):
+        fsync(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("metrics.jsonl"):
+            synced.append((tmp_path / "run" / "metrics.jsonl").read_bytes())
+
+    def replaced(source, target, **options):
+        if str(target).endswith("summary.json"):
+            at_summary.append(synced[-1])
+        replace(source, target, **options)
+
+    monkeypatch.setattr(os, "fsync", note)
+    monkeypatch.setattr(os, "replace", replaced)
+    train_here(*options, "train.max_step=4", f"run_dir={tmp_path}/run")
+    assert at_summary == [(tmp_path / "run" / "metrics.jsonl").read_bytes()]
+    assert json.loads(at_summary[0].splitlines()[-1])["kind"] == "test"
+
+
 def test_a_resume_and_a_report_name_the_steps_whose_records_are_gone(options, tmp_path, capsys):
     run = tmp_path / "run"
     train_here(*options, "train.max_step=9", f"run_dir={run}")

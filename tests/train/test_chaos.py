@@ -38,6 +38,35 @@ def test_runs_survive_kills_power_cuts_and_faults(tmp_path):
     assert {trial["campaign"] for trial in trials} == CAMPAIGNS and len(trials) == 3 + sum(WAYS.values())
 
 
+INTERRUPTED = """
+import errno, sys
+from pathlib import Path
+from tools.chaos.shim import FAIL_ONCE, Fault, Shim, reexec_with_shim
+reexec_with_shim()
+from txl.system.run_lock import held_lock
+from txl.tracking.rewind_file import drop_later_lines
+folder, shim = Path(sys.argv[1]), Shim()
+for number in range(100):
+    (folder / "lines").write_text("a\\nb\\nc\\n")
+    shim.arm(folder, Fault(FAIL_ONCE, number, errno.EINTR))
+    with held_lock(folder):
+        drop_later_lines(folder / "lines", 0, lambda line, step: line != b"c\\n")
+    assert (folder / "lines").read_text() == "a\\nb\\n"
+    if shim.count() <= number:
+        print(number, "operations")
+        break
+"""
+
+
+@pytest.mark.skipif(compiler() is None, reason="a C compiler builds the library that counts file operations")
+def test_an_interrupted_call_does_not_stop_locking_and_rewinding(tmp_path):
+    """Python itself repeats most calls that a signal interrupts, but not `file.truncate`."""
+    command = [sys.executable, "-c", INTERRUPTED, str(tmp_path)]
+    done = subprocess.run(command, cwd=PROJECT, env=environment(), capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout.split()[0]) >= 4
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(7200)
 @pytest.mark.skipif(compiler() is None, reason="a C compiler builds the library that counts file operations")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO
 
 from txl.errors import ConfigError
-from txl.files import LocksUnsupportedError, lock_file, open_regular_file, read_text_file
+from txl.files import LocksUnsupportedError, lock_file, open_regular_file, read_text_file, truncate_file
 from txl.system.owner_file import has_living_owner, owned_folder
 
 log = logging.getLogger(__name__)
@@ -60,7 +60,7 @@ def held_lock(run_dir: Path, insist: bool = True) -> Iterator[IO[str]]:
                 )
             yield lock
             return
-        lock.truncate(0)
+        truncate_file(lock, 0)
         lock.write(f"process {os.getpid()} on {socket.gethostname()}")
         lock.flush()
         yield lock

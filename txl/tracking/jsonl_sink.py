@@ -39,7 +39,8 @@ class JsonlSink:
         self._file.flush()
 
     def summary(self, values: Mapping[str, Any]) -> None:
-        """See Sink."""
+        """See Sink. A run that has a summary is finished, so all of its records are put on the disk before."""
+        self.sync()
         write_json(self._folder / "summary.json", dict(values), indent=1)
 
     def sync(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from txl.files import NEW_FILE, open_regular_file, read_lines, sync_file, sync_folder
+from txl.files import NEW_FILE, open_regular_file, read_lines, sync_file, sync_folder, truncate_file
 
 BLOCK_BYTES = 1 << 16  # read at a time, from the end of the file on
 
@@ -29,7 +29,7 @@ def drop_later_lines(path: Path, step: int, is_kept: IsKept) -> None:
         if kept == end:
             return
         if kept == end[: len(kept)]:
-            file.truncate(begin + sum(map(len, kept)))
+            truncate_file(file, begin + sum(map(len, kept)))
             sync_file(file)
             return
         partial = path.with_name(path.name + ".partial")
