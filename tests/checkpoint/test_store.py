@@ -389,6 +389,17 @@ def test_a_bad_manifest_is_one_line_and_the_checkpoint_before_it_is_used(content
         verify_checkpoint(folder / "step_3")
 
 
+@pytest.mark.parametrize("world_size", [None, [], "1", True, 1.0, 2, 0, 1 << 70])
+def test_a_manifest_with_another_number_of_processes_than_its_files_is_damage(world_size, tmp_path):
+    folder = saved(tmp_path).folder
+    manifest = json.loads((folder / "step_3" / MANIFEST).read_text())
+    assert manifest["world_size"] == 1
+    (folder / "step_3" / MANIFEST).write_text(json.dumps(manifest | {"world_size": world_size}))
+    with pytest.raises(CheckpointError, match="has the files of 1 processes, and its world_size is") as error:
+        verify_checkpoint(folder / "step_3")
+    assert len(str(error.value)) < 300 and newest_intact(folder).name == "step_2"
+
+
 @pytest.mark.parametrize("what", ["folder", "pipe", "dangling link"])
 def test_a_file_of_another_kind_is_damage(what, tmp_path):
     path = saved(tmp_path).folder / "step_3" / "state.json"

@@ -353,6 +353,12 @@ def test_links_are_not_unpacked(server, tmp_path):
     assert files_of(tmp_path) == ["a.txt"] and not (tmp_path / "link").is_symlink()
 
 
+def test_an_archive_that_the_disk_cannot_read_is_named(tmp_path):
+    (tmp_path / "a.zip").symlink_to("/proc/self/mem")  # reading its beginning is an input/output error
+    with pytest.raises(DownloadError, match=r"a.zip cannot be unpacked: .*Input/output error"):
+        unpack_archive.unpack(tmp_path / "a.zip", tmp_path, {}, "a.zip")
+
+
 @pytest.mark.parametrize("pack", [zipped, tarred])
 def test_a_missing_member_and_a_damaged_archive_are_errors(server, tmp_path, pack):
     with pytest.raises(DownloadError, match="has no train"):

@@ -18,7 +18,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from txl.errors import ConfigError
+from txl.errors import ConfigError, quoted
 from txl.files import MOST_JSON_BYTES, parse_json, read_text_file, sha256_of_file
 
 log = logging.getLogger(__name__)
@@ -32,6 +32,7 @@ POINTER_READS = 3  # of a link that moves while it is followed
 _STEP = re.compile(r"step_(0|[1-9][0-9]{0,17})")
 _REPLACED = re.compile(r"\.step_(0|[1-9][0-9]{0,17})\.replaced")
 _ASIDE = re.compile(r"step_(0|[1-9][0-9]{0,17})(?:\.[0-9]+)?")
+_RANK_FILE = re.compile(r"rank_[0-9]+\.pt")
 _FILE_NAME = re.compile(r"\w[\w.-]*")
 
 
@@ -58,7 +59,7 @@ def read_document(folder: Path, name: str) -> dict[str, Any]:
 
 
 def verify_checkpoint(folder: Path) -> dict[str, Any]:
-    """Check that every file of a checkpoint has the size and the checksum that the manifest names.
+    """Check that every file of a checkpoint is as the manifest says, and that those of all ranks are there.
 
     Returns the manifest. Raises CheckpointError with the name of the first file that is missing or differs.
     """
@@ -80,6 +81,12 @@ def verify_checkpoint(folder: Path) -> dict[str, Any]:
             raise CheckpointError(f"checkpoint {folder} cannot be read: {name}: {error.strerror}") from None
         if not same:
             raise CheckpointError(f"checkpoint {folder} is damaged: {name} differs from its entry in {MANIFEST}")
+    ranks, named = sum(_RANK_FILE.fullmatch(name) is not None for name in files), manifest.get("world_size")
+    if type(named) is not int or named != ranks:
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged: {MANIFEST} has the files of {ranks} processes, and its world_size is "
+            f"{quoted(str(named), 40)}"
+        )
     return manifest
 
 

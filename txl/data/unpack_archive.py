@@ -1,6 +1,6 @@
 """Unpack zip archives and tarballs into a folder: nothing is written outside of it, and nothing endless."""
 
-import gzip
+import errno
 import shutil
 import stat
 import tarfile
@@ -53,13 +53,15 @@ def unpack(archive: Path, folder: Path, files: dict[str, str], name: str) -> lis
     except (
         zipfile.BadZipFile,
         tarfile.TarError,
-        gzip.BadGzipFile,
+        OSError,
         EOFError,
         zlib.error,
         RuntimeError,
         NotImplementedError,
         ValueError,
     ) as error:
+        if isinstance(error, OSError) and error.errno not in (None, errno.EIO):  # gzip's error has no number
+            raise  # about the disk or the folder, not about the archive
         raise DownloadError(f"{name} cannot be unpacked: {quoted(str(error), 120)}") from None
     _check_member_name(name, "the address")
     if len(files) > 1:
