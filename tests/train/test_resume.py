@@ -1,6 +1,7 @@
 """Kill a run at any instant; the next start continues it bit by bit."""
 
 import functools
+import json
 import os
 import re
 import shutil
@@ -16,8 +17,9 @@ from tests.support.entry_points import command, environment, run
 from tests.support.in_process import train_here
 from tests.support.made_data import write_corpus
 from tests.support.tiny_runs import TINY_RUN, metrics
+from tools.fuzz.files import reseal
 from txl.checkpoint.checkpoint_files import read_checkpoint_file, read_memory_columns
-from txl.checkpoint.find import verify_checkpoint
+from txl.checkpoint.find import CheckpointError, verify_checkpoint
 
 STEPS = 60
 
@@ -194,6 +196,28 @@ def test_resume_from_a_path_that_does_not_exist_is_an_error(short_run):
     folder, shared = short_run
     done = run("train.py", *shared, "train.max_step=12", f"resume={folder}/nowhere", cwd=folder, expect=2)
     assert "nowhere" in done.stderr and "does not exist" in done.stderr
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        {"rollbacks": 1e308},
+        {"rollbacks": [1]},
+        {"tokens_seen": True},
+        {"spikes": {"recent": ["x"], "is_spike": False}},
+        {"stream": {"epoch": [], "index": 0}},
+    ],
+)
+def test_a_state_with_a_value_of_another_type_is_damage(changed, short_run, tmp_path):
+    folder, shared = short_run
+    shutil.copytree(folder / "run", tmp_path / "run", symlinks=True)
+    (tmp_path / "run/summary.json").unlink()
+    checkpoint = tmp_path / "run/checkpoints/step_12"
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(state | changed))
+    reseal(checkpoint)
+    with pytest.raises(CheckpointError, match=r"step_12 is damaged \(ValueError: [^\n]*\); use another checkpoint$"):
+        train_here(*shared, f"run_dir={tmp_path}/run", "train.max_step=12", "resume=auto")
 
 
 def test_a_damaged_checkpoint_is_reported_passed_over_and_written_again(short_run, tmp_path, capsys):

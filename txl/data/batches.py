@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from txl.config.training import VARLEN_EXCESS, VARLEN_SHORTEST
-from txl.errors import ConfigError
+from txl.errors import ConfigError, quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -71,7 +71,9 @@ class BatchStream(ABC):
         return {"epoch": self.epoch, "index": self.index}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Continue at a position that `state_dict` returned."""
+        """Continue at a position that `state_dict` returned. Raises ValueError if it is none."""
+        if any(type(state[name]) is not int or state[name] < 0 for name in ("epoch", "index")):
+            raise ValueError(f"the place in the text is {quoted(str(state), 60)}")
         self.epoch, self.index = state["epoch"], state["index"]
 
 

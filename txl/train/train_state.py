@@ -3,11 +3,12 @@
 import math
 import random
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, get_args, get_origin, get_type_hints
 
 import numpy as np
 import torch
 
+from txl.errors import quoted
 from txl.optim.schedule import Plateau
 from txl.train.loss_spikes import LossSpikes
 
@@ -43,9 +44,23 @@ class TrainState:
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> "TrainState":
-        """The inverse of `dataclasses.asdict`."""
+        """The inverse of `dataclasses.asdict`. Raises ValueError if a value has another type."""
         spikes = LossSpikes(**values.get("spikes", {}))  # older checkpoints have none
-        return TrainState(**values | {"plateau": Plateau(**values["plateau"]), "spikes": spikes})
+        state = TrainState(**values | {"plateau": Plateau(**values["plateau"]), "spikes": spikes})
+        for part in (state, state.plateau, state.spikes):
+            for name, kind in get_type_hints(type(part)).items():
+                if not _has_type(getattr(part, name), kind):
+                    raise ValueError(f"{name} is {quoted(repr(getattr(part, name)), 40)}")
+        return state
+
+
+def _has_type(value: Any, kind: Any) -> bool:
+    """Whether a value of a JSON document is what an annotation says; a whole number is a float, too."""
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_has_type(element, get_args(kind)[0]) for element in value)
+    if kind is float:
+        return type(value) in (int, float)
+    return type(value) is (get_origin(kind) or kind)
 
 
 def seed_everything(seed: int) -> None:
