@@ -12,8 +12,8 @@ from txl.errors import ConfigError
 
 SAMPLED_EVERY = 60  # of the combinations of reader, file and damage
 FOUND_COMMAND_LINES = [330, 5729, 11287, 17355]  # data.split=${seed}, data.cache of 5,000 letters, train=${...} twice
-# Seeds of files that failed: `txl status` of a run with a damaged config.yaml (90, 111), an archive that cannot be read,
-# a manifest's number of processes (twice), a state's list of rollbacks.
+# Seeds of files that failed: `txl status` of a run with a damaged config.yaml (two), an archive that cannot be read,
+# a manifest's number of processes (two), a state's list of rollbacks.
 FOUND = [90, 111, 302, 830, 2514, 2365]
 
 
