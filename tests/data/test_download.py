@@ -353,6 +353,14 @@ def test_links_are_not_unpacked(server, tmp_path):
     assert files_of(tmp_path) == ["a.txt"] and not (tmp_path / "link").is_symlink()
 
 
+def test_zeros_after_a_gzip_archive_are_refused_before_they_are_skipped_one_by_one(server, tmp_path):
+    padded = tarred({"a.txt": b"a"}) + bytes(10_000)
+    install_archive(server, padded, tmp_path)
+    assert files_of(tmp_path) == ["a.txt"]
+    with pytest.raises(DownloadError, match="cannot be unpacked: it ends with more than 1,048,576 zeros"):
+        install_archive(server, padded + bytes(1 << 20), tmp_path / "other")
+
+
 def test_an_archive_that_the_disk_cannot_read_is_named(tmp_path):
     (tmp_path / "a.zip").symlink_to("/proc/self/mem")  # reading its beginning is an input/output error
     with pytest.raises(DownloadError, match=r"a.zip cannot be unpacked: .*Input/output error"):

@@ -1,6 +1,7 @@
 """Unpack zip archives and tarballs into a folder: nothing is written outside of it, and nothing endless."""
 
 import errno
+import os
 import shutil
 import stat
 import tarfile
@@ -15,6 +16,7 @@ from txl.data.download_sources import CHUNK, DownloadError
 from txl.errors import quoted
 
 MOST_EXPANSION = 200  # times an archive's size that its members may have together; texts have about 5
+MOST_PADDING = 1 << 20  # zeros at the end of a gzip file; tapes need some
 ALWAYS_ALLOWED = 100_000_000  # bytes that any archive may unpack to
 
 Info = TypeVar("Info", zipfile.ZipInfo, tarfile.TarInfo)
@@ -42,6 +44,7 @@ def unpack(archive: Path, folder: Path, files: dict[str, str], name: str) -> lis
                 infos = _within_limit(opened.infolist(), archive, name)
                 zipped = {info.filename: info for info in infos if _is_regular_file(info)}
                 return _write_members(zipped, opened.open, folder, files, name)
+        _refuse_long_padding(archive, name)
         if tarfile.is_tarfile(archive):
             with tarfile.open(archive) as tar:
                 entries = _within_limit(tar, archive, name)
@@ -69,6 +72,16 @@ def unpack(archive: Path, folder: Path, files: dict[str, str], name: str) -> lis
     here = next(iter(files.values()), name)
     shutil.copyfile(archive, folder / here)
     return [here]
+
+
+def _refuse_long_padding(archive: Path, name: str) -> None:
+    """Raises DownloadError for a gzip file that ends with many zeros: Python skips them one by one, for minutes."""
+    with open(archive, "rb") as file:
+        is_gzip = file.read(2) == b"\x1f\x8b"
+        if is_gzip and archive.stat().st_size > MOST_PADDING:
+            file.seek(-MOST_PADDING, os.SEEK_END)
+            if not any(file.read()):
+                raise DownloadError(f"{name} cannot be unpacked: it ends with more than {MOST_PADDING:,} zeros")
 
 
 def _check_member_name(name: str, archive: str) -> None:
