@@ -53,7 +53,7 @@ CORPORA = {
 }
 RECIPES = {
     "published": Recipe("published", (), "#8a8a8a"),
-    "control": Recipe("LAMB, else as modern", LAMB, "#c1440e"),  # the best of three rates on wikitext-mini
+    "control": Recipe("LAMB, else as modern", LAMB, "#c1440e"),  # the better of two rates on wikitext-mini
     "modern": Recipe("modern", ("recipe=modern",), "#1f5fa8"),
 }
 

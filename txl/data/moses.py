@@ -21,10 +21,9 @@ def moses_tokenize(text: str, known_words: Container[str] = JOINER_WORDS) -> str
     is. In other lines, a word such as `@-@`, `<unk>` or `'s` that stands alone stays whole if it is known. A joiner
     (`@.@`, `@,@`, `@-@`) is used only if it is known, and Moses' escape of a mark (`&amp;`) only if the mark is not.
     """
-    import sacremoses
-
     if all(word in known_words for word in text.split()):
         return text
+    import sacremoses
 
     def known_or_as_found(found: re.Match[str]) -> str:
         word = unescape(found[0]).replace(" ", "")
