@@ -21,6 +21,12 @@ def test_modern_replaces_the_optimizer_of_a_model_and_keeps_its_lengths_and_batc
     assert make_plan(modern).recipe == "modern"
 
 
+def test_modern_shuffles_pieces_of_sixteen_segments():
+    assert composed("experiment=tinyshakespeare", "recipe=modern").train.shuffle_len == 16 * 64
+    assert composed("model=large", "recipe=modern").train.shuffle_len == 16 * 384
+    assert composed("recipe=modern", "train.shuffle_len=null").train.shuffle_len is None
+
+
 def test_modern_replaces_the_optimizer_of_an_experiment():
     config = composed("experiment=wikitext-mini", "recipe=modern")
     assert (config.optimizer.name, config.train.max_step) == (OptimizerName.muon, 600)
