@@ -11,14 +11,20 @@ missed. How the values of the recipes were chosen: docs/recipe-log.md.
 import json
 import statistics
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from tools.curves import comparison_arguments, losses_by_step, train_once
+from txl.config.geometry import Geometry
 from txl.files import PROJECT
+from txl.report.formats import to_markdown
+from txl.report.tables import Column, Spread, Table, Value, show_fixed, show_short
+from txl.system.hardware import cpu_model
 
 RESULTS = PROJECT / "docs" / "results"
 GAIN_OVER_CONTROL = 0.25  # nats that modern must be below LAMB on wikitext-mini
@@ -26,40 +32,30 @@ GAIN_LEFT = 0.5  # share of the gain over the published recipe that the largest 
 CONTROLS, CONTROL_SEEDS = ("lamb", "adamw"), 3
 SPEED = 0.9  # tokens per second that modern must reach, divided by the published recipe's
 SPEED_STEPS, SPEED_ROUNDS = 100, 3
-GEOMETRY = "tgt_len 64 mem_len 64 clamp_len -1 same_length false batch 10"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A way to train.
-
-    Attributes:
-        title: in tables and plots.
-        color: of its line.
-        overrides: its options on every corpus.
-        rates: its learning rate by corpus, where the options do not set it; it is trained on these corpora only.
-    """
+    """A way to train."""
 
     title: str
-    color: str
+    color: str  # of its line
     overrides: tuple[str, ...] = ()
-    rates: Mapping[str, float] = field(default_factory=dict)
-
-    def is_for(self, corpus: str) -> bool:
-        """Whether it is trained on this corpus."""
-        return not self.rates or corpus in self.rates
-
-    def options(self, corpus: str) -> list[str]:
-        """Its options on one corpus."""
-        return [*self.overrides, *([f"optimizer.lr={self.rates[corpus]}"] if corpus in self.rates else [])]
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """Where the text of a corpus is, and the validation loss that modern must reach (nats per token)."""
+    """A corpus, and what is trained on it.
+
+    Attributes:
+        option: where its text is.
+        bar: the validation loss that modern must reach (nats per token).
+        recipes: those that were tuned for it.
+    """
 
     option: str
     bar: float
+    recipes: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -77,16 +73,17 @@ LAMB = (
     "optimizer.momentum=null",
     "scheduler.first_update_at_base_lr=true",
     "train.clip=0.25",
+    "optimizer.lr=0.02",
 )
-ADAMW = ("recipe=modern", "optimizer=adam", "optimizer.momentum=null")
+ADAMW = ("recipe=modern", "optimizer=adam", "optimizer.momentum=null", "optimizer.lr=0.008")
 CORPORA = {
-    "wikitext-mini": Corpus("data.path={data}/wikitext-mini", 4.95),
-    "tinyshakespeare": Corpus("data.file={data}/tinyshakespeare/input.txt", 1.50),
+    "wikitext-mini": Corpus("data.path={data}/wikitext-mini", 4.95, ("published", "lamb", "adamw", "modern")),
+    "tinyshakespeare": Corpus("data.file={data}/tinyshakespeare/input.txt", 1.50, ("published", "modern")),
 }
 RECIPES = {
     "published": Recipe("published", "#8a8a8a"),
-    "lamb": Recipe("LAMB, else as modern", "#c1440e", LAMB, {"wikitext-mini": 0.02}),
-    "adamw": Recipe("AdamW, else as modern", "#d9a441", ADAMW, {"wikitext-mini": 0.008}),
+    "lamb": Recipe("LAMB, else as modern", "#c1440e", LAMB),
+    "adamw": Recipe("AdamW, else as modern", "#d9a441", ADAMW),
     "modern": Recipe("modern", "#1f5fa8", ("recipe=modern",)),
 }
 SMALLEST = "w128"
@@ -111,6 +108,7 @@ class Outcome:
     tokens_per_second: list[float] = field(default_factory=list)  # of the short trainings
     tokens: int = 0  # of one training
     layer_parameters: int = 0
+    geometry: str = ""  # of the validation
 
     @property
     def last(self) -> list[float]:
@@ -121,6 +119,11 @@ class Outcome:
     def mean(self) -> float:
         """The mean of `last`."""
         return statistics.mean(self.last)
+
+    def losses(self) -> dict[str, Value]:
+        """The losses of the seeds, as cells of a table."""
+        losses = {"seeds": len(self.last), "valid": Spread.of(self.last), "test": Spread.of(self.test)}
+        return losses | {"valid_geometry": self.geometry}
 
     def speed_beside(self, other: "Outcome") -> float:
         """The median over the rounds of this recipe's tokens per second divided by the other's."""
@@ -145,9 +148,11 @@ def train_recipes(names: Sequence[str], corpus: str, options: Sequence[str], see
     for name, outcome in outcomes.items():
         for seed in range(1, (min(seeds, CONTROL_SEEDS) if name in CONTROLS else seeds) + 1):
             run_dir = runs / f"{name}-s{seed}"
-            own = [f"experiment={corpus}", *options, f"seed={seed}", *RECIPES[name].options(corpus)]
+            own = [f"experiment={corpus}", *options, f"seed={seed}", *RECIPES[name].overrides]
             records = train_once(run_dir, own)
             outcome.curves.append(losses_by_step(records))
+            last = next(record for record in reversed(records) if record["kind"] == "valid")
+            outcome.geometry = f"{Geometry.from_record(last)} batch {last['batch_size']}"
             outcome.test += [record["loss"] for record in records if record["kind"] == "test"]
             outcome.tokens = json.loads((run_dir / "summary.json").read_text())["tokens"]
             outcome.layer_parameters = json.loads((run_dir / "plan.json").read_text())["layer_parameters"]
@@ -167,7 +172,7 @@ def measure_speeds(outcomes: Outcomes, corpus: str, options: Sequence[str], runs
     for round_ in range(1, SPEED_ROUNDS + 1):
         for name, outcome in outcomes.items():
             run_dir = runs / f"{name}-speed{round_}"
-            train_once(run_dir, [f"experiment={corpus}", *options, *short, *RECIPES[name].options(corpus)])
+            train_once(run_dir, [f"experiment={corpus}", *options, *short, *RECIPES[name].overrides])
             outcome.tokens_per_second.append(json.loads((run_dir / "summary.json").read_text())["tokens_per_second"])
 
 
@@ -191,43 +196,50 @@ def missed_bars(corpora: dict[str, Outcomes], sizes: dict[str, Outcomes]) -> lis
     return missed
 
 
-def spread(values: Sequence[float]) -> str:
-    """Mean ± standard deviation, or a dash for no values."""
-    if not values:
-        return "–"
-    return f"{statistics.mean(values):.3f}" + (f" ± {statistics.stdev(values):.3f}" if len(values) > 1 else "")
-
-
-def table(of_recipe: Outcomes) -> list[str]:
+def table(of_recipe: Outcomes) -> str:
     """A row per recipe: losses, difference, speed."""
     published = of_recipe["published"]
-    lines = [
-        "| recipe | seeds | valid loss | test loss | difference in valid | tokens/s | beside the published recipe's |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+    columns = [
+        Column("recipe", "recipe", is_text=True),
+        Column("seeds", "seeds"),
+        Column("valid", "valid loss", show_fixed(3)),
+        Column("test", "test loss", show_fixed(3)),
+        Column("difference", "difference in valid", "{:+.3f}".format),
+        Column("speed", "tokens/s", "{:,.0f}".format),
+        Column("ratio", "beside the published recipe's", show_fixed(2)),
     ]
+    table = Table("recipes", "Recipes", columns)
     for name, outcome in of_recipe.items():
-        lines.append(
-            f"| {RECIPES[name].title} | {len(outcome.last)} | {spread(outcome.last)} | {spread(outcome.test)} "
-            f"| {outcome.mean - published.mean:+.3f} | {statistics.median(outcome.tokens_per_second):,.0f} "
-            f"| {outcome.speed_beside(published):.2f} |"
+        table.rows.append(
+            outcome.losses()
+            | {"recipe": RECIPES[name].title, "difference": outcome.mean - published.mean}
+            | {"speed": statistics.median(outcome.tokens_per_second), "ratio": outcome.speed_beside(published)}
         )
-    return lines
+    table.mark_measurements(["valid"])
+    return to_markdown([table])
 
 
-def table_of_sizes(sizes: dict[str, Outcomes]) -> list[str]:
+def table_of_sizes(sizes: dict[str, Outcomes]) -> str:
     """A row per size and recipe."""
-    lines = [
-        "| model | parameters in the layers | recipe | seeds | valid loss | test loss | modern is lower by |",
-        "|---|---:|---|---:|---:|---:|---:|",
+    columns = [
+        Column("model", "model", is_text=True),
+        Column("parameters", "parameters in the layers", show_short),
+        Column("recipe", "recipe", is_text=True),
+        Column("seeds", "seeds"),
+        Column("valid", "valid loss", show_fixed(3)),
+        Column("test", "test loss", show_fixed(3)),
+        Column("gain", "modern is lower by", show_fixed(3)),
     ]
+    table = Table("sizes", "Sizes", columns)
     for size, of_recipe in sizes.items():
         for name, outcome in of_recipe.items():
-            lines.append(
-                f"| {SIZES[size].title} | {outcome.layer_parameters / 1e6:.1f} M | {RECIPES[name].title} "
-                f"| {len(outcome.last)} | {spread(outcome.last)} | {spread(outcome.test)} "
-                f"| {outcome.mean - of_recipe['modern'].mean:.3f} |"
+            table.rows.append(
+                outcome.losses()
+                | {"model": SIZES[size].title, "parameters": outcome.layer_parameters, "recipe": RECIPES[name].title}
+                | {"gain": outcome.mean - of_recipe["modern"].mean}
             )
-    return lines
+    table.mark_measurements(["valid"])
+    return to_markdown([table])
 
 
 def plot(name: str, title: str, x_label: str, draw: Callable[[Any], None]) -> None:
@@ -295,17 +307,18 @@ def page(corpora: dict[str, Outcomes], sizes: dict[str, Outcomes], missed: list[
         "",
         "`recipe=modern` beside the published recipe, and beside LAMB and AdamW with modern's other options, at equal "
         "tokens. Losses are in nats per token, mean ± standard deviation over seeds: `valid` after the last step, "
-        f"`test` of the best checkpoint, evaluated with `{GEOMETRY}`. Tokens per second: median of {SPEED_ROUNDS} "
-        f"trainings of {SPEED_STEPS} steps, the recipes in turn. Made by `make modern DATA=…`; how the options were "
-        "chosen, all by the validation loss: [recipe-log.md](../recipe-log.md).",
+        f"`test` of the best checkpoint. Tokens per second: median of {SPEED_ROUNDS} trainings of {SPEED_STEPS} steps, "
+        f"the recipes in turn, on {cpu_model()} (threads: {torch.get_num_threads()}). Made by "
+        "`make modern DATA=…`; how the options were chosen, all by the validation loss: "
+        "[recipe-log.md](../recipe-log.md).",
     ]
     for corpus, of_recipe in corpora.items():
-        lines += ["", f"## {corpus}, {of_recipe['published'].tokens:,} tokens", "", *table(of_recipe), ""]
+        lines += ["", f"## {corpus}, {of_recipe['published'].tokens:,} tokens", "", table(of_recipe), ""]
         lines += [f"![Validation loss against tokens](modern-{corpus}.png)", ""]
         for name in of_recipe:
-            options = " ".join([f"experiment={corpus}", *RECIPES[name].options(corpus)])
+            options = " ".join([f"experiment={corpus}", *RECIPES[name].overrides])
             lines.append(f"* {RECIPES[name].title}: `txl train {options}`")
-    lines += ["", "## Larger models, wikitext-mini", "", *table_of_sizes(sizes), ""]
+    lines += ["", "## Larger models, wikitext-mini", "", table_of_sizes(sizes), ""]
     lines += ["![Validation loss against the parameters of the layers](modern-sizes.png)", ""]
     lines += [f"* {size.title}: `{' '.join(size.overrides)}`" for size in SIZES.values() if size.overrides]
     lines += [
@@ -323,8 +336,7 @@ def main() -> int:
     places = {name: corpus.option.format(data=data) for name, corpus in CORPORA.items()}
     corpora = {}
     for corpus, place in places.items():
-        names = [name for name, recipe in RECIPES.items() if recipe.is_for(corpus)]
-        corpora[corpus] = train_recipes(names, corpus, [place], seeds, runs / corpus)
+        corpora[corpus] = train_recipes(CORPORA[corpus].recipes, corpus, [place], seeds, runs / corpus)
     for name, of_recipe in corpora.items():
         measure_speeds(of_recipe, name, [places[name]], runs / name)
     sizes = {SMALLEST: {name: corpora["wikitext-mini"][name] for name in OF_SIZES}}
@@ -336,9 +348,10 @@ def main() -> int:
     for name, of_recipe in corpora.items():
         plot(name, name, "tokens", partial(draw_against_tokens, of_recipe))
     plot("sizes", "wikitext-mini", "parameters of the layers", partial(draw_against_size, sizes))
+    larger = {f"wikitext-mini, {name}": of_recipe for name, of_recipe in sizes.items() if name != SMALLEST}
     values = {
         title: {name: asdict(outcome) for name, outcome in of_recipe.items()}
-        for title, of_recipe in {**corpora, **{f"wikitext-mini, {name}": of for name, of in sizes.items()}}.items()
+        for title, of_recipe in {**corpora, **larger}.items()
     }
     (RESULTS / "modern.json").write_text(json.dumps(values, indent=1) + "\n")
     text = page(corpora, sizes, missed)
