@@ -49,20 +49,31 @@ def step_with_equal_gradients(pairs: list[tuple[torch.Tensor, torch.Tensor]], *o
             optimizer.step()
 
 
-def test_steps_are_those_of_torch():
+def assert_moved_as(mine, expected, start) -> None:
+    """Equal where the CPU multiplies bf16, as torch's Muon does; elsewhere the products are more exact than torch's."""
+    if batched_muon.cpu_multiplies_bf16():
+        assert torch.equal(mine, expected)
+    else:
+        assert (mine - expected).norm() < 0.02 * (expected - start).norm()
+
+
+@pytest.mark.parametrize("multiplies_bf16", [None, False], ids=["this CPU", "a CPU without bf16 products"])
+def test_steps_are_those_of_torch(multiplies_bf16, monkeypatch):
+    if multiplies_bf16 is not None:
+        monkeypatch.setattr(batched_muon, "cpu_multiplies_bf16", lambda: multiplies_bf16)
     ours = {INNER: parameters(w=(6, 4))["w"], "layers.0.norm.bias": parameters(b=(4,))["b"]}
-    theirs = copy.deepcopy(list(ours.values()))
+    theirs, start = copy.deepcopy(list(ours.values())), copy.deepcopy(list(ours.values()))
     both = build_optimizer(muon_config(), ours.items())
     pairs = list(zip(ours.values(), theirs, strict=True))
     step_with_equal_gradients(pairs, both, torch_muon([theirs[0]]), torch.optim.AdamW([theirs[1]], **ADAMW, fused=True))
-    for mine, expected in pairs:
-        assert torch.equal(mine, expected)
+    for (mine, expected), before in zip(pairs, start, strict=True):
+        assert_moved_as(mine, expected, before)
 
 
 def test_each_of_q_k_and_v_is_orthogonalised_on_its_own():
     qkv, bias = parameters(w=(12, 5))["w"], parameters(b=(4,))["b"]
     parts = [torch.nn.Parameter(part.clone()) for part in qkv.detach().chunk(3)]
-    whole = copy.deepcopy(qkv)
+    whole, start = copy.deepcopy(qkv), copy.deepcopy(qkv)
     optimizer = build_optimizer(muon_config(), [(QKV, qkv), ("softmax.biases.0", bias)])
     apart, together = torch_muon(parts), torch_muon([whole])
     for step in range(3):
@@ -73,13 +84,12 @@ def test_each_of_q_k_and_v_is_orthogonalised_on_its_own():
             part.grad = grad.clone()
         for one in (optimizer, apart, together):
             one.step()
-    assert torch.equal(qkv, torch.cat([part.detach() for part in parts]))
+    assert_moved_as(qkv, torch.cat([part.detach() for part in parts]), start)
     assert not torch.allclose(qkv, whole)
 
 
-def test_matrices_that_are_updated_together_move_as_torch_moves_them(monkeypatch):
-    """Fifty steps, as on a GPU. They differ by the rounding of bf16 products at most."""
-    monkeypatch.setattr(batched_muon, "steps_together", lambda params: True)
+def test_matrices_that_are_updated_together_move_as_torch_moves_them():
+    """Fifty steps. They differ by the rounding of bf16 products at most."""
     shapes = [(24, 8)] * 3 + [(8, 8)] * 2 + [(8, 32)]
     ours = {
         f"layers.{i}.output.weight": p

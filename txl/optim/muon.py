@@ -1,7 +1,7 @@
 """Muon (Jordan et al. 2024): momentum whose update is orthogonalised, for the matrices of the layers.
 
 AdamW (Loshchilov & Hutter 2019) updates everything else: embedding, softmax, positions, biases and gains. Both are
-torch's own; on a GPU, Muon updates matrices of one shape together (batched_muon.py).
+torch's own; Muon may update matrices of one shape together (batched_muon.py).
 """
 
 from collections.abc import Mapping, Sequence
