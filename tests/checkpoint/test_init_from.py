@@ -206,6 +206,7 @@ MISTAKES = {
     "absent": (["init_from=nowhere"], "init_from=nowhere does not exist; name a run folder or one of its checkpoints"),
     "empty": (["init_from={tmp}"], "init_from={tmp} holds no manifest.json"),
     "damaged": (["init_from={damaged}"], "init_from={damaged}: checkpoint {damaged} is damaged: model.pt differs from"),
+    "activation": (["model.activation=gelu"], "model.activation=relu, this run gelu: its weights do not fit"),
     "width": (["model.d_model=32"], "model.d_model=16, this run 32: its weights do not fit; set model.d_model=16"),
     "positions": (["model.positions=shaw"], "has model.positions=relative, this run shaw"),
     "kind": (["data.vocab=char"], "has data.vocab=word, this run char"),

@@ -16,7 +16,8 @@ from torch import Tensor
 
 from txl.checkpoint.checkpoint_files import damage_reported, read_model_checkpoint, use_checkpoint
 from txl.checkpoint.find import CheckpointError, read_document
-from txl.config.compose import to_dict
+from txl.config.compose import from_dict, to_dict
+from txl.config.model import ModelConfig
 from txl.config.schema import RunConfig
 from txl.data.vocabulary import Vocabulary
 from txl.errors import shown
@@ -24,7 +25,8 @@ from txl.model.clusters import VocabularyClusters
 from txl.model.transformer import TransformerXL
 
 ARCHITECTURE = """
-    n_layer n_head d_model d_head d_inner d_embed positions pre_lnorm untie_r div_val tie_weight tie_projs
+    n_layer n_head d_model d_head d_inner d_embed positions pre_lnorm activation untie_r div_val tie_weight
+    tie_projs
 """
 
 
@@ -70,7 +72,8 @@ def check_init_from_source(config: RunConfig) -> None:
 def _read_architecture(folder: Path) -> dict[str, Any]:
     run = read_document(folder, "run.json")
     with damage_reported(folder):
-        return _architecture(run["model"]) | {"data.vocab": run["data"]["vocab"]}
+        model = to_dict(from_dict(run["model"], ModelConfig))  # with the options that came after this run
+        return _architecture(model) | {"data.vocab": run["data"]["vocab"]}
 
 
 def _architecture(model: dict[str, Any]) -> dict[str, Any]:

@@ -33,6 +33,13 @@ class Positions(Enum):
         return POSITION_FACTS[self]
 
 
+class Activation(Enum):
+    """The function inside of the feed-forward part."""
+
+    relu = "relu"
+    gelu = "gelu"  # x times the probability that a normal variable is below x (Hendrycks & Gimpel 2016)
+
+
 class Init(Enum):
     """The distribution of initial weights."""
 
@@ -82,6 +89,7 @@ class ModelConfig:
     emb_init: Init = MISSING  # distribution of the initial embedding
     emb_init_range: float = zero_or_more()  # of emb_init=uniform
     proj_init_std: float = zero_or_more()  # of the initial projections of the embedding and the softmax
+    activation: Activation = added(Activation.relu)  # the function inside of the feed-forward part
     # zero; unigram: logarithms of the tokens' frequencies in the training split
     bias_init: BiasInit = added(BiasInit.zero)
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from txl.config.geometry import Geometry
-from txl.config.model import AttentionBackend, Init, ModelConfig
+from txl.config.model import Activation, AttentionBackend, Init, ModelConfig
 from txl.model.adaptive_embedding import AdaptiveEmbedding
 from txl.model.adaptive_softmax import AdaptiveSoftmax
 from txl.model.attention import Attention
@@ -32,11 +32,15 @@ from txl.model.dropout import Dropout
 from txl.model.linear import Linear
 from txl.model.positions.scheme import SegmentPositions, attention_window, build_positions
 
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
+    Activation.relu: torch.relu,
+    Activation.gelu: nn.functional.gelu,
+}
 Mems = list[Tensor]  # per layer, its input at the remembered positions [B, M, D]; an empty list where a text starts
 
 
 class FeedForward(nn.Module):
-    """LN(x + W_2 relu(W_1 x)), for each position on its own."""
+    """LN(x + W_2 f(W_1 x)), for each position on its own; f is relu in the paper."""
 
     def __init__(self, model: ModelConfig):
         super().__init__()
@@ -45,10 +49,11 @@ class FeedForward(nn.Module):
         self.norm = nn.LayerNorm(model.d_model)
         self.dropout = Dropout(model.dropout)
         self.pre_lnorm = model.pre_lnorm
+        self.activation = ACTIVATIONS[model.activation]
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]"""
-        inner = self.dropout(self.inner(self.norm(x) if self.pre_lnorm else x).relu())
+        inner = self.dropout(self.activation(self.inner(self.norm(x) if self.pre_lnorm else x)))
         out: Tensor = x + self.dropout(self.outer(inner))
         if not self.pre_lnorm:
             out = self.norm(out)

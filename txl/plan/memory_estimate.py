@@ -6,7 +6,7 @@ D model dim, W = N * d_head, F = d_inner, L layers.
 
 from itertools import pairwise
 
-from txl.config.model import AttentionBackend, ModelConfig
+from txl.config.model import Activation, AttentionBackend, ModelConfig
 from txl.config.schema import RunConfig
 from txl.config.training import longest_context
 from txl.plan.parameter_count import layer_matrix_parameters, layer_parameters
@@ -87,7 +87,8 @@ def _layer_bytes(config: RunConfig, T: int, M: int) -> float:
     norms = 2 * full * T * D  # inputs of the two LayerNorms
     memory = element * M * D if half else 0  # cast to half precision
     probabilities = N * T * (K * element + 4 if fused else K * of_key)
-    feed_forward = T * F * (element + (element + 1) * (model.dropout > 0)) + 2 * T * D * (model.dropout > 0)
+    before = element * (model.activation is not Activation.relu)  # relu's gradient follows from its output
+    feed_forward = T * F * (before + element + (element + 1) * (model.dropout > 0)) + 2 * T * D * (model.dropout > 0)
     return products + norms + memory + probabilities + feed_forward
 
 
