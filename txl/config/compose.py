@@ -45,6 +45,7 @@ def register_types() -> None:
     OmegaConf.register_new_resolver("at_least", max, replace=True)
     OmegaConf.register_new_resolver("percent", _percent, replace=True)
     OmegaConf.register_new_resolver("width_factor", _width_factor, replace=True)
+    OmegaConf.register_new_resolver("for_steps", _for_steps, replace=True)
     OmegaConf.register_new_resolver("metric_of", _metric_of, replace=True)
     OmegaConf.register_new_resolver("for_words", _for_words, replace=True)
     OmegaConf.register_new_resolver("of_text", of_text, replace=True)
@@ -64,6 +65,11 @@ def _percent(share: float, whole: int) -> int:
 def _width_factor(width: int, *, _root_: DictConfig) -> float:
     """${width_factor:128}: factor on a rate that was tuned at a width; 1 at this width, 0.5 at four times the width."""
     return round(math.sqrt(width / _root_.model.d_model), 4)
+
+
+def _for_steps(rate: float, steps: int, *, _root_: DictConfig) -> float:
+    """${for_steps:0.008,2000}: a rate that was tuned for a number of steps; half of it for eight times as many."""
+    return float(f"{rate * (steps / max(1, _root_.train.max_step)) ** (1 / 3):.3g}")
 
 
 def _metric_of(kind: VocabKind) -> str:
