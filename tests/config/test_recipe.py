@@ -1,6 +1,7 @@
 """recipe=: how a model is trained, whatever the model and the data are."""
 
 from tests.support.configurations import composed
+from txl.config.model import Activation
 from txl.config.optimizer import OptimizerName
 from txl.config.schema import Recipe
 from txl.plan.run_plan import make_plan
@@ -25,6 +26,17 @@ def test_modern_shuffles_pieces_of_sixteen_segments():
     assert composed("experiment=tinyshakespeare", "recipe=modern").train.shuffle_len == 16 * 64
     assert composed("model=large", "recipe=modern").train.shuffle_len == 16 * 384
     assert composed("recipe=modern", "train.shuffle_len=null").train.shuffle_len is None
+
+
+def test_moderns_rate_halves_with_eight_times_the_steps():
+    rates = [composed("recipe=modern", f"train.max_step={steps}").optimizer.lr for steps in (2000, 16000, 600)]
+    assert rates == [0.008, 0.004, 0.012]
+    assert composed("recipe=modern", "train.max_step=16000", "optimizer.lr=0.01").optimizer.lr == 0.01
+
+
+def test_modern_has_gelu_and_the_published_recipe_relu():
+    assert composed("recipe=modern").model.activation is Activation.gelu
+    assert composed().model.activation is Activation.relu
 
 
 def test_modern_replaces_the_optimizer_of_an_experiment():
