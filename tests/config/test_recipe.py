@@ -34,6 +34,12 @@ def test_moderns_rate_halves_with_eight_times_the_steps():
     assert composed("recipe=modern", "train.max_step=16000", "optimizer.lr=0.01").optimizer.lr == 0.01
 
 
+def test_a_longer_training_on_the_same_curve_keeps_moderns_rate_and_warm_up():
+    short, long = (composed("recipe=modern", "scheduler.max_step=800", f"train.max_step={n}") for n in (400, 800))
+    assert short.optimizer == long.optimizer and short.scheduler == long.scheduler
+    assert long.scheduler.warmup_step == 40
+
+
 def test_modern_has_gelu_and_the_published_recipe_relu():
     assert composed("recipe=modern").model.activation is Activation.gelu
     assert composed().model.activation is Activation.relu

@@ -45,6 +45,7 @@ def register_types() -> None:
     OmegaConf.register_new_resolver("at_least", max, replace=True)
     OmegaConf.register_new_resolver("percent", _percent, replace=True)
     OmegaConf.register_new_resolver("width_factor", _width_factor, replace=True)
+    OmegaConf.register_new_resolver("curve_steps", _curve_steps, replace=True)
     OmegaConf.register_new_resolver("for_steps", _for_steps, replace=True)
     OmegaConf.register_new_resolver("metric_of", _metric_of, replace=True)
     OmegaConf.register_new_resolver("for_words", _for_words, replace=True)
@@ -67,9 +68,14 @@ def _width_factor(width: int, *, _root_: DictConfig) -> float:
     return round(math.sqrt(width / _root_.model.d_model), 4)
 
 
+def _curve_steps(*, _root_: DictConfig) -> int:
+    """${curve_steps:}: the step at which the learning rate's curve ends."""
+    return int(_root_.scheduler.max_step or _root_.train.max_step)
+
+
 def _for_steps(rate: float, steps: int, *, _root_: DictConfig) -> float:
     """${for_steps:0.008,2000}: a rate that was tuned for a number of steps; half of it for eight times as many."""
-    return float(f"{rate * (steps / max(1, _root_.train.max_step)) ** (1 / 3):.3g}")
+    return float(f"{rate * (steps / max(1, _curve_steps(_root_=_root_))) ** (1 / 3):.3g}")
 
 
 def _metric_of(kind: VocabKind) -> str:
