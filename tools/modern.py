@@ -77,12 +77,11 @@ LAMB = (
     "recipe=modern",
     "optimizer=lamb",
     "optimizer.betas=[0.9,0.999]",
-    "optimizer.momentum=null",
     "scheduler.first_update_at_base_lr=true",
     "train.clip=0.25",
     "optimizer.lr=0.02",
 )
-ADAMW = ("recipe=modern", "optimizer=adam", "optimizer.momentum=null", "optimizer.lr=0.008")
+ADAMW = ("recipe=modern", "optimizer=adam", "optimizer.lr=0.008")
 CORPORA = {
     "wikitext-mini": Corpus(
         ("data.path={data}/wikitext-mini",),

@@ -1,5 +1,7 @@
 """recipe=: how a model is trained, whatever the model and the data are."""
 
+import pytest
+
 from tests.support.configurations import composed
 from txl.config.model import Activation
 from txl.config.optimizer import OptimizerName
@@ -38,6 +40,15 @@ def test_a_longer_training_on_the_same_curve_keeps_moderns_rate_and_warm_up():
     short, long = (composed("recipe=modern", "scheduler.max_step=800", f"train.max_step={n}") for n in (400, 800))
     assert short.optimizer == long.optimizer and short.scheduler == long.scheduler
     assert long.scheduler.warmup_step == 40
+
+
+@pytest.mark.parametrize("name", [name.name for name in OptimizerName])
+def test_every_optimizer_goes_with_modern(name):
+    config = composed("recipe=modern", f"optimizer={name}")
+    used = config.optimizer.name.facts.options
+    assert config.optimizer.momentum == (0.85 if "momentum" in used else None)
+    assert config.optimizer.betas == ([0.9, 0.99] if "betas" in used else [])
+    assert config.optimizer.eps == (1e-4 if "eps" in used else None)
 
 
 def test_modern_has_gelu_and_the_published_recipe_relu():

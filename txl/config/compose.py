@@ -8,7 +8,7 @@ from dataclasses import fields, is_dataclass
 from enum import Enum
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints, overload
 
-from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf import MISSING, DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from txl.config.choose_vocab import of_text
@@ -47,6 +47,7 @@ def register_types() -> None:
     OmegaConf.register_new_resolver("width_factor", _width_factor, replace=True)
     OmegaConf.register_new_resolver("curve_steps", _curve_steps, replace=True)
     OmegaConf.register_new_resolver("for_steps", _for_steps, replace=True)
+    OmegaConf.register_new_resolver("if_used", _if_used, replace=True)
     OmegaConf.register_new_resolver("metric_of", _metric_of, replace=True)
     OmegaConf.register_new_resolver("for_words", _for_words, replace=True)
     OmegaConf.register_new_resolver("of_text", of_text, replace=True)
@@ -76,6 +77,12 @@ def _curve_steps(*, _root_: DictConfig) -> int:
 def _for_steps(rate: float, steps: int, *, _root_: DictConfig) -> float:
     """${for_steps:0.008,2000}: a rate that was tuned for a number of steps; half of it for eight times as many."""
     return float(f"{rate * (steps / max(1, _curve_steps(_root_=_root_))) ** (1 / 3):.3g}")
+
+
+def _if_used(option: str, value: Any, *, _root_: DictConfig) -> Any:
+    """${if_used:momentum,0.85}: a value that counts only if the chosen optimizer has this option."""
+    without = [] if isinstance(value, list | ListConfig) else None
+    return value if option in _root_.optimizer.name.facts.options else without
 
 
 def _metric_of(kind: VocabKind) -> str:
