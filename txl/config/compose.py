@@ -81,7 +81,7 @@ def _for_steps(rate: float, steps: int, *, _root_: DictConfig) -> float:
 
 def _if_used(option: str, value: Any, *, _root_: DictConfig) -> Any:
     """${if_used:momentum,0.85}: a value that counts only if the chosen optimizer has this option."""
-    without = [] if isinstance(value, list | ListConfig) else None
+    without: list[float] | None = [] if isinstance(value, list | ListConfig) else None
     return value if option in _root_.optimizer.name.facts.options else without
 
 
