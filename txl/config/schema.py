@@ -127,6 +127,11 @@ class RunConfig:
     # dry_run=true: write the plan to this file; -: to standard output, and nothing else
     json: str | None = output_file(may_be_stdout=True)
 
+    @property
+    def curve_steps(self) -> int:
+        """The step at which the learning rate's curve ends."""
+        return self.scheduler.max_step or self.train.max_step
+
 
 @dataclass
 class EvaluateConfig(Sampling, Adaptation):

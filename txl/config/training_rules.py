@@ -123,12 +123,11 @@ def _check_end_of_schedule(config: RunConfig) -> None:
     if not scheduler.name.has_end:
         return
     owner = "scheduler" if scheduler.max_step else "train"
-    length = scheduler.max_step or config.train.max_step
     rule = (
-        f"must be below {owner}.max_step={length}, where {scheduler.name.name} ends; lower it, or set "
+        f"must be below {owner}.max_step={config.curve_steps}, where {scheduler.name.name} ends; lower it, or set "
         "scheduler.max_step to the length of the whole curve"
     )
-    refuse_unless(scheduler.warmup_step < length, "scheduler.warmup_step", scheduler.warmup_step, rule)
+    refuse_unless(scheduler.warmup_step < config.curve_steps, "scheduler.warmup_step", scheduler.warmup_step, rule)
     rule = f"must be at most optimizer.lr={lr:g}, from where {scheduler.name.name} falls; lower it"
     refuse_unless(scheduler.eta_min <= lr, "scheduler.eta_min", scheduler.eta_min, rule)
 

@@ -103,7 +103,7 @@ def finished_message(config: RunConfig, run_dir: Path | str) -> str:
     """What a start of a finished run says: the options that make it longer."""
     longer = f"train.max_step={2 * config.train.max_step}"
     if config.scheduler.name.has_end:  # the learning rate's curve stays where it ended
-        longer += f" scheduler.max_step={config.scheduler.max_step or config.train.max_step}"
+        longer += f" scheduler.max_step={config.curve_steps}"
     return f"{run_dir} is finished: nothing to do (to train longer: resume=auto {longer})"
 
 

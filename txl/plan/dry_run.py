@@ -118,7 +118,7 @@ def describe_schedule(config: RunConfig) -> str:
     schedule: SchedulerConfig = config.scheduler
     text, peak = schedule.name.value, f"{config.optimizer.lr:g}"
     if schedule.name.has_end:
-        text += f" from {peak} to {schedule.eta_min:g} at step {schedule.max_step or config.train.max_step:,}"
+        text += f" from {peak} to {schedule.eta_min:g} at step {config.curve_steps:,}"
     elif schedule.name is SchedulerName.dev_perf:
         text += f" from {peak}, times {schedule.decay_rate:g} after {schedule.patience} validations without improvement"
         text += f", not below {schedule.lr_min:g}" if schedule.lr_min else ""

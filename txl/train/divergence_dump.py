@@ -65,14 +65,14 @@ def read_divergence_dump(folder: Path) -> tuple[BatchPlace, RunConfig]:
 
 def _replay_config(config: RunConfig, last_step: int) -> RunConfig:
     """The run up to that step: every step is logged, nothing is validated or saved."""
-    train, scheduler = config.train, config.scheduler
+    train = config.train
     return replace(
         config,
         train=replace(
             train, max_step=last_step, log_interval=1, on_divergence=OnDivergence.stop, target_throughput=None,
             target_perplexity=None, time_limit_minutes=None,
         ),
-        scheduler=replace(scheduler, max_step=scheduler.max_step or train.max_step),
+        scheduler=replace(config.scheduler, max_step=config.curve_steps),
         valid=replace(config.valid, enabled=False, interval=MOST_STEPS),
         checkpoint=replace(config.checkpoint, interval=0, minutes=None),
         sample_tokens=0,

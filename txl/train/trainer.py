@@ -142,9 +142,8 @@ class Trainer:
     @property
     def _learning_rate(self) -> LearningRate:
         config = self.config
-        max_step = config.scheduler.max_step or config.train.max_step
         base_lr = config.optimizer.lr * self.state.lr_factor
-        return LearningRate(config.scheduler, base_lr, max_step, self.state.plateau)
+        return LearningRate(config.scheduler, base_lr, config.curve_steps, self.state.plateau)
 
     # ------------------------------------------------------------------ between steps
 
