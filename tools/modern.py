@@ -376,8 +376,7 @@ def page(corpora: dict[str, Outcomes], sizes: dict[str, dict[str, Outcomes]], mi
     lines += [
         "",
         "No rate was tuned for larger models: Muon's rate falls with the root of the width (`lr_scale` in "
-        "`conf/recipe/modern.yaml`). On wikitext-mini the published recipe's LAMB scales an update to the size of its "
-        "weights; the rate of its Adam on stdlib stays.",
+        "`conf/recipe/modern.yaml`), and the published recipe keeps its own.",
     ]
     lines += ["", "## Bars", "", *([f"* Missed: {line}" for line in missed] or ["All are reached."])]
     return "\n".join(lines) + "\n"
