@@ -172,6 +172,11 @@ def train_recipes(names: Sequence[str], corpus: str, options: Sequence[str], see
     return outcomes
 
 
+def is_trained_over_seeds(corpus: str, size: str) -> bool:
+    """Whether a size is the model that the recipes of the corpus train anyway."""
+    return bool(CORPORA[corpus].recipes) and not SIZES[size].overrides
+
+
 def train_sizes(corpus: str, data: Path, runs: Path, corpora: dict[str, Outcomes]) -> dict[str, Outcomes]:
     """Train the models of a corpus by the published recipe and modern, with one seed; outcomes by size.
 
@@ -183,7 +188,7 @@ def train_sizes(corpus: str, data: Path, runs: Path, corpora: dict[str, Outcomes
     """
     sizes = {}
     for size in CORPORA[corpus].sizes:
-        if not SIZES[size].overrides and corpus in corpora:
+        if is_trained_over_seeds(corpus, size):
             sizes[size] = {name: corpora[corpus][name] for name in OF_SIZES}
             continue
         options = [*CORPORA[corpus].places(data), *SIZES[size].overrides]
@@ -398,7 +403,12 @@ def main() -> int:
         plot(name, name, "tokens", partial(draw_against_tokens, of_recipe))
     for name, of_size in sizes.items():
         plot(f"{name}-sizes", name, "parameters of the layers", partial(draw_against_size, of_size))
-    of_sizes = {f"{name}, {size}": of for name, of_size in sizes.items() for size, of in of_size.items()}
+    of_sizes = {
+        f"{name}, {size}": of_recipe
+        for name, of_size in sizes.items()
+        for size, of_recipe in of_size.items()
+        if not is_trained_over_seeds(name, size)
+    }
     values = {
         title: {name: asdict(outcome) for name, outcome in of_recipe.items()}
         for title, of_recipe in {**corpora, **of_sizes}.items()
