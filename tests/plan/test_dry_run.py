@@ -8,7 +8,14 @@ from tests.support.configurations import composed
 from txl.cli.overridden import recipe_overrides
 from txl.config.compose import to_dict
 from txl.plan import dry_run as dry_run_module
-from txl.plan.dry_run import DryRun, EncodedData, describe_optimizer, describe_schedule, show_duration_long
+from txl.plan.dry_run import (
+    DryRun,
+    EncodedData,
+    describe_lengths,
+    describe_optimizer,
+    describe_schedule,
+    show_duration_long,
+)
 from txl.plan.expected_speed import PUBLISHED_MODELS, ExpectedSpeed, expected_speed
 from txl.plan.run_plan import make_plan
 from txl.system.hardware import Gpu
@@ -113,6 +120,11 @@ def test_everything_that_decides_a_run_is_shown_in_80_columns():
     written = json.loads(json.dumps(shown.to_dict()))
     assert written["overridden"] == {"train.batch_size": {"value": 64, "recipe": 256}}
     assert written["data"]["tokens"]["train"] == 103_227_021 and written["gpu_hours"] == shown.gpu_hours
+
+
+def test_a_memory_that_begins_later_stands_beside_the_lengths():
+    assert describe_lengths(composed("train.mem_from_step=1500")).endswith("false, memory from step 1,500 on")
+    assert "memory" not in describe_lengths(composed("train.mem_from_step=1500", "train.mem_len=0"))
 
 
 def test_every_optimizer_and_schedule_is_described():

@@ -48,6 +48,26 @@ def weights(run_dir, name="last"):
     return read_checkpoint_file((run_dir / "checkpoints" / name).resolve(), "model.pt")
 
 
+def step_losses(run_dir):
+    return [record["loss"] for record in metrics(run_dir)]
+
+
+@pytest.mark.parametrize("same_length", ["false", "true"])
+def test_steps_before_mem_from_step_read_every_segment_without_memory(train, capsys, same_length):
+    without, always = step_losses(train("train.mem_len=0")), step_losses(train())
+    capsys.readouterr()
+    later = step_losses(train("train.mem_from_step=2", f"train.same_length={same_length}"))
+    assert "From here on the memory is used" in capsys.readouterr().out
+    assert later[:2] == without[:2] != always[:2]
+    assert later[3] != without[3]  # the third step begins the memory, as the first one of a training does
+
+
+def test_memory_that_begins_at_once_changes_nothing_and_one_that_never_begins_is_none(train, capsys):
+    assert step_losses(train("train.mem_from_step=0")) == step_losses(train())
+    assert step_losses(train("train.mem_from_step=9")) == step_losses(train("train.mem_len=0"))
+    assert "the memory is used" not in capsys.readouterr().out
+
+
 # --------------------------------------------------------------------------- memories on the host
 
 

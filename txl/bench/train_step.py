@@ -138,7 +138,7 @@ def configure_train_row(config: BenchmarkConfig, precision: Arithmetic, micro: i
         world: how many processes there are.
 
     Returns:
-        The same configuration with this batch and precision, and without a run folder.
+        The same configuration with this batch and precision, memory from the first step on, and no run folder.
     """
     train = replace(
         config.train,
@@ -147,6 +147,7 @@ def configure_train_row(config: BenchmarkConfig, precision: Arithmetic, micro: i
         local_batch_size=None,
         grad_accum_steps=None,
         first_rank_batch_size=None,
+        mem_from_step=0,
     )
     return replace(config, train=train, precision=replace(config.precision, name=precision), debug=True)
 

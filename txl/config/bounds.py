@@ -46,9 +46,10 @@ def above_zero(default: Any = MISSING, most: float = math.inf, is_added: bool = 
     return field(default=default, metadata=metadata)
 
 
-def zero_or_more(default: Any = MISSING, most: float = math.inf) -> Any:
-    """A dataclass field whose value, unless it is None, is 0 or more and at most `most`."""
-    return field(default=default, metadata={BOUNDS: Bounds(0, most)})
+def zero_or_more(default: Any = MISSING, most: float = math.inf, is_added: bool = False) -> Any:
+    """A dataclass field whose value, unless it is None, is 0 or more and at most `most`. `is_added`: see `added`."""
+    metadata = {BOUNDS: Bounds(0, most)} | ({ADDED: True} if is_added else {})
+    return field(default=default, metadata=metadata)
 
 
 def below_one(default: Any = MISSING) -> Any:

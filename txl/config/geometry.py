@@ -31,9 +31,11 @@ class Geometry:
         return f"{text} clamp_len {self.clamp_len} same_length {str(self.same_length).lower()}"
 
 
-def train_geometry(config: RunConfig) -> Geometry:
-    """Returns the lengths of training."""
+def train_geometry(config: RunConfig, step: int | None = None) -> Geometry:
+    """Returns the lengths of training: those of a step, or without one those with its memory."""
     t = config.train
+    if step is not None and step < t.mem_from_step:
+        return Geometry(t.tgt_len, 0, t.ext_len, t.clamp_len)  # same_length would leave a token only itself to see
     return Geometry(t.tgt_len, t.mem_len, t.ext_len, t.clamp_len, t.same_length)
 
 

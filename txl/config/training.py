@@ -40,6 +40,7 @@ class TrainConfig:
     max_step: int = above_zero(most=MOST_STEPS)  # optimizer steps of the whole training
     tgt_len: int = above_zero(most=MOST_TOKENS)  # tokens of a segment
     mem_len: int = zero_or_more(most=MOST_TOKENS)  # tokens of memory
+    mem_from_step: int = zero_or_more(0, most=MOST_STEPS, is_added=True)  # steps before it read without memory
     ext_len: int = zero_or_more(most=MOST_TOKENS)  # tokens before each segment that are read again
     clamp_len: int = MISSING  # larger distances count as this one; -1: no clamping
     same_length: bool = MISSING  # every token attends to exactly mem_len tokens before it

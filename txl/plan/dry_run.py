@@ -83,7 +83,7 @@ class DryRun:
             "schedule": describe_schedule(config),
             "precision": config.precision.name.name,
             "dropout": f"{config.model.dropout:g}, of attention {config.model.dropatt:g}",
-            "lengths": str(train_geometry(config)) + (", drawn (varlen)" if config.train.varlen else ""),
+            "lengths": describe_lengths(config),
             "validation": valid if config.valid.enabled else "none",
             "evaluation": f"{published} batch {block.batch_size}, {when}",
             "data": describe_data(config.data, self.data, self.plan.total_tokens),
@@ -102,6 +102,13 @@ class DryRun:
     def _describe_overridden(self) -> str:
         word = "published" if self.is_published else "the recipe's"
         return "; ".join(f"{key} {mine}, {word} {theirs}" for key, (mine, theirs) in self.overridden.items())
+
+
+def describe_lengths(config: RunConfig) -> str:
+    """The lengths of training: `tgt_len 64 mem_len 64 clamp_len -1 same_length false, memory from step 1,000 on`."""
+    begins = config.train.mem_from_step if config.train.mem_len else 0
+    memory = f", memory from step {begins:,} on" if begins else ""
+    return f"{train_geometry(config)}{memory}{', drawn (varlen)' if config.train.varlen else ''}"
 
 
 def describe_optimizer(config: RunConfig) -> str:

@@ -53,7 +53,7 @@ class OptimizerStep:
         """
         self.config, self.world, self.device = config, world, device
         self.columns, self.micro_batch_size = columns, micro_batch_size
-        self.geometry, self.precision = train_geometry(config), config.precision.name
+        self.precision = config.precision.name
         # The number may differ between ranks, and the last micro-batch of the first rank may be smaller.
         self.n_micro_batches = -(-columns // micro_batch_size)
         self.model = build_model(config, vocab_size, device, self.n_micro_batches == 1)
@@ -96,6 +96,7 @@ class OptimizerStep:
         target = copy_to_device(batch.target, self.device).split(self.micro_batch_size)
         host_target = batch.target.split(self.micro_batch_size)
         tokens = self.config.train.batch_size * batch.target.shape[1]
+        geometry = train_geometry(self.config, step)
         sample = self.sampler.draw(step).to(self.device) if self.sampler else None
         scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
         nats_of_step: list[Tensor] = []
@@ -105,7 +106,7 @@ class OptimizerStep:
             with self._gradients_stay_local(unless=i == self.n_micro_batches - 1):
                 with autocast(self.precision, self.device):
                     loss, nats, mems = self.model_with_loss(
-                        input[i], target[i], self.mems.get(i), self.geometry, scale, groups, sample
+                        input[i], target[i], self.mems.get(i), geometry, scale, groups, sample
                     )
                 self.on_part_done("forward")
                 note_progress()

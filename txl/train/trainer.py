@@ -130,6 +130,8 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step. The host does not wait for the device."""
         state, batch = self.state, self.stream.next()
+        if 0 < state.step == self.config.train.mem_from_step and self.config.train.mem_len:
+            log.info("From here on the memory is used (train.mem_from_step): steps take longer")
         lr = self._learning_rate.of_update(state.step)
         place = BatchPlace(state.step + 1, self.stream.last_epoch, self.stream.last_index, lr)
         self.optimizer_step.divergence.note_place(place)
