@@ -32,7 +32,7 @@ GAIN_OVER_CONTROL = 0.25  # nats that modern must be below LAMB on wikitext-mini
 GAIN_LEFT = 0.5  # share of the gain over the published recipe that the largest model must keep
 CONTROLS, CONTROL_SEEDS = ("lamb", "adamw"), 3
 SPEED = 0.9  # tokens per second that modern must reach, divided by the published recipe's
-SPEED_STEPS, SPEED_ROUNDS = 100, 3
+SPEED_STEPS, SPEED_ROUNDS = 200, 5
 
 
 @dataclass(frozen=True)
@@ -205,7 +205,7 @@ def measure_speeds(outcomes: Outcomes, corpus: str, options: Sequence[str], runs
         options: that all these trainings share.
         runs: folder of the run folders.
     """
-    short = [f"train.max_step={SPEED_STEPS}", "scheduler.max_step=1000", f"valid.interval={SPEED_STEPS}"]
+    short = [f"train.max_step={SPEED_STEPS}", "scheduler.warmup_step=10", f"valid.interval={SPEED_STEPS}"]
     for round_ in range(1, SPEED_ROUNDS + 1):
         for name, outcome in outcomes.items():
             run_dir = runs / f"{name}-speed{round_}"

@@ -30,6 +30,13 @@ def test_modern_shuffles_pieces_of_sixteen_segments():
     assert composed("recipe=modern", "train.shuffle_len=null").train.shuffle_len is None
 
 
+def test_modern_has_a_memory_from_sixty_percent_of_its_curve_on():
+    assert composed("recipe=modern", "train.max_step=600").train.mem_from_step == 360
+    assert composed("recipe=modern", "train.max_step=600", "scheduler.max_step=1000").train.mem_from_step == 600
+    assert composed("recipe=modern", "train.mem_from_step=0").train.mem_from_step == 0
+    assert composed().train.mem_from_step == 0
+
+
 def test_moderns_rate_halves_with_eight_times_the_steps():
     rates = [composed("recipe=modern", f"train.max_step={steps}").optimizer.lr for steps in (2000, 16000, 600)]
     assert rates == [0.008, 0.004, 0.012]
