@@ -1,9 +1,9 @@
 """Two processes average through memory that both see. Threads stand in for them here; tests/system/test_distributed.py
 has real ones."""
 
+import gc
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 
 import pytest
 import torch
@@ -26,7 +26,6 @@ def ranks(monkeypatch, tmp_path):
         meeting.wait()
         return found
 
-    monkeypatch.setattr(shared_average, "barrier", meeting.wait)
     monkeypatch.setattr(shared_average, "gather_objects", gather)
     monkeypatch.setattr(shared_average, "broadcast_object", lambda value: gather(value)[0])
     monkeypatch.setattr(shared_average, "MEMORY_FILES", str(tmp_path))
@@ -65,10 +64,10 @@ def test_both_get_the_average_to_the_last_bit(ranks, dtype, n, tmp_path):
 
 
 def test_without_memory_in_common_gloo_averages(ranks, monkeypatch, tmp_path):
-    see = shared_average.memory_of
-    monkeypatch.setattr(shared_average, "memory_of", lambda path: None)  # a container or machine of its own
+    see = shared_average.join_meeting
+    monkeypatch.setattr(shared_average, "join_meeting", lambda folder: None)  # a container or machine of its own
     assert ranks(share) == [None, None] and not list(tmp_path.iterdir())
-    monkeypatch.setattr(shared_average, "memory_of", see)
+    monkeypatch.setattr(shared_average, "join_meeting", see)
     monkeypatch.setattr(shared_average, "MEMORY_FILES", str(tmp_path / "missing"))
     assert ranks(share) == [None, None]
     monkeypatch.setattr(shared_average, "MEMORY_FILES", str(tmp_path))
@@ -83,14 +82,24 @@ def test_without_memory_in_common_gloo_averages(ranks, monkeypatch, tmp_path):
 
 def test_a_link_in_place_of_the_memory_is_not_followed(ranks, monkeypatch, tmp_path):
     """Someone else may write into /dev/shm, too."""
-    (tmp_path / "theirs").write_bytes(bytes(4 * 4096))
-    make = shared_average.new_memory
+    theirs = tmp_path / "theirs"
+    theirs.write_bytes(bytes(4 * 4096))
+    make = shared_average.new_meeting
 
     def replaced():
-        path, memory = make()
-        Path(path).unlink()
-        Path(path).symlink_to(tmp_path / "theirs")
-        return path, memory
+        folder, meeting = make()
+        (folder / "memory").unlink()
+        (folder / "memory").symlink_to(theirs)
+        return folder, meeting
 
-    monkeypatch.setattr(shared_average, "new_memory", replaced)
-    assert ranks(share) == [None, None]
+    monkeypatch.setattr(shared_average, "new_meeting", replaced)
+    assert ranks(share) == [None, None] and list(tmp_path.iterdir()) == [theirs]
+
+
+@pytest.mark.parametrize("survivor", [0, 1])
+def test_a_process_whose_peer_has_ended_says_so(ranks, survivor):
+    exchanges = ranks(share)
+    del exchanges[1 - survivor]
+    gc.collect()  # its end of the socket is closed, as when a process ends
+    with pytest.raises(RuntimeError, match="the other process, with which gradients are averaged, has ended"):
+        exchanges[0].average(torch.zeros(8))

@@ -1,42 +1,73 @@
 """The average of two processes' gradients on one CPU machine, through memory that both see.
 
-gloo sends them through sockets, which takes twice the time. With two processes both ways give the same bits: each
-number is halved, then two numbers are added. With more the order of the sum counts, so gloo stays.
+gloo sends them through sockets, which takes several times as long. With two processes both ways give the same bits:
+each number is halved, then two numbers are added. With more the order of the sum counts, so gloo stays.
 """
 
 import contextlib
 import mmap
 import os
+import shutil
+import socket
 import tempfile
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from txl.system.distributed import barrier, broadcast_object, gather_objects
+from txl.system.distributed import broadcast_object, gather_objects
+from txl.system.hang_watch import waiting_for_ranks
 from txl.system.world import World
 
 MEMORY_FILES = "/dev/shm"  # where Linux has files that are memory
-CHUNK = 2**24  # bytes of a process that are exchanged at a time: those of both fit into a large cache
+CHUNK = 2**21  # bytes of a process that are exchanged at a time; larger ones leave the caches (docs/speed-log.md)
+
+
+@dataclass
+class Meeting:
+    """What connects two processes.
+
+    Attributes:
+        memory: room_for_exchange() bytes, the same in both.
+        peer: a socket whose other end the other process has; rank 0's listens until it has come.
+    """
+
+    memory: mmap.mmap
+    peer: socket.socket
+
+    def wait(self) -> None:
+        """Wait until the other process is here as well. Raises RuntimeError if it has ended.
+
+        A socket needs a tenth of the time of gloo's barrier. What either process has written to the memory before,
+        both see afterwards: the kernel's locks order it.
+        """
+        with contextlib.suppress(OSError):
+            self.peer.sendall(b".")
+            if self.peer.recv(1):
+                return
+        raise RuntimeError("the other process, with which gradients are averaged, has ended")
 
 
 class SharedAverage:
     """Averages gradients; `hook` does it for DistributedDataParallel."""
 
-    def __init__(self, rank: int, memory: mmap.mmap):
-        """`memory`: of room_for_exchange() bytes, the same in both processes."""
-        self.rank, self._turn = rank, 0
+    def __init__(self, rank: int, meeting: Meeting):
+        """`rank`: 0 or 1."""
+        self.rank, self._turn, self._meeting = rank, 0, meeting
         # The processes write alternately into two places. Who has met the other after writing into one may use the
         # other place: both have read it.
-        self._places = torch.frombuffer(memory, dtype=torch.uint8).view(2, 2, CHUNK)
+        self._places = torch.frombuffer(meeting.memory, dtype=torch.uint8).view(2, 2, CHUNK)
 
+    @waiting_for_ranks()
     def average(self, values: Tensor) -> None:
         """Average a tensor [n] over both processes, in place. Collective."""
         for part in values.split(CHUNK // values.element_size()):
             place = self._places[self._turn]
             mine, theirs = (place[rank].view(part.dtype)[: len(part)] for rank in (self.rank, 1 - self.rank))
             torch.mul(part, 0.5, out=mine)
-            barrier()
+            self._meeting.wait()
             torch.add(mine, theirs, out=part)
             self._turn = 1 - self._turn
 
@@ -61,39 +92,52 @@ def share_memory(world: World) -> SharedAverage | None:
     """
     if world.world_size != 2:
         return None
-    found: tuple[str, mmap.mmap] | None = None
-    if world.is_main:
-        found = new_memory()
-    path = broadcast_object(found[0] if found else None)
-    if path is not None and not world.is_main:
-        found = memory_of(path)
-    both = all(gather_objects(found is not None))
-    if world.is_main and path is not None:
-        os.unlink(path)  # both have it open, or one cannot
-    return SharedAverage(world.rank, found[1]) if both and found else None
+    folder, meeting = new_meeting() if world.is_main else (None, None)
+    folder = broadcast_object(folder)
+    if folder is not None and not world.is_main:
+        meeting = join_meeting(folder)
+    both = all(gather_objects(meeting is not None))
+    if world.is_main and folder is not None and meeting is not None:
+        if both:
+            listening, (meeting.peer, _) = meeting.peer, meeting.peer.accept()
+            listening.close()
+        shutil.rmtree(folder)  # both have its files open, or one cannot
+    return SharedAverage(world.rank, meeting) if both and meeting else None
 
 
-def new_memory() -> tuple[str, mmap.mmap] | None:
-    """A file of this user alone, with all of its room reserved: a write beyond it would end the process."""
+def new_meeting() -> tuple[Path, Meeting] | tuple[None, None]:
+    """A folder of this user alone with two files: the memory, all of its room reserved, and a socket that listens.
+
+    The room is reserved because a write beyond it would end the process. Returns None twice if that cannot be had.
+    """
     with contextlib.suppress(OSError):
-        handle, path = tempfile.mkstemp(prefix="txl-", dir=MEMORY_FILES)
+        folder = Path(tempfile.mkdtemp(prefix="txl-", dir=MEMORY_FILES))
         try:
-            os.posix_fallocate(handle, 0, room_for_exchange())
-            return path, mmap.mmap(handle, room_for_exchange())
+            handle = os.open(folder / "memory", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+            try:
+                os.posix_fallocate(handle, 0, room_for_exchange())
+                memory = mmap.mmap(handle, room_for_exchange())
+            finally:
+                os.close(handle)
+            listening = socket.socket(socket.AF_UNIX)
+            listening.bind(str(folder / "socket"))
+            listening.listen(1)
+            return folder, Meeting(memory, listening)
         except OSError:
-            os.unlink(path)
-        finally:
-            os.close(handle)
-    return None
+            shutil.rmtree(folder)
+    return None, None
 
 
-def memory_of(path: str) -> tuple[str, mmap.mmap] | None:
-    """The file of rank 0, if this process sees it and it is of the same user."""
+def join_meeting(folder: Path) -> Meeting | None:
+    """Rank 0's memory and socket, if this process sees the folder and it is of the same user."""
     with contextlib.suppress(OSError, ValueError):
-        handle = os.open(path, os.O_RDWR | os.O_NOFOLLOW)
+        handle = os.open(folder / "memory", os.O_RDWR | os.O_NOFOLLOW)
         try:
-            if os.fstat(handle).st_uid == os.getuid():
-                return path, mmap.mmap(handle, room_for_exchange())
+            if os.fstat(handle).st_uid == folder.lstat().st_uid == os.getuid():
+                memory = mmap.mmap(handle, room_for_exchange())
+                peer = socket.socket(socket.AF_UNIX)
+                peer.connect(str(folder / "socket"))
+                return Meeting(memory, peer)
         finally:
             os.close(handle)
     return None
