@@ -32,6 +32,13 @@ def test_inference_is_measured_for_every_combination(tmp_path):
     assert "Throughput Avg (tok/s)" in done.stdout and "published" not in done.stdout  # no published row for a CPU
 
 
+def test_without_a_list_of_precisions_a_benchmark_measures_that_of_the_training():
+    assert composed("suite=train", name="benchmark", kind=BenchmarkConfig).benchmark.precisions == [Arithmetic.fp32]
+    assert composed("suite=train", "precision=bf16", name="benchmark", kind=BenchmarkConfig).benchmark.precisions == [
+        Arithmetic.bf16
+    ]
+
+
 SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("compile", "export")]
 
 
