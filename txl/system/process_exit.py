@@ -38,6 +38,11 @@ def run_as_process(module: str) -> NoReturn:
         code = stop.code if isinstance(stop.code, int) else int(stop.code is not None)
     except KeyboardInterrupt:
         code = INTERRUPTED
+    except BrokenPipeError:  # `| head` has read enough; what is still in the buffer goes nowhere
+        from txl.system.console import discard_stdout  # signals are handled sooner without its imports
+
+        discard_stdout()
+        code = BROKEN_PIPE
     except Exception:
         traceback.print_exc()
         code = 1
