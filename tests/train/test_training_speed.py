@@ -93,6 +93,21 @@ def test_all_layers_share_one_compiled_program_and_odd_segments_need_none():
     assert len(programs) == 1
 
 
+def test_layers_with_dropout_compile_on_a_cpu_and_those_without_memory_have_a_program_of_their_own():
+    programs = []
+
+    def backend(graph, inputs):
+        programs.append(graph)
+        return graph.forward
+
+    model = TransformerXL(model_config(n_layer=3, dropout=0.1, dropatt=0.1), 60, [20], 16).train()
+    model.compile_layers(backend)
+    losses(model, Geometry(8, 0), 2)
+    assert len(programs) == 1
+    losses(model, Geometry(8, 8), 3)
+    assert len(programs) == 2
+
+
 @pytest.mark.parametrize("n_layer", [2, pytest.param(9, marks=pytest.mark.slow)])
 def test_layers_that_differ_have_a_program_each_and_none_is_left_out(n_layer):
     """Nine layers are more than torch compiles one function for unless it is told to."""
