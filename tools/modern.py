@@ -32,7 +32,7 @@ GAIN_OVER_CONTROL = 0.25  # nats that modern must be below LAMB on wikitext-mini
 GAIN_LEFT = 0.5  # share of the gain over the published recipe that the largest model must keep
 CONTROLS, CONTROL_SEEDS = ("lamb", "adamw"), 3
 SPEED = 0.9  # tokens per second that modern must reach, divided by the published recipe's
-SPEED_STEPS, SPEED_ROUNDS = 200, 5
+SPEED_STEPS, SPEED_ROUNDS = 200, 3
 
 
 @dataclass(frozen=True)
@@ -53,12 +53,18 @@ class Corpus:
         bar: the validation loss that modern must reach (nats per token).
         recipes: those that were tuned for it; each is trained over seeds.
         sizes: models that the published recipe and modern train, the smallest first.
+        tuned: by control, options that are better here than those of its recipe.
     """
 
     options: tuple[str, ...] = ()
     bar: float = math.inf
     recipes: tuple[str, ...] = ()
     sizes: tuple[str, ...] = ()
+    tuned: dict[str, tuple[str, ...]] = field(default_factory=dict)
+
+    def overrides(self, recipe: str) -> tuple[str, ...]:
+        """The options of a recipe on this corpus."""
+        return RECIPES[recipe].overrides + self.tuned.get(recipe, ())
 
     def places(self, data: Path) -> list[str]:
         """`options` with the folder of all corpora."""
@@ -161,7 +167,7 @@ def train_recipes(names: Sequence[str], corpus: str, options: Sequence[str], see
     for name, outcome in outcomes.items():
         for seed in range(1, (min(seeds, CONTROL_SEEDS) if name in CONTROLS else seeds) + 1):
             run_dir = runs / f"{name}-s{seed}"
-            own = [f"experiment={corpus}", *options, f"seed={seed}", *RECIPES[name].overrides]
+            own = [f"experiment={corpus}", *options, f"seed={seed}", *CORPORA[corpus].overrides(name)]
             records = train_once(run_dir, own)
             outcome.curves.append(losses_by_step(records))
             last = next(record for record in reversed(records) if record["kind"] == "valid")
@@ -209,7 +215,7 @@ def measure_speeds(outcomes: Outcomes, corpus: str, options: Sequence[str], runs
     for round_ in range(1, SPEED_ROUNDS + 1):
         for name, outcome in outcomes.items():
             run_dir = runs / f"{name}-speed{round_}"
-            train_once(run_dir, [f"experiment={corpus}", *options, *short, *RECIPES[name].overrides])
+            train_once(run_dir, [f"experiment={corpus}", *options, *short, *CORPORA[corpus].overrides(name)])
             outcome.tokens_per_second.append(json.loads((run_dir / "summary.json").read_text())["tokens_per_second"])
 
 
@@ -370,7 +376,7 @@ def page(corpora: dict[str, Outcomes], sizes: dict[str, dict[str, Outcomes]], mi
         lines += ["", f"## {corpus}, {of_recipe['published'].tokens:,} tokens", "", table(of_recipe), ""]
         lines += [f"![Validation loss against tokens](modern-{corpus}.png)", ""]
         for name in of_recipe:
-            options = " ".join([f"experiment={corpus}", *RECIPES[name].overrides])
+            options = " ".join([f"experiment={corpus}", *CORPORA[corpus].overrides(name)])
             lines.append(f"* {RECIPES[name].title}: `txl train {options}`")
     for corpus, of_size in sizes.items():
         tokens = of_size[CORPORA[corpus].sizes[0]]["published"].tokens
