@@ -96,7 +96,10 @@ CORPORA = {
         sizes=("w128", "w256", "w384"),
     ),
     "tinyshakespeare": Corpus(
-        ("data.file={data}/tinyshakespeare/input.txt",), bar=1.50, recipes=("published", "modern")
+        ("data.file={data}/tinyshakespeare/input.txt",),
+        bar=1.50,
+        recipes=("published", "lamb", "adamw", "modern"),
+        tuned={"adamw": ("optimizer.lr=0.004",)},
     ),
     "stdlib": Corpus(sizes=("w128", "w256")),
 }
