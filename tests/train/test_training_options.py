@@ -104,6 +104,8 @@ def test_swapped_memories_are_copies_in_buffers_that_are_used_again():
     other = BatchMemories(1, 2, torch.device("cpu"))
     other.load_tensor(merged)
     assert torch.equal(other.to_tensor(), merged)
+    other.load_tensor(None)
+    assert other.to_tensor() is None
 
 
 # --------------------------------------------------------------------------- no validation, no trace

@@ -61,6 +61,7 @@ class BatchMemories:
 
     def load_tensor(self, mems: Tensor | None) -> None:
         """The inverse of `to_tensor`; the tensor may be on any device."""
+        self._parts = [[] for _ in self._parts]
         if mems is not None:
             columns: Sequence[Tensor] = mems.split(self.micro_batch_size, dim=1)
             for part, of_part in enumerate(columns):
