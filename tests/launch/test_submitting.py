@@ -21,9 +21,10 @@ from txl.config.differences import name_points
 from txl.launch.preflight import find_problems
 from txl.launch.slurm_environment import first_host, slurm_variables
 from txl.launch.slurm_script import outermost, without_job_environment
-from txl.launch.wait_for_jobs import ends_of_ranks
+from txl.launch.wait_for_jobs import describe_failure, ends_of_ranks
 from txl.system.devices import numa_nodes
 from txl.system.hardware import parse_core_list
+from txl.system.slurm_jobs import SubmittedJob
 
 # --------------------------------------------------------------------------- one job
 
@@ -319,6 +320,26 @@ def test_submitting_from_inside_a_job_hands_nothing_of_it_on(monkeypatch):
 def test_a_failed_rank_is_found_among_those_that_srun_ended():
     text = "srun: error: n2: tasks 2-3: Killed\nsrun: error: n1: task 0: Exited with exit code 1\n"
     assert ends_of_ranks(text) == {2: " on n2: Killed", 3: " on n2: Killed", 0: " on n1: Exited with exit code 1"}
+
+
+@pytest.mark.parametrize(
+    "lost",
+    [
+        "RuntimeError: [gloo/transport/tcp/pair.cc:537] Read error [127.0.0.1]:31659: Connection reset by peer.",
+        "RuntimeError: the other process, with which gradients are averaged, has ended",
+    ],
+)
+def test_a_killed_rank_is_named_although_others_noticed_and_ended_before_srun_reported_it(tmp_path, lost):
+    job = SubmittedJob(tmp_path, "17", tmp_path / "17_0_log.out")
+    reported = ["n1: tasks 0-1: Exited with exit code 1", "n2: task 2: Killed", "n2: task 3: Exited with exit code 1"]
+    job.log.write_text("Starting with JobEnvironment\n" + "".join(f"srun: error: {line}\n" for line in reported))
+    (tmp_path / "logs").mkdir()
+    for rank in (1, 0, 3):
+        (tmp_path / "logs" / f"rank_{rank}.error").write_text(f"Traceback (most recent call last):\n{lost}\n")
+    assert describe_failure(job) == f"rank 2 on n2: Killed; {tmp_path}/17_2_log.out"
+    (tmp_path / "logs" / "rank_1.error").write_text("Traceback (most recent call last):\nValueError: of its own\n")
+    os.utime(tmp_path / "logs" / "rank_1.error", (0, 0))
+    assert describe_failure(job).startswith("rank 1 on n1: Exited with exit code 1;")
 
 
 def test_points_are_named_by_what_they_differ_in():

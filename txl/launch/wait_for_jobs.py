@@ -90,13 +90,26 @@ def describe_failure(job: SubmittedJob) -> str:
     text = job.log.read_text(errors="replace")
     ends = ends_of_ranks(text[text.rfind("Starting with JobEnvironment") :])
     rank = first_failed_rank(job.run_dir)
-    if ends and (rank is None or not (job.run_dir / "logs" / f"rank_{next(iter(ends))}.error").exists()):
-        rank = next(iter(ends))  # it was killed and wrote no error
+    killed = [one for one in ends if not error_file(job, one).exists()]  # before it could write an error
+    if killed and (rank is None or killed[0] == next(iter(ends)) or lost_a_rank(error_file(job, rank).read_text())):
+        rank = killed[0]
     if rank is None:
         return f"see {job.log}"
     log = str(job.log).replace("_0_log.out", f"_{rank}_log.out")
-    detail = job.run_dir / "logs" / f"rank_{rank}.error"
-    return f"rank {rank}{ends.get(rank, '')}; {log}" + (f"\n{detail.read_text()}" if detail.exists() else "")
+    error = error_file(job, rank)
+    return f"rank {rank}{ends.get(rank, '')}; {log}" + (f"\n{error.read_text()}" if error.exists() else "")
+
+
+def error_file(job: SubmittedJob, rank: int) -> Path:
+    """Where a rank writes its traceback."""
+    return job.run_dir / "logs" / f"rank_{rank}.error"
+
+
+def lost_a_rank(error: str) -> bool:
+    """Whether a rank failed only because another one was gone."""
+    return (
+        re.search("Connection (reset|closed) by peer|Broken pipe|gradients are averaged, has ended", error) is not None
+    )
 
 
 def ends_of_ranks(text: str) -> dict[int, str]:
