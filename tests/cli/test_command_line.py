@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.entry_points import run_code
+from tests.support.entry_points import environment, run_code
 from tests.support.mistakes import mistakes
 from txl import __version__
 from txl.cli.main import COMMANDS, main
@@ -41,7 +41,7 @@ def test_a_reader_that_has_gone_is_no_traceback(arguments, tmp_path):
     done = subprocess.run(
         [sys.executable, "-u", "-m", "txl", *arguments],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(PROJECT)},
+        env=environment(PYTHONPATH=str(PROJECT)),
         stdout=writing,
         stderr=subprocess.PIPE,
         text=True,

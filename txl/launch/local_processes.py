@@ -12,7 +12,7 @@ from typing import IO
 
 from txl.files import PROJECT
 from txl.launch.local_rank import LAUNCHER_PID
-from txl.launch.run_folder import first_failed_rank
+from txl.launch.run_folder import error_file, first_failed_rank
 from txl.system.process_exit import DIVERGED, INTERRUPTED, MISSED_TARGET, PREEMPTED, TERMINATED, stop_signals_held
 from txl.system.world import LOOPBACK
 
@@ -71,7 +71,7 @@ def start_rank(rank: int, folder: Path, shared: dict[str, str], lock: IO[str] | 
         shared: Environment variables that all ranks get.
         lock: An open file that it inherits.
     """
-    (folder / "logs" / f"rank_{rank}.error").unlink(missing_ok=True)
+    error_file(folder, rank).unlink(missing_ok=True)
     # Rank 0 has the console; what the others print goes to their logs.
     output = None if rank == 0 else open(folder / "logs" / f"rank_{rank}.log", "a")  # noqa: SIM115
     return subprocess.Popen(
@@ -110,7 +110,7 @@ def wait_for_ranks(ranks: list[subprocess.Popen[bytes]], folder: Path, asked: li
             killed = [rank for rank in failed if (codes[rank] or 0) < 0]
             rank = killed[0] if killed else first_failed_rank(folder)
             rank = failed[0] if rank is None else rank
-            error = folder / "logs" / f"rank_{rank}.error"
+            error = error_file(folder, rank)
             detail = error.read_text() if error.exists() else f"it was killed (exit code {codes[rank]})"
             log = folder / "logs" / f"rank_{rank}.log"
             print(f"rank {rank} failed, the others were stopped; {log}\n{detail}", file=sys.stderr)

@@ -22,7 +22,7 @@ from txl.evaluate.targets import missed_training_targets
 from txl.files import read_json, short_path
 from txl.launch.choose_checkpoint import finished_message
 from txl.launch.prepare import Prepared, prepare
-from txl.launch.run_folder import job_folder, read_config
+from txl.launch.run_folder import error_file, job_folder, read_config
 from txl.plan.batch_split import divisors
 from txl.plan.run_plan import Plan
 from txl.report.loss_curve import LOSS_CURVE
@@ -116,10 +116,10 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
     """
     if "RANK" not in os.environ:
         return work()
-    error_file = folder / "logs" / f"rank_{world.rank}.error" if folder else None
-    if error_file:
-        error_file.parent.mkdir(parents=True, exist_ok=True)
-        error_file.unlink(missing_ok=True)
+    file = error_file(folder, world.rank) if folder else None
+    if file:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.unlink(missing_ok=True)
     try:
         return work()
     except KeyboardInterrupt:  # the second Ctrl-C
@@ -130,8 +130,8 @@ def reporting_failure(work: Callable[[], int], folder: Path | None, world: World
         fault = None if isinstance(error, ConfigError) else disk_fault(error)
         text = f"{error_line(fault or error)}\n" if fault or isinstance(error, ConfigError) else traceback.format_exc()
         with contextlib.suppress(OSError):  # no room on the disk: it is printed in any case
-            if error_file:
-                error_file.write_text(text)
+            if file:
+                file.write_text(text)
         print(text, file=sys.stderr, flush=True)
         os._exit(1)
 

@@ -61,6 +61,11 @@ def copy_code(folder: Path) -> None:
             shutil.copy2(script, folder)
 
 
+def error_file(run_dir: Path, rank: int) -> Path:
+    """Where a rank that fails writes its traceback."""
+    return run_dir / "logs" / f"rank_{rank}.error"
+
+
 def first_failed_rank(run_dir: Path) -> int | None:
     """The rank that wrote its traceback first. The other ranks failed because this one was gone."""
     errors = sorted(run_dir.glob("logs/rank_*.error"), key=lambda path: path.stat().st_mtime_ns)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from txl.files import open_for_reading
-from txl.launch.run_folder import first_failed_rank
+from txl.launch.run_folder import error_file, first_failed_rank
 from txl.system.hardware import parse_core_list
 from txl.system.process_exit import INTERRUPTED
 from txl.system.slurm_jobs import ENDED, SubmittedJob, describe_job, slurm_output
@@ -90,26 +90,21 @@ def describe_failure(job: SubmittedJob) -> str:
     text = job.log.read_text(errors="replace")
     ends = ends_of_ranks(text[text.rfind("Starting with JobEnvironment") :])
     rank = first_failed_rank(job.run_dir)
-    killed = [one for one in ends if not error_file(job, one).exists()]  # before it could write an error
-    if killed and (rank is None or killed[0] == next(iter(ends)) or lost_a_rank(error_file(job, rank).read_text())):
+    killed = [one for one in ends if not error_file(job.run_dir, one).exists()]  # before it could write an error
+    if killed and (
+        rank is None or killed[0] == next(iter(ends)) or lost_a_rank(error_file(job.run_dir, rank).read_text())
+    ):
         rank = killed[0]
     if rank is None:
         return f"see {job.log}"
     log = str(job.log).replace("_0_log.out", f"_{rank}_log.out")
-    error = error_file(job, rank)
+    error = error_file(job.run_dir, rank)
     return f"rank {rank}{ends.get(rank, '')}; {log}" + (f"\n{error.read_text()}" if error.exists() else "")
-
-
-def error_file(job: SubmittedJob, rank: int) -> Path:
-    """Where a rank writes its traceback."""
-    return job.run_dir / "logs" / f"rank_{rank}.error"
 
 
 def lost_a_rank(error: str) -> bool:
     """Whether a rank failed only because another one was gone."""
-    return (
-        re.search("Connection (reset|closed) by peer|Broken pipe|gradients are averaged, has ended", error) is not None
-    )
+    return bool(re.search("Connection (reset|closed) by peer|Broken pipe|gradients are averaged, has ended", error))
 
 
 def ends_of_ranks(text: str) -> dict[int, str]:
