@@ -18,7 +18,7 @@ from txl.config.geometry import Geometry
 from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.errors import ConfigError
-from txl.evaluate.adaptation import NeuralCache, evaluate_adaptively, gradient_roots
+from txl.evaluate.adaptation import NeuralCache, evaluate_adaptively, gradient_roots, rms_from
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate_stream
 
@@ -71,7 +71,41 @@ def test_segments_are_scored_with_the_weights_of_the_segments_before():
     assert loss(SGD) < evaluate_stream(build(), stream(), GEOMETRY, 1).loss - 0.1  # 12 of the 50 tokens occur
 
 
-@pytest.mark.parametrize("options", [SGD, CACHE, replace(SGD, dynamic=Dynamic.rms)])
+def test_the_root_mean_square_starts_at_that_of_training_and_follows_the_text():
+    """By hand. The weights move by rate times the gradient, over the root of a running mean square."""
+    options = Adaptation(dynamic=Dynamic.rms, dynamic_rate=0.002, dynamic_beta=0.9)
+    model, mems, nats = build(), [], 0.0
+    roots = gradient_roots(model, stream(), GEOMETRY, 5, Arithmetic.fp32)
+    squares = [root.square() for root in roots]
+    for index in range(stream().n_batches):
+        batch = stream().batch(1, index)
+        hidden, mems = model(batch.input, mems, GEOMETRY)
+        losses = model.loss(hidden, batch.target)
+        nats += losses.sum().item()
+        model.zero_grad()
+        losses.mean().backward()
+        with torch.no_grad():
+            for weight, square in zip(model.parameters(), squares, strict=True):
+                gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+                square.mul_(0.9).add_(gradient**2, alpha=0.1)
+                weight -= 0.002 * gradient / (square.sqrt() + 1e-8)
+    assert loss(options, roots=roots) == pytest.approx(nats / 200, rel=1e-6)
+    assert loss(options, roots=roots) < evaluate_stream(build(), stream(), GEOMETRY, 1).loss - 0.05
+
+
+def test_a_weight_without_a_gradient_in_training_moves_by_a_limited_step():
+    """The row of a word that training never saw, under a gradient of any size: rate / sqrt(1 - beta)."""
+    weight = torch.nn.Parameter(torch.zeros(3))
+    options = Adaptation(dynamic=Dynamic.rms, dynamic_rate=0.001, dynamic_beta=0.99)
+    weight.grad = torch.tensor([1.0, -1e6, 0.0])
+    rms_from([weight], [torch.zeros(3)], options).step()
+    torch.testing.assert_close(weight.detach(), torch.tensor([-0.01, 0.01, 0.0]), rtol=1e-4, atol=0)
+
+
+RMS = Adaptation(dynamic=Dynamic.rms)
+
+
+@pytest.mark.parametrize("options", [SGD, CACHE, RMS])
 def test_the_model_has_its_trained_weights_afterwards(options):
     model, same = build(), build().state_dict()
     roots = gradient_roots(model, stream(), GEOMETRY, 5, Arithmetic.fp32) if options.dynamic is Dynamic.rms else None
@@ -133,7 +167,7 @@ def trained(tmp_path_factory):
 
 def test_two_processes_learn_as_one(trained, tmp_path):
     chosen = ["hardware=cpu", f"checkpoint={trained}", "precision=fp64", "batch_size=3", "max_steps=9"]
-    chosen += ["dynamic=rms", "dynamic_rate=0.1", "dynamic_decay=0.01", "dynamic_statistics=4", "neural_cache=50"]
+    chosen += ["dynamic=rms", "dynamic_rate=0.001", "dynamic_decay=0.01", "dynamic_statistics=4", "neural_cache=50"]
     evaluate_here(*chosen, f"json={tmp_path}/one.json")
     run("evaluate.py", *chosen, "gpus=2", "json=two.json", cwd=tmp_path)
     one, two = (json.loads((tmp_path / f"{name}.json").read_text())["test"] for name in ("one", "two"))

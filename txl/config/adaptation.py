@@ -13,11 +13,11 @@ class Dynamic(Enum):
 
     none = "none"
     sgd = "sgd"  # a step of gradient descent
-    rms = "rms"  # the same, divided by the root mean square of the gradients on the training split
+    rms = "rms"  # the same, divided by a running root mean square, which starts at that of the training split
 
 
 # Chosen on the validation splits of wikitext-mini and tinyshakespeare (docs/results/dynamic.md): rate, decay.
-DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (0.1, 0.0)}
+DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (2e-4, 0.0)}
 
 
 @dataclass(kw_only=True)
@@ -32,6 +32,7 @@ class Adaptation:
     dynamic_rate: float | None = above_zero(None)  # null: DYNAMIC_DEFAULTS
     dynamic_decay: float | None = zero_or_more(None, most=1)  # share of the way back to the trained weights per update
     dynamic_segments: int = above_zero(1)  # segments per update
+    dynamic_beta: float = below_one(0.9999)  # rms: share of the mean square that is kept at every update
     dynamic_statistics: int = above_zero(100)  # rms: segments of the training split that the gradients are taken from
     neural_cache: int | None = above_zero(None)  # tokens whose hidden states are remembered; null: no cache
     cache_theta: float = zero_or_more(0.015)  # how much nearer hidden states count more
@@ -59,7 +60,7 @@ class Adaptation:
             found |= {"dynamic": self.dynamic.name, "rate": self.rate, "decay": self.decay}
             found |= {"segments": self.dynamic_segments}
         if self.dynamic is Dynamic.rms:
-            found["statistics"] = self.dynamic_statistics
+            found |= {"beta": self.dynamic_beta, "statistics": self.dynamic_statistics}
         if self.neural_cache is not None:
             found |= {"neural_cache": self.neural_cache, "theta": self.cache_theta, "lambda": self.cache_lambda}
         return found

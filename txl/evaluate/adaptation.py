@@ -28,13 +28,10 @@ from txl.evaluate.loss import EvaluationResult, LossSum, SegmentProgress
 from txl.evaluate.runtimes import Memory
 from txl.model.cluster_loss import at_least_fp32
 from txl.model.transformer import TransformerXL
+from txl.optim.without_compiler import without_compiler
 from txl.system.distributed import sum_over_ranks
 from txl.system.hang_watch import note_progress
 from txl.system.precision import autocast
-
-# Added to the root mean square of a weight's gradient, in units of the mean of all weights: vectors of rare words
-# have hardly any gradient on the training split, and would otherwise be thrown far at their first word.
-SMALLEST = 0.1
 
 Readable = TransformerXL | CachedTransformerXL
 
@@ -111,11 +108,14 @@ class DynamicWeights:
         self.options, self._weights = options, list(model.parameters())
         self._trained = [weight.detach().clone() for weight in self._weights]
         self._segments, self._tokens = 0, 0
-        self._divisors: list[Tensor] | None = None
+        self._optimizer: torch.optim.Optimizer
         self._decays = [torch.tensor(options.decay)] * len(self._weights)
-        if roots is not None:  # weights with large gradients are also pulled back more, as in the paper
+        if roots is None:
+            self._optimizer = without_compiler(torch.optim.SGD)(self._weights, options.rate, fused=True)
+        else:
+            self._optimizer = rms_from(self._weights, roots, options)
+            # Weights with large gradients are also pulled back more, as in the paper.
             mean = torch.cat([root.flatten() for root in roots]).mean()
-            self._divisors = [root / mean + SMALLEST for root in roots]
             self._decays = [(options.decay * root / mean).clamp(max=1) for root in roots]
 
     def learn(self, total: Tensor | None, tokens: int) -> None:
@@ -134,15 +134,13 @@ class DynamicWeights:
 
     @torch.no_grad()
     def _update(self) -> None:
-        for i, (weight, trained) in enumerate(zip(self._weights, self._trained, strict=True)):
-            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            weight.grad = None
-            sum_over_ranks(gradient)
-            if self._divisors is not None:
-                gradient = gradient / self._divisors[i]
+        for weight, trained, decay in zip(self._weights, self._trained, self._decays, strict=True):
+            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            sum_over_ranks(weight.grad).div_(self._tokens)
             if self.options.decay:
-                weight.add_(self._decays[i].to(weight) * (trained - weight))
-            weight.add_(gradient, alpha=-self.options.rate / self._tokens)
+                weight.add_(decay.to(weight) * (trained - weight))
+        self._optimizer.step()
+        self._optimizer.zero_grad()
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -150,6 +148,30 @@ class DynamicWeights:
         for weight, trained in zip(self._weights, self._trained, strict=True):
             weight.copy_(trained)
             weight.grad = None
+
+
+def rms_from(weights: list[Tensor], roots: list[Tensor], options: Adaptation) -> torch.optim.Optimizer:
+    """Gradient descent, divided by a root mean square that is the training split's at first and then follows the text.
+
+    A word that is rare in training has hardly any gradient there. Its first one in the text counts in its own
+    divisor, so it moves its vector by rate / sqrt(1 - beta) at most: far, but not without limit.
+
+    Args:
+        weights: what learns.
+        roots: of every weight, in the same order: the root mean square of its gradients on the training split.
+        options: rate and beta.
+
+    Returns:
+        torch's Adam without momentum, which updates everything in one pass.
+    """
+    optimizer = without_compiler(torch.optim.Adam)(weights, options.rate, (0.0, options.dynamic_beta), fused=True)
+    for weight, root in zip(weights, roots, strict=True):
+        optimizer.state[weight] = {
+            "step": torch.full((), 1e9, device=weight.device),  # so that the mean square is that of many steps
+            "exp_avg": torch.zeros_like(weight),
+            "exp_avg_sq": root.square(),
+        }
+    return optimizer
 
 
 def evaluate_adaptively(
