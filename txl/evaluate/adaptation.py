@@ -107,7 +107,7 @@ class DynamicWeights:
         """
         self.options, self._weights = options, list(model.parameters())
         self._trained = [weight.detach().clone() for weight in self._weights]
-        self._segments, self._tokens = 0, 0
+        self._segments = 0  # since the last update
         self._optimizer: torch.optim.Optimizer
         self._decays = [torch.tensor(options.decay)] * len(self._weights)
         if roots is None:
@@ -118,25 +118,24 @@ class DynamicWeights:
             mean = torch.cat([root.flatten() for root in roots]).mean()
             self._decays = [(options.decay * root / mean).clamp(max=1) for root in roots]
 
-    def learn(self, total: Tensor | None, tokens: int) -> None:
-        """Take the gradient of a segment's summed loss, and update after every `dynamic_segments`-th. Collective.
+    def learn(self, total: Tensor | None) -> None:
+        """Take the gradient of a segment's loss, and update after every `dynamic_segments`-th. Collective.
 
-        Args:
-            total: summed loss of this process's columns; None: it has none.
-            tokens: of the segment, in all processes together.
+        `total`: of this process's columns, such that those of all processes and `dynamic_segments` segments add up to
+        a mean over tokens; None: it has no column.
         """
         if total is not None:
             total.backward()
-        self._segments, self._tokens = self._segments + 1, self._tokens + tokens
+        self._segments += 1
         if self._segments == self.options.dynamic_segments:
             self._update()
-            self._segments = self._tokens = 0
+            self._segments = 0
 
     @torch.no_grad()
     def _update(self) -> None:
         for weight, trained, decay in zip(self._weights, self._trained, self._decays, strict=True):
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            sum_over_ranks(weight.grad).div_(self._tokens)
+            sum_over_ranks(weight.grad)
             if self.options.decay:
                 weight.add_(decay.to(weight) * (trained - weight))
         self._optimizer.step()
@@ -216,14 +215,15 @@ def evaluate_adaptively(
                 break
             counted += batch.counted
             note_progress(is_step=True)
-            total = None
+            total, tokens = None, batch.target.shape[1] * batch_size
             if len(stream.columns):
                 input, target = batch.input.to(device), batch.target.to(device)
                 with torch.set_grad_enabled(weights is not None and batch.counted), autocast(precision, device):
                     counting = losses if batch.counted else None
-                    total, memory = _read(model, input, target, memory, geometry, cache, counting)
+                    scale = 1 / (tokens * options.dynamic_segments)
+                    total, memory = _read(model, input, target, memory, geometry, cache, counting, scale)
             if weights is not None and batch.counted:
-                weights.learn(total, batch.target.shape[1] * batch_size)
+                weights.learn(total)
             if progress is not None and progress.is_due():
                 progress.report(index + 1, stream.n_batches, losses)
     finally:
@@ -255,8 +255,9 @@ def _read(
     geometry: Geometry,
     cache: NeuralCache | None,
     losses: LossSum | None,
+    scale: float,
 ) -> tuple[Tensor | None, Memory]:
-    """Score a segment; returns its summed loss to learn from, and the memory.
+    """Score a segment; returns its summed loss times `scale`, to learn from, and the memory.
 
     Args:
         model: as of `evaluate_adaptively`.
@@ -266,12 +267,14 @@ def _read(
         geometry: the lengths to read with.
         cache: mixes its words in; None: no cache.
         losses: the segment's losses are added to it; None if the segment only fills memory and cache.
+        scale: factor on what is learnt from.
     """
     hidden, memory = model(input, memory, geometry)
     if cache is None:
         if losses is None:
             return None, memory
-        total, nats = model.total_loss(hidden, target)
+        assert isinstance(model, TransformerXL), "only with a cache it may be another one"
+        total, nats = model.total_loss(hidden, target, scale, is_root=True)
         losses.total, losses.tokens = losses.total + nats, losses.tokens + target.numel()
         return total, memory
     hidden = hidden[:, -target.shape[1] :]
@@ -280,7 +283,7 @@ def _read(
         mixed = cache.read(hidden.detach(), target, loss.detach())
     if losses is not None:
         losses.add_losses(mixed)
-    return loss.sum(), memory
+    return loss.sum() * scale, memory
 
 
 def gradient_roots(

@@ -104,14 +104,15 @@ def traceable_loss(model: TransformerXL, hidden: Tensor, target: Tensor) -> Tens
     """
     shape, hidden, target = target.shape, hidden.flatten(0, 1), target.flatten()
     softmax, embedding = model.softmax, model.embedding
-    spans, columns = softmax.clusters.spans, softmax.clusters.spans[0][1] + softmax.clusters.n_tails
+    spans, head_size = softmax.clusters.spans, softmax.clusters.spans[0][1] + softmax.clusters.n_tails
+    columns = softmax.columns(embedding)
     head_target = target
     for i, (begin, end) in enumerate(spans[1:], start=1):
-        head_target = torch.where((target >= begin) & (target < end), columns - i, head_target)
-    loss = -softmax.logits(hidden, 0, embedding).log_softmax(-1).gather(1, head_target[:, None]).squeeze(1)
+        head_target = torch.where((target >= begin) & (target < end), head_size - i, head_target)
+    loss = -softmax.logits(hidden, 0, embedding, columns).log_softmax(-1).gather(1, head_target[:, None]).squeeze(1)
     for i, (begin, end) in enumerate(spans[1:], start=1):
         index = ((target >= begin) & (target < end)).nonzero().squeeze(1)
-        log_prob = softmax.logits(hidden[index], i, embedding).log_softmax(-1)
+        log_prob = softmax.logits(hidden[index], i, embedding, columns).log_softmax(-1)
         loss = loss.index_add(0, index, -log_prob.gather(1, (target[index] - begin)[:, None]).squeeze(1))
     return loss.view(shape)
 

@@ -38,14 +38,8 @@ class AdaptiveEmbedding(nn.Module):
         )
         projected = not shared or d_embed != d_model
         self.projections = nn.ParameterList(torch.zeros(d_model, width) for width in widths if projected)
-        self.sparse_gradient = False  # whether the one table gets a sparse gradient, in training on a CPU
+        self.sparse_gradient = False  # whether the one table gets a sparse gradient on a CPU
         self._table_for_softmax: Tensor | None = None
-
-    def weight(self, i: int) -> Tensor:
-        """Vectors of cluster i: [V_i, d_i]."""
-        whole: Tensor = self.tables[i if len(self.tables) > 1 else 0]
-        begin, end = self.clusters.spans[i]
-        return whole if len(self.tables) == len(self.clusters.spans) else whole[begin:end]
 
     def projection(self, i: int) -> Tensor | None:
         """Projection [D, d_i] of cluster i, or None if its vectors already have width D."""
@@ -82,7 +76,7 @@ class AdaptiveEmbedding(nn.Module):
     def _look_up(self, input: Tensor) -> Tensor:
         """Vectors [..., D] from the one table, before they are scaled."""
         vectors: Tensor
-        if self.sparse_gradient and self.training and input.device.type in ("cpu", "cuda"):
+        if self.sparse_gradient and torch.is_grad_enabled() and input.device.type in ("cpu", "cuda"):
             vectors, self._table_for_softmax = _SparseLookup.apply(input, self.tables[0])  # type: ignore[no-untyped-call]
         else:
             vectors = F.embedding(input, self.tables[0])

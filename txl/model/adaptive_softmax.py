@@ -76,16 +76,6 @@ class AdaptiveSoftmax(nn.Module):
             }
         )
 
-    def weight(self, i: int, embedding: AdaptiveEmbedding) -> Tensor:
-        """Vectors [V_i, d_i] of cluster i: its own, or the embedding's if they are tied."""
-        if len(self.weights) == 0:
-            return embedding.weight(i)
-        begin, end = self.clusters.spans[i]
-        # The parameter itself where it is one cluster's: a slice has no sparse gradient (sampled_softmax.py).
-        is_whole = len(self.weights) == len(self.clusters.spans)
-        weight: Tensor = self.weights[i] if is_whole else self.weights[0][begin:end]
-        return weight
-
     def bias(self, i: int) -> Tensor:
         """Biases [V_i] of cluster i."""
         begin, end = self.clusters.spans[i]
@@ -108,39 +98,45 @@ class AdaptiveSoftmax(nn.Module):
         if self.clusters.n_tails:
             self.cluster_bias.copy_((tails / counts.sum()).log())
 
-    def weight_and_bias(self, i: int, embedding: AdaptiveEmbedding) -> WeightAndBias:
-        """All columns of softmax i: [v, d_i] and [v], v = V_i; for the head with those of the tail clusters V_0 + C."""
+    def columns(self, embedding: AdaptiveEmbedding) -> list[WeightAndBias]:
+        """All columns of every softmax: [v, d_i] and [v], v = V_i; for the head with those of the tails V_0 + C."""
         if self.fixed_weights:
-            return self.fixed_weights[i]
-        weight, bias = self.weight(i, embedding), self.bias(i)
-        if i == 0 and self.clusters.n_tails:
-            weight, bias = torch.cat([weight, self.cluster_weight]), torch.cat([bias, self.cluster_bias])
-        return weight, bias
+            return self.fixed_weights
+        weights = self._by_cluster(list(self.weights) or embedding.tables_for_softmax())
+        biases = self._by_cluster(list(self.biases))
+        if self.clusters.n_tails:
+            weights[0] = torch.cat([weights[0], self.cluster_weight])
+            biases[0] = torch.cat([biases[0], self.cluster_bias])
+        return list(zip(weights, biases, strict=True))
+
+    def _by_cluster(self, tables: list[Tensor]) -> list[Tensor]:
+        """Each cluster's rows. One table is split at once: the gradient of slices would fill a table for each."""
+        spans = self.clusters.spans
+        return tables if len(tables) == len(spans) else list(tables[0].split([end - begin for begin, end in spans]))
 
     @torch.no_grad()
     def fix_weights(self, embedding: AdaptiveEmbedding, prepare: Callable[[Tensor], Tensor]) -> None:
         """From now on compute with the present weights, without gradients; `prepare` makes what products take."""
-        columns = [self.weight_and_bias(i, embedding) for i in range(len(self.clusters.spans))]
-        self.fixed_weights = [(prepare(weight), bias.clone()) for weight, bias in columns]
+        self.fixed_weights = [(prepare(weight), bias.clone()) for weight, bias in self.columns(embedding)]
 
     def project(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> [n, d_i] by the own projection of cluster i, or the embedding's if they are tied."""
         own = self.projections[str(i)] if str(i) in self.projections else embedding.projection(i)
         return hidden if own is None else linear(hidden, own.t())
 
-    def logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding) -> Tensor:
-        """hidden [n, D] -> logits of softmax i [n, v] in float32 or wider; for v see `weight_and_bias`."""
-        weight, bias = self.weight_and_bias(i, embedding)
+    def logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding, columns: list[WeightAndBias]) -> Tensor:
+        """hidden [n, D] -> logits of softmax i [n, v] in float32 or wider. `columns`: from the method of that name."""
+        weight, bias = columns[i]
         return at_least_fp32(linear(self.project(hidden, i, embedding), weight, bias.to(weight.dtype)))
 
     def forward(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D], target [n] -> loss [n] in nats, in the order of the tokens."""
         tokens = self.clusters.sort_tokens(target)
-        head_target = self._head_target(target, tokens)
-        loss = F.cross_entropy(self.logits(hidden, 0, embedding), head_target, reduction="none")
+        head_target, columns = self._head_target(target, tokens), self.columns(embedding)
+        loss = F.cross_entropy(self.logits(hidden, 0, embedding, columns), head_target, reduction="none")
         for i, index in enumerate(tokens.order.split(tokens.sizes)):
             if i > 0 and len(index) > 0:
-                logits = self.logits(hidden[index], i, embedding)
+                logits = self.logits(hidden[index], i, embedding, columns)
                 word = target[index] - self.clusters.spans[i][0]
                 loss = loss.index_add(0, index, F.cross_entropy(logits, word, reduction="none"))
         return loss
@@ -150,15 +146,17 @@ class AdaptiveSoftmax(nn.Module):
 
         So no shape depends on the targets, and the host need not know them: a CUDA graph can hold it.
         """
-        spans, columns = self.clusters.spans, self.clusters.spans[0][1] + self.clusters.n_tails
+        spans, head_size = self.clusters.spans, self.clusters.spans[0][1] + self.clusters.n_tails
+        columns = self.columns(embedding)
         head_target, of_tails = target, torch.zeros(len(target), dtype=torch.float32, device=target.device)
         for i, (begin, end) in enumerate(spans[1:], 1):
             inside = (target >= begin) & (target < end)
             word = (target - begin).clamp(0, end - begin - 1)
-            loss = F.cross_entropy(self.logits(hidden, i, embedding), word, reduction="none")
+            loss = F.cross_entropy(self.logits(hidden, i, embedding, columns), word, reduction="none")
             of_tails = of_tails + torch.where(inside, loss, 0.0)
-            head_target = torch.where(inside, columns - i, head_target)
-        return F.cross_entropy(self.logits(hidden, 0, embedding), head_target, reduction="none") + of_tails
+            head_target = torch.where(inside, head_size - i, head_target)
+        of_head = F.cross_entropy(self.logits(hidden, 0, embedding, columns), head_target, reduction="none")
+        return of_head + of_tails
 
     def _head_target(self, target: Tensor, tokens: TokensByCluster) -> Tensor:
         """Column [n] of the head's softmax: the word itself, or its cluster."""
@@ -221,11 +219,12 @@ class AdaptiveSoftmax(nn.Module):
 
     def log_prob(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> log-probability of every word [n, V]."""
-        head = self.logits(hidden, 0, embedding).log_softmax(-1)
+        columns = self.columns(embedding)
+        head = self.logits(hidden, 0, embedding, columns).log_softmax(-1)
         shortlist = self.clusters.spans[0][1]
         parts = [head[:, :shortlist]]
         for i in range(1, len(self.clusters.spans)):
-            tail = self.logits(hidden, i, embedding).log_softmax(-1)
+            tail = self.logits(hidden, i, embedding, columns).log_softmax(-1)
             parts.append(tail + head[:, -i, None])
         return torch.cat(parts, dim=-1)
 

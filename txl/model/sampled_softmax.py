@@ -106,7 +106,8 @@ def sampled_loss(
     softmax, n = model.softmax, target.numel()
     x = softmax.project(hidden, 0, model.embedding)  # [n, d]
     words = torch.cat([target, sample.words])
-    rows = F.embedding(words, softmax.weight(0, model.embedding), sparse=True)  # [n + S, d]
+    table = (softmax.weights or model.embedding.tables)[0]  # there are no clusters
+    rows = F.embedding(words, table, sparse=True)  # [n + S, d]
     bias = F.embedding(words, softmax.bias(0)[:, None])[:, 0]
     offset = bias - sample.log_inclusion_probability(words).to(bias.dtype)
     target_logit = at_least_fp32((x * rows[:n]).sum(-1)) + offset[:n]  # [n]
