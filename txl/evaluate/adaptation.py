@@ -14,7 +14,7 @@ Shapes: B columns, T segment, D model width, N tokens in the cache.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -149,7 +149,7 @@ class DynamicWeights:
             weight.grad = None
 
 
-def rms_from(weights: list[Tensor], roots: list[Tensor], options: Adaptation) -> torch.optim.Optimizer:
+def rms_from(weights: Sequence[Tensor], roots: Sequence[Tensor], options: Adaptation) -> torch.optim.Optimizer:
     """Gradient descent, divided by a root mean square that is the training split's at first and then follows the text.
 
     A word that is rare in training has hardly any gradient there. Its first one in the text counts in its own
