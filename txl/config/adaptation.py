@@ -17,7 +17,7 @@ class Dynamic(Enum):
 
 
 # Chosen on the validation splits of wikitext-mini and tinyshakespeare (docs/results/dynamic.md): rate, decay.
-DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (2e-4, 0.0)}
+DYNAMIC_DEFAULTS = {Dynamic.sgd: (0.03, 0.0), Dynamic.rms: (1e-4, 0.0)}
 
 
 @dataclass(kw_only=True)
@@ -32,7 +32,7 @@ class Adaptation:
     dynamic_rate: float | None = above_zero(None)  # null: DYNAMIC_DEFAULTS
     dynamic_decay: float | None = zero_or_more(None, most=1)  # share of the way back to the trained weights per update
     dynamic_segments: int = above_zero(1)  # segments per update
-    dynamic_beta: float = below_one(0.9999)  # rms: share of the mean square that is kept at every update
+    dynamic_beta: float = below_one(0.99997)  # rms: share of the mean square that is kept at every update
     dynamic_statistics: int = above_zero(100)  # rms: segments of the training split that the gradients are taken from
     neural_cache: int | None = above_zero(None)  # tokens whose hidden states are remembered; null: no cache
     cache_theta: float = zero_or_more(0.015)  # how much nearer hidden states count more
