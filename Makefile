@@ -9,7 +9,7 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
-.PHONY: help demo install audit docs pictures test test-slow test-floors faults lint parity modern same-as speed gpu-check gpu-wheels clean
+.PHONY: help demo install audit docs pictures test test-slow test-floors faults lint parity modern dynamic same-as speed gpu-check gpu-wheels clean
 
 help: ## this list
 	@sed -n 's/^\([a-z-]*\):.*## /  make \1\t/p' Makefile | expand -t 20
@@ -50,6 +50,10 @@ parity: $(VENV)/.installed-test ## the reference's training curves: make parity 
 modern: $(VENV)/.installed-test ## our recipe beside the published one, over seeds (hours): make modern DATA=as for parity (SEEDS=5)
 	@test -n "$(DATA)" || { echo 'error: make modern needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
 	$(BIN)/python -m tools.modern --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
+
+dynamic: $(VENV)/.installed-test ## evaluation that learns, over seeds (an hour with the trainings): make dynamic DATA=as for parity
+	@test -n "$(DATA)" || { echo 'error: make dynamic needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+	$(BIN)/python -m tools.dynamic --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
 
 same-as: $(VENV)/.installed-test ## is everything computed as by another revision, bit by bit? make same-as REV=... DATA=as for parity
 	@test -n "$(REV)" || { echo 'error: make same-as needs REV=REVISION' >&2; exit 2; }

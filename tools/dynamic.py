@@ -1,0 +1,224 @@
+"""Evaluation that learns, on models of the published recipe: docs/results/dynamic.md.
+
+    make dynamic DATA=path/to/data        # holds wikitext-mini/ and tinyshakespeare/
+
+Trains the published recipe on both corpora over seeds (the trainings of `make modern`, if they are there), evaluates
+the models with every set of options in turn, several times, and writes docs/results/dynamic.{md,json}. Exits with 1
+when a bar is missed. How the options were chosen: docs/dynamic-log.md.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from tools.curves import comparison_arguments, train_once
+from tools.modern import CORPORA, RESULTS
+from txl.config.geometry import Geometry
+from txl.files import PROJECT
+from txl.report.formats import to_markdown
+from txl.report.tables import Column, Spread, Table, show_fixed
+from txl.system.hardware import cpu_model
+
+GAIN = 0.05  # share of the test loss that learning must take away ...
+TIME = 4.0  # ... in so many times the time of the plain evaluation
+ROUNDS = 3
+PLAIN = ""  # the options of an evaluation that does not learn
+CACHE = "neural_cache=4000 cache_theta=0.015 cache_lambda=0.3"
+
+# By corpus and split: batch and options. The first of each batch is what the others are compared with.
+EVALUATIONS: dict[tuple[str, str], list[tuple[int, str]]] = {
+    ("wikitext-mini", "test"): [
+        (10, PLAIN),
+        (10, CACHE),
+        (10, "dynamic=sgd dynamic_rate=0.05"),
+        (10, "dynamic=rms dynamic_rate=0.0004 dynamic_beta=0.999"),
+        (10, f"dynamic=rms dynamic_rate=0.0002 dynamic_beta=0.999 {CACHE}"),
+        (1, PLAIN),
+        (1, "dynamic=sgd dynamic_rate=0.03"),
+        (1, "dynamic=rms dynamic_rate=0.00015"),
+        (1, f"dynamic=rms dynamic_rate=0.00015 {CACHE}"),
+    ],
+    ("tinyshakespeare", "valid"): [
+        (10, PLAIN),
+        (10, "dynamic=sgd dynamic_rate=0.1"),
+        (10, "dynamic=rms dynamic_rate=0.0002"),
+        (1, PLAIN),
+        (1, "dynamic=sgd dynamic_rate=0.03"),
+        (1, "dynamic=rms dynamic_rate=0.00007"),
+    ],
+}
+
+
+@dataclass
+class Measured:
+    """What one set of options gave, by seed."""
+
+    batch: int
+    options: str
+    geometry: str = ""
+    loss: list[float] = field(default_factory=list)  # nats per token
+    seconds: list[float] = field(default_factory=list)  # median over the rounds
+    before: list[float] = field(default_factory=list)  # seconds before the evaluation: loading, gradients' statistics
+
+    def beside(self, plain: "Measured") -> dict[str, Any]:
+        """A row of the table, with the changes against an evaluation that does not learn."""
+        pairs = list(zip(self.loss, plain.loss, strict=True))
+        return {
+            "batch": self.batch,
+            "options": self.options or "none",
+            "loss": Spread.of(self.loss),
+            "change": -100 * self.gain_beside(plain) if self.options else None,
+            "by_seed": ", ".join(f"{100 * (own / other - 1):+.1f}" for own, other in pairs) if self.options else None,
+            "time": self.time_beside(plain),
+            "before": self.time_before(plain) if "dynamic=rms" in self.options else None,
+        }
+
+    def time_beside(self, plain: "Measured") -> float:
+        """The median over the seeds of the time, in times of the evaluation that does not learn."""
+        return statistics.median(own / other for own, other in zip(self.seconds, plain.seconds, strict=True))
+
+    def time_before(self, plain: "Measured") -> float:
+        """The same of the time before the evaluation, beyond what the other one takes there."""
+        times = zip(self.before, plain.before, plain.seconds, strict=True)
+        return statistics.median((own - other) / seconds for own, other, seconds in times)
+
+    def gain_beside(self, plain: "Measured") -> float:
+        """The mean over the seeds of the share of the loss that is gone."""
+        return statistics.fmean(1 - own / other for own, other in zip(self.loss, plain.loss, strict=True))
+
+
+def evaluate(run_dir: Path, split: str, batch: int, options: str, file: Path) -> dict[str, Any]:
+    """Evaluate a model on a split; the record of `json=`, with the seconds `before` the evaluation began.
+
+    Args:
+        run_dir: the model's run folder.
+        split: of its data.
+        batch: columns.
+        options: further ones, separated by spaces.
+        file: that the record is written to.
+    """
+    command = [sys.executable, str(PROJECT / "evaluate.py"), f"checkpoint={run_dir}", "hardware=cpu", f"split={split}"]
+    started = time.perf_counter()
+    subprocess.run([*command, f"batch_size={batch}", *options.split(), f"json={file}"], cwd=PROJECT, check=True)
+    record: dict[str, Any] = json.loads(file.read_text())[split]
+    return record | {"before": time.perf_counter() - started - record["seconds"]}
+
+
+def measure(corpus: str, split: str, run_dirs: Sequence[Path], file: Path) -> list[Measured]:
+    """Evaluate every model with all options of a corpus in turn, ROUNDS times.
+
+    Args:
+        corpus: its name.
+        split: that is evaluated.
+        run_dirs: one model for each seed.
+        file: for the records of single evaluations.
+    """
+    found = [Measured(batch, options) for batch, options in EVALUATIONS[corpus, split]]
+    for run_dir in run_dirs:
+        records: list[list[dict[str, Any]]] = [[] for _ in found]
+        for _ in range(ROUNDS):
+            for measured, of_rounds in zip(found, records, strict=True):
+                of_rounds.append(evaluate(run_dir, split, measured.batch, measured.options, file))
+        for measured, of_rounds in zip(found, records, strict=True):
+            first = of_rounds[0]
+            measured.loss.append(first["loss"])
+            measured.seconds.append(statistics.median(record["seconds"] for record in of_rounds))
+            measured.before.append(statistics.median(record["before"] for record in of_rounds))
+            measured.geometry = str(Geometry.from_record(first))
+    return found
+
+
+def beside_plain(found: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
+    """Each measurement, and the one of the same batch that does not learn."""
+    plain = {measured.batch: measured for measured in found if measured.options == PLAIN}
+    return [(measured, plain[measured.batch]) for measured in found]
+
+
+def missed_bars(corpora: dict[tuple[str, str], list[Measured]]) -> list[str]:
+    """The corpora on which no options lower the loss by enough in the allowed time, one sentence each."""
+    missed = []
+    for (corpus, _), found in corpora.items():
+        in_time = [(m, plain) for m, plain in beside_plain(found) if m.time_beside(plain) <= TIME]
+        best = max(measured.gain_beside(plain) for measured, plain in in_time)
+        if best < GAIN:
+            missed.append(f"{corpus}: {100 * best:.1f} % in at most {TIME:g} times the time, wanted {100 * GAIN:g} %.")
+    return missed
+
+
+def table(found: Sequence[Measured]) -> str:
+    """A row for each set of options."""
+    columns = [
+        Column("options", "options", is_text=True),
+        Column("batch", "batch"),
+        Column("loss", "loss", show_fixed(3)),
+        Column("change", "change (%)", "{:+.1f}".format),
+        Column("by_seed", "by seed", is_text=True),
+        Column("time", "time", show_fixed(1)),
+        Column("before", "time before", show_fixed(1)),
+    ]
+    table = Table("options", "Options", columns)
+    table.rows += [measured.beside(plain) for measured, plain in beside_plain(found)]
+    return to_markdown([table])
+
+
+def page(corpora: dict[tuple[str, str], list[Measured]], missed: Sequence[str]) -> str:
+    """The text of docs/results/dynamic.md.
+
+    Args:
+        corpora: what was measured, by corpus and split.
+        missed: what `missed_bars` returned.
+    """
+    lines = [
+        "# Evaluation that learns",
+        "",
+        "Models of the published recipe (`experiment=wikitext-mini` after 600 steps, `experiment=tinyshakespeare` "
+        "after 2,000), evaluated while they learn from the text: each segment is scored first, and learnt afterwards. "
+        "What the options do: [inference.md](../inference.md#evaluation-that-learns); how they were chosen: "
+        "[dynamic-log.md](../dynamic-log.md). Made by `make dynamic DATA=…`.",
+        "",
+        "Loss in nats per token, mean ± standard deviation over seeds; `by seed` the change in per cent. Times: in "
+        "times of the plain evaluation of the same batch, which uses the fastest runtime; median of "
+        f"{ROUNDS} rounds, all options in turn, float32, on {cpu_model()} (threads: {torch.get_num_threads()}). "
+        "`time before`: what `dynamic=rms` takes first, once: it reads 100 segments of the training split.",
+    ]
+    for (corpus, split), found in corpora.items():
+        title = f"## {corpus}, {split}, {len(found[0].loss)} seeds"
+        lines += ["", title, "", f"{found[0].geometry}.", "", table(found)]
+        chosen = next(m.options for m in reversed(found) if m.options)
+        lines += ["", "```", f"txl evaluate checkpoint=RUN split={split} batch_size={found[-1].batch} {chosen}", "```"]
+    wanted = f"{100 * GAIN:g} % less loss in at most {TIME:g} times the time"
+    reached = [f"Reached on both corpora: {wanted}."]
+    lines += ["", "## Bar", "", *([f"* Missed: {line}" for line in missed] or reached)]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    arguments = comparison_arguments(__doc__, 3, "modern")
+    corpora = {}
+    for corpus, split in EVALUATIONS:
+        run_dirs = [arguments.runs / corpus / f"published-s{seed}" for seed in range(1, arguments.seeds + 1)]
+        for seed, run_dir in enumerate(run_dirs, 1):
+            train_once(run_dir, [f"experiment={corpus}", *CORPORA[corpus].places(arguments.data), f"seed={seed}"])
+        file = arguments.runs / f"evaluation-{os.getpid()}.json"
+        corpora[corpus, split] = measure(corpus, split, run_dirs, file)
+        file.unlink()
+    missed = missed_bars(corpora)
+    values = {corpus: [asdict(measured) for measured in found] for (corpus, _), found in corpora.items()}
+    (RESULTS / "dynamic.json").write_text(json.dumps(values, indent=1) + "\n")
+    text = page(corpora, missed)
+    (RESULTS / "dynamic.md").write_text(text)
+    print(text)
+    return 1 if missed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
