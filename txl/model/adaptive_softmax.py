@@ -125,7 +125,17 @@ class AdaptiveSoftmax(nn.Module):
         return hidden if own is None else linear(hidden, own.t())
 
     def logits(self, hidden: Tensor, i: int, embedding: AdaptiveEmbedding, columns: list[WeightAndBias]) -> Tensor:
-        """hidden [n, D] -> logits of softmax i [n, v] in float32 or wider. `columns`: from the method of that name."""
+        """The logits of one softmax.
+
+        Args:
+            hidden: [n, D].
+            i: the cluster; 0 is the head.
+            embedding: owner of the tied projections.
+            columns: from the method of that name.
+
+        Returns:
+            [n, v] in float32 or wider; for v see `columns`.
+        """
         weight, bias = columns[i]
         return at_least_fp32(linear(self.project(hidden, i, embedding), weight, bias.to(weight.dtype)))
 
