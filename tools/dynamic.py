@@ -3,12 +3,11 @@
     make dynamic DATA=path/to/data        # holds wikitext-mini/ and tinyshakespeare/
 
 Trains the published recipe on both corpora over seeds (the trainings of `make modern`, if they are there), evaluates
-the models with every set of options in turn, several times, and writes docs/results/dynamic.{md,json}. Exits with 1
-when a bar is missed. How the options were chosen: docs/dynamic-log.md.
+the models with every set of options in turn, twice, and writes docs/results/dynamic.{md,json}. What was evaluated is
+not evaluated again. Exits with 1 when a bar is missed. How the options were chosen: docs/dynamic-log.md.
 """
 
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -95,43 +94,50 @@ class Measured:
 
 
 def evaluate(run_dir: Path, split: str, batch: int, options: str, file: Path) -> dict[str, Any]:
-    """Evaluate a model on a split; the record of `json=`, with the seconds `before` the evaluation began.
+    """Evaluate a model on a split, unless that was done; the result, with the seconds `before` the evaluation began.
 
     Args:
         run_dir: the model's run folder.
         split: of its data.
         batch: columns.
         options: further ones, separated by spaces.
-        file: that the record is written to.
+        file: that the result is kept in.
     """
+    settings = {"batch": batch, "options": options}
+    if file.exists() and settings.items() <= (kept := json.loads(file.read_text())).items():
+        return dict(kept)
     command = [sys.executable, str(PROJECT / "evaluate.py"), f"checkpoint={run_dir}", "hardware=cpu", f"split={split}"]
-    started = time.perf_counter()
-    subprocess.run([*command, f"batch_size={batch}", *options.split(), f"json={file}"], cwd=PROJECT, check=True)
-    record: dict[str, Any] = json.loads(file.read_text())[split]
-    return record | {"before": time.perf_counter() - started - record["seconds"]}
+    new, started = file.with_suffix(".new"), time.perf_counter()
+    subprocess.run([*command, f"batch_size={batch}", *options.split(), f"json={new}"], cwd=PROJECT, check=True)
+    result: dict[str, Any] = json.loads(new.read_text())[split]
+    result |= settings | {"before": time.perf_counter() - started - result["seconds"]}
+    new.write_text(json.dumps(result))
+    new.rename(file)
+    return result
 
 
-def measure(corpus: str, split: str, run_dirs: Sequence[Path], file: Path) -> list[Measured]:
+def measure(corpus: str, split: str, run_dirs: Sequence[Path], results: Path) -> list[Measured]:
     """Evaluate every model with all options of a corpus in turn, ROUNDS times.
 
     Args:
         corpus: its name.
         split: that is evaluated.
         run_dirs: one model for each seed.
-        file: for the records of single evaluations.
+        results: folder for the results of single evaluations.
     """
     found = [Measured(batch, options) for batch, options in EVALUATIONS[corpus, split]]
-    for run_dir in run_dirs:
-        records: list[list[dict[str, Any]]] = [[] for _ in found]
-        for _ in range(ROUNDS):
-            for measured, of_rounds in zip(found, records, strict=True):
-                of_rounds.append(evaluate(run_dir, split, measured.batch, measured.options, file))
-        for measured, of_rounds in zip(found, records, strict=True):
-            first = of_rounds[0]
-            measured.loss.append(first["loss"])
-            measured.seconds.append(statistics.fmean(record["seconds"] for record in of_rounds))
-            measured.before.append(statistics.fmean(record["before"] for record in of_rounds))
-            measured.geometry = str(Geometry.from_record(first))
+    results.mkdir(parents=True, exist_ok=True)
+    for seed, run_dir in enumerate(run_dirs, 1):
+        of_rows: list[list[dict[str, Any]]] = [[] for _ in found]
+        for round_ in range(1, ROUNDS + 1):
+            for row, measured in enumerate(found):
+                file = results / f"{corpus}-s{seed}-row{row}-round{round_}.json"
+                of_rows[row].append(evaluate(run_dir, split, measured.batch, measured.options, file))
+        for measured, of_rounds in zip(found, of_rows, strict=True):
+            measured.loss.append(of_rounds[0]["loss"])
+            measured.seconds.append(statistics.fmean(result["seconds"] for result in of_rounds))
+            measured.before.append(statistics.fmean(result["before"] for result in of_rounds))
+            measured.geometry = str(Geometry(**of_rounds[0]["geometry"]))
     return found
 
 
@@ -206,9 +212,7 @@ def main() -> int:
         run_dirs = [arguments.runs / corpus / f"published-s{seed}" for seed in range(1, arguments.seeds + 1)]
         for seed, run_dir in enumerate(run_dirs, 1):
             train_once(run_dir, [f"experiment={corpus}", *CORPORA[corpus].places(arguments.data), f"seed={seed}"])
-        file = arguments.runs / f"evaluation-{os.getpid()}.json"
-        corpora[corpus, split] = measure(corpus, split, run_dirs, file)
-        file.unlink()
+        corpora[corpus, split] = measure(corpus, split, run_dirs, arguments.runs / "evaluations")
     missed = missed_bars(corpora)
     values = {corpus: [asdict(measured) for measured in found] for (corpus, _), found in corpora.items()}
     (RESULTS / "dynamic.json").write_text(json.dumps(values, indent=1) + "\n")
