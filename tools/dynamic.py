@@ -147,12 +147,19 @@ def beside_plain(found: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
     return [(measured, plain[measured.batch]) for measured in found]
 
 
+def in_time(found: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
+    """Those with dynamic evaluation that take at most the allowed time, beside the plain ones; the best one last."""
+    allowed = [
+        (m, plain) for m, plain in beside_plain(found) if "dynamic=" in m.options and m.time_beside(plain) <= TIME
+    ]
+    return sorted(allowed, key=lambda pair: pair[0].gain_beside(pair[1]))
+
+
 def missed_bars(corpora: dict[tuple[str, str], list[Measured]]) -> list[str]:
-    """The corpora on which no options lower the loss by enough in the allowed time, one sentence each."""
+    """The corpora on which dynamic evaluation does not lower the loss by enough in that time, one sentence each."""
     missed = []
     for (corpus, _), found in corpora.items():
-        in_time = [(m, plain) for m, plain in beside_plain(found) if m.time_beside(plain) <= TIME]
-        best = max(measured.gain_beside(plain) for measured, plain in in_time)
+        best = max((measured.gain_beside(plain) for measured, plain in in_time(found)), default=0.0)
         if best < GAIN:
             missed.append(f"{corpus}: {100 * best:.1f} % in at most {TIME:g} times the time, wanted {100 * GAIN:g} %.")
     return missed
@@ -200,7 +207,11 @@ def page(corpora: dict[tuple[str, str], list[Measured]], missed: Sequence[str]) 
         chosen = next(m.options for m in reversed(found) if m.options)
         lines += ["", "```", f"txl evaluate checkpoint=RUN split={split} batch_size={found[-1].batch} {chosen}", "```"]
     wanted = f"{100 * GAIN:g} % less loss in at most {TIME:g} times the time"
-    reached = [f"Reached on both corpora: {wanted}."]
+    reached = [f"Wanted of dynamic evaluation, and reached on both corpora: {wanted}.", ""]
+    for (corpus, _), found in corpora.items():
+        for measured, plain in in_time(found)[-1:]:
+            gain, times = 100 * measured.gain_beside(plain), measured.time_beside(plain)
+            reached.append(f"* {corpus}: {gain:.1f} % in {times:.1f} times the time with `{measured.options}`")
     lines += ["", "## Bar", "", *([f"* Missed: {line}" for line in missed] or reached)]
     return "\n".join(lines) + "\n"
 

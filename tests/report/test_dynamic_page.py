@@ -24,4 +24,11 @@ def test_the_page_has_a_row_for_each_set_of_options_beside_the_plain_one():
     assert "| none | 10 | 2.000 ± 0.000 | - | - | 1.0 | - |" in text
     assert "| dynamic=rms | 10 | 1.890 ± 0.000 | -5.5 | -5.5, -5.5 | 3.9 | 2.0 |" in text
     assert "txl evaluate checkpoint=RUN split=test batch_size=10 dynamic=rms" in text
-    assert text.endswith("Reached on both corpora: 5 % less loss in at most 4 times the time.\n")
+    assert text.endswith("4 times the time.\n* a: 5.5 % in 3.9 times the time with `dynamic=rms`\n")
+
+
+def test_the_cache_alone_is_no_dynamic_evaluation():
+    plain, learning = evaluations(1.5, 13.0)
+    learning.options = "neural_cache=4000"
+    (missed,) = missed_bars({("a", "test"): [plain, learning]})
+    assert missed.startswith("a: 0.0 %")
