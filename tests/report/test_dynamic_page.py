@@ -24,7 +24,7 @@ def test_the_page_has_a_row_for_each_set_of_options_beside_the_plain_one():
     assert "| none | 10 | 2.000 ± 0.000 | - | - | 1.0 | - |" in text
     assert "| dynamic=rms | 10 | 1.890 ± 0.000 | -5.5 | -5.5, -5.5 | 3.9 | 2.0 |" in text
     assert "txl evaluate checkpoint=RUN split=test batch_size=10 dynamic=rms" in text
-    assert text.endswith("4 times the time.\n* a: 5.5 % in 3.9 times the time with `dynamic=rms`\n")
+    assert text.endswith("4 times the time.\n\n* a: 5.5 % in 3.9 times the time with `dynamic=rms`\n")
 
 
 def test_the_cache_alone_is_no_dynamic_evaluation():
