@@ -53,9 +53,9 @@ def test_a_token_changes_the_losses_of_its_own_segment_and_of_later_ones_alone(o
     assert (before[:5] == after[:5]).all() and (before[5:] != after[5:]).all()
 
 
-def test_segments_are_scored_with_the_weights_of_the_segments_before():
-    """By hand: score, one step of gradient descent, the next segment."""
-    model, mems, nats = build(), [], 0.0
+def loss_by_hand(model, update) -> float:
+    """Score a segment, take the gradient of its mean loss, `update` the model; then the next segment."""
+    mems, nats = [], 0.0
     for index in range(stream().n_batches):
         batch = stream().batch(1, index)
         hidden, mems = model(batch.input, mems, GEOMETRY)
@@ -64,32 +64,32 @@ def test_segments_are_scored_with_the_weights_of_the_segments_before():
         model.zero_grad()
         losses.mean().backward()
         with torch.no_grad():
-            for weight in model.parameters():
-                if weight.grad is not None:
-                    weight -= 0.3 * weight.grad
-    assert loss(SGD) == pytest.approx(nats / 200, rel=1e-10)
+            update(model)
+    return nats / 200
+
+
+def test_segments_are_scored_with_the_weights_of_the_segments_before():
+    def descend(model):
+        for weight in model.parameters():
+            if weight.grad is not None:
+                weight -= 0.3 * weight.grad
+
+    assert loss(SGD) == pytest.approx(loss_by_hand(build(), descend), rel=1e-10)
     assert loss(SGD) < evaluate_stream(build(), stream(), GEOMETRY, 1).loss - 0.1  # 12 of the 50 tokens occur
 
 
 def test_the_root_mean_square_starts_at_that_of_training_and_follows_the_text():
-    """By hand. The weights move by rate times the gradient, over the root of a running mean square."""
     options = Adaptation(dynamic=Dynamic.rms, dynamic_rate=0.002, dynamic_beta=0.9)
-    model, mems, nats = build(), [], 0.0
-    roots = gradient_roots(model, stream(), GEOMETRY, 5, Arithmetic.fp32)
+    roots = gradient_roots(build(), stream(), GEOMETRY, 5, Arithmetic.fp32)
     squares = [root.square() for root in roots]
-    for index in range(stream().n_batches):
-        batch = stream().batch(1, index)
-        hidden, mems = model(batch.input, mems, GEOMETRY)
-        losses = model.loss(hidden, batch.target)
-        nats += losses.sum().item()
-        model.zero_grad()
-        losses.mean().backward()
-        with torch.no_grad():
-            for weight, square in zip(model.parameters(), squares, strict=True):
-                gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
-                square.mul_(0.9).add_(gradient**2, alpha=0.1)
-                weight -= 0.002 * gradient / (square.sqrt() + 1e-8)
-    assert loss(options, roots=roots) == pytest.approx(nats / 200, rel=1e-6)
+
+    def descend(model):
+        for weight, square in zip(model.parameters(), squares, strict=True):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            square.mul_(0.9).add_(gradient**2, alpha=0.1)
+            weight -= 0.002 * gradient / (square.sqrt() + 1e-8)
+
+    assert loss(options, roots=roots) == pytest.approx(loss_by_hand(build(), descend), rel=1e-6)
     assert loss(options, roots=roots) < evaluate_stream(build(), stream(), GEOMETRY, 1).loss - 0.05
 
 
