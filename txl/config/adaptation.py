@@ -81,18 +81,22 @@ def check_adaptation(options: Adaptation, runtime: str, precision: str, repeat: 
         repeat: How often the split is read.
         times: Whether the time of every segment is asked for.
     """
-    for key, default in (("rate", None), ("decay", None), ("segments", 1)):
-        value = getattr(options, f"dynamic_{key}")
-        rule = "has no meaning without dynamic=sgd or dynamic=rms"
-        refuse_unless(options.dynamic is not Dynamic.none or value == default, f"dynamic_{key}", value, rule)
+    defaults, learns, is_rms = Adaptation(), options.dynamic is not Dynamic.none, options.dynamic is Dynamic.rms
+    for needed, is_used, keys in (
+        ("dynamic=sgd or dynamic=rms", learns, ("dynamic_rate", "dynamic_decay", "dynamic_segments")),
+        ("dynamic=rms", is_rms, ("dynamic_beta", "dynamic_statistics")),
+        ("neural_cache", options.neural_cache is not None, ("cache_theta", "cache_lambda")),
+    ):
+        for key in keys:
+            value = getattr(options, key)
+            refuse_unless(is_used or value == getattr(defaults, key), key, value, f"has no meaning without {needed}")
     if not options.adapts:
         return
-    dynamic = options.dynamic is not Dynamic.none
-    allowed = ("auto", "eager") if dynamic else ("auto", "eager", "cached")
-    what = f"dynamic={options.dynamic.name}" if dynamic else "neural_cache"
+    allowed = ("auto", "eager") if learns else ("auto", "eager", "cached")
+    what = f"dynamic={options.dynamic.name}" if learns else "neural_cache"
     refuse_unless(runtime in allowed, "runtime", runtime, f"has fixed weights or shapes; {what} needs runtime=eager")
     rule = f"loses small gradients; use precision=fp32 or bf16 with {what}"
-    refuse_unless(precision != "fp16" or not dynamic, "precision", precision, rule)
+    refuse_unless(precision != "fp16" or not learns, "precision", precision, rule)
     rule = f"reads a text again that {what} has learnt; leave it out"
     refuse_unless(repeat == 1, "repeat", repeat, rule)
     refuse_unless(not times, "latency", True, f"measures the runtimes, not {what}; leave latency and npz out")
