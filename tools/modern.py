@@ -85,7 +85,7 @@ LAMB = (
     "optimizer.betas=[0.9,0.999]",
     "scheduler.first_update_at_base_lr=true",
     "train.clip=0.25",
-    "optimizer.lr=0.02",
+    "optimizer.lr=0.025",
 )
 ADAMW = ("recipe=modern", "optimizer=adam", "optimizer.lr=0.008")
 CORPORA = {
@@ -99,7 +99,7 @@ CORPORA = {
         ("data.file={data}/tinyshakespeare/input.txt",),
         bar=1.50,
         recipes=("published", "lamb", "adamw", "modern"),
-        tuned={"adamw": ("optimizer.lr=0.004",)},
+        tuned={"lamb": ("optimizer.lr=0.015",), "adamw": ("optimizer.lr=0.004",)},
     ),
     "stdlib": Corpus(sizes=("w128", "w256")),
 }
