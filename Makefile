@@ -9,6 +9,9 @@ PIP = $(BIN)/python -m pip install --disable-pip-version-check -c constraints.tx
 WORKERS ?= 2
 SOURCES = setup.cfg pyproject.toml constraints.txt
 
+# The first line of targets that read both corpora.
+needs_data = @test -n "$(DATA)" || { echo 'error: make $@ needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+
 .PHONY: help demo install audit docs pictures test test-slow test-floors faults lint parity modern dynamic same-as speed gpu-check gpu-wheels clean
 
 help: ## this list
@@ -43,16 +46,16 @@ lint: $(VENV)/.installed-test ## ruff, mypy, hadolint, shellcheck: seconds, half
 	$(BIN)/shellcheck docker/*.sh .ci/run
 
 parity: $(VENV)/.installed-test ## the reference's training curves: make parity DATA=folder with wikitext-mini/ and tinyshakespeare/
-	@test -n "$(DATA)" || { echo 'error: make parity needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+	$(needs_data)
 	TXL_DATA=$(DATA) $(BIN)/python -m pytest -q -s -m slow tests/train/test_same_training.py
 	$(BIN)/python -m tools.parity --data $(DATA)
 
 modern: $(VENV)/.installed-test ## our recipe beside the published one, over seeds (hours): make modern DATA=as for parity (SEEDS=5)
-	@test -n "$(DATA)" || { echo 'error: make modern needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+	$(needs_data)
 	$(BIN)/python -m tools.modern --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
 
 dynamic: $(VENV)/.installed-test ## evaluation that learns, over seeds (an hour with the trainings): make dynamic DATA=as for parity
-	@test -n "$(DATA)" || { echo 'error: make dynamic needs DATA=FOLDER (with wikitext-mini/ and tinyshakespeare/)' >&2; exit 2; }
+	$(needs_data)
 	$(BIN)/python -m tools.dynamic --data $(DATA) $(if $(SEEDS),--seeds $(SEEDS))
 
 same-as: $(VENV)/.installed-test ## is everything computed as by another revision, bit by bit? make same-as REV=... DATA=as for parity

@@ -68,13 +68,12 @@ class Measured:
 
     def beside(self, plain: "Measured") -> dict[str, Any]:
         """A row of the table, with the changes against an evaluation that does not learn."""
-        pairs = list(zip(self.loss, plain.loss, strict=True))
         return {
             "batch": self.batch,
             "options": self.options or "none",
             "loss": Spread.of(self.loss),
             "change": -100 * self.gain_beside(plain) if self.options else None,
-            "by_seed": ", ".join(f"{100 * (own / other - 1):+.1f}" for own, other in pairs) if self.options else None,
+            "by_seed": ", ".join(f"{-100 * gain:+.1f}" for gain in self.gains(plain)) if self.options else None,
             "time": self.time_beside(plain),
             "before": self.time_before(plain) if "dynamic=rms" in self.options else None,
         }
@@ -88,9 +87,13 @@ class Measured:
         times = zip(self.before, plain.before, plain.seconds, strict=True)
         return statistics.median((own - other) / seconds for own, other, seconds in times)
 
+    def gains(self, plain: "Measured") -> list[float]:
+        """The share of the loss that is gone, by seed."""
+        return [1 - own / other for own, other in zip(self.loss, plain.loss, strict=True)]
+
     def gain_beside(self, plain: "Measured") -> float:
-        """The mean over the seeds of the share of the loss that is gone."""
-        return statistics.fmean(1 - own / other for own, other in zip(self.loss, plain.loss, strict=True))
+        """The mean of `gains`."""
+        return statistics.fmean(self.gains(plain))
 
 
 def evaluate(run_dir: Path, split: str, batch: int, options: str, file: Path) -> dict[str, Any]:
@@ -147,21 +150,20 @@ def beside_plain(found: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
     return [(measured, plain[measured.batch]) for measured in found]
 
 
-def in_time(found: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
-    """Those with dynamic evaluation that take at most the allowed time, beside the plain ones; the best one last."""
-    allowed = [
-        (m, plain) for m, plain in beside_plain(found) if "dynamic=" in m.options and m.time_beside(plain) <= TIME
-    ]
-    return sorted(allowed, key=lambda pair: pair[0].gain_beside(pair[1]))
+def best_in_time(found: Sequence[Measured]) -> tuple[Measured, Measured] | None:
+    """The best dynamic evaluation that takes at most the allowed time, and the plain one; None if all take longer."""
+    pairs = [(m, plain) for m, plain in beside_plain(found) if "dynamic=" in m.options and m.time_beside(plain) <= TIME]
+    return max(pairs, key=lambda pair: pair[0].gain_beside(pair[1]), default=None)
 
 
 def missed_bars(corpora: dict[tuple[str, str], list[Measured]]) -> list[str]:
     """The corpora on which dynamic evaluation does not lower the loss by enough in that time, one sentence each."""
     missed = []
     for (corpus, _), found in corpora.items():
-        best = max((measured.gain_beside(plain) for measured, plain in in_time(found)), default=0.0)
-        if best < GAIN:
-            missed.append(f"{corpus}: {100 * best:.1f} % in at most {TIME:g} times the time, wanted {100 * GAIN:g} %.")
+        best = best_in_time(found)
+        gain = best[0].gain_beside(best[1]) if best else 0.0
+        if gain < GAIN:
+            missed.append(f"{corpus}: {100 * gain:.1f} % in at most {TIME:g} times the time, wanted {100 * GAIN:g} %.")
     return missed
 
 
@@ -204,12 +206,14 @@ def page(corpora: dict[tuple[str, str], list[Measured]], missed: Sequence[str]) 
     for (corpus, split), found in corpora.items():
         title = f"## {corpus}, {split}, {len(found[0].loss)} seeds"
         lines += ["", title, "", f"{found[0].geometry}.", "", table(found)]
-        chosen = next(m.options for m in reversed(found) if m.options)
-        lines += ["", "```", f"txl evaluate checkpoint=RUN split={split} batch_size={found[-1].batch} {chosen}", "```"]
+        last = found[-1]
+        command = f"txl evaluate checkpoint=RUN split={split} batch_size={last.batch} {last.options}"
+        lines += ["", "```", command, "```"]
     wanted = f"{100 * GAIN:g} % less loss in at most {TIME:g} times the time"
     reached = [f"Wanted of dynamic evaluation, and reached on both corpora: {wanted}.", ""]
     for (corpus, _), found in corpora.items():
-        for measured, plain in in_time(found)[-1:]:
+        if best := best_in_time(found):
+            measured, plain = best
             gain, times = 100 * measured.gain_beside(plain), measured.time_beside(plain)
             reached.append(f"* {corpus}: {gain:.1f} % in {times:.1f} times the time with `{measured.options}`")
     lines += ["", "## Bar", "", *([f"* Missed: {line}" for line in missed] or reached)]

@@ -25,6 +25,7 @@ from txl.evaluate.loss import evaluate_stream
 TOKENS = np.random.default_rng(0).integers(0, 12, 201)
 GEOMETRY = Geometry(8, 16)
 SGD = Adaptation(dynamic=Dynamic.sgd, dynamic_rate=0.3)
+RMS = Adaptation(dynamic=Dynamic.rms)
 CACHE = Adaptation(neural_cache=30, cache_theta=0.2, cache_lambda=0.3)
 BOTH = replace(SGD, neural_cache=30, cache_theta=0.2, cache_lambda=0.3)
 
@@ -100,9 +101,6 @@ def test_a_weight_without_a_gradient_in_training_moves_by_a_limited_step():
     weight.grad = torch.tensor([1.0, -1e6, 0.0])
     rms_from([weight], [torch.zeros(3)], options).step()
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.01, 0.01, 0.0]), rtol=1e-4, atol=0)
-
-
-RMS = Adaptation(dynamic=Dynamic.rms)
 
 
 @pytest.mark.parametrize("options", [SGD, CACHE, RMS])

@@ -76,12 +76,6 @@ class AdaptiveSoftmax(nn.Module):
             }
         )
 
-    def bias(self, i: int) -> Tensor:
-        """Biases [V_i] of cluster i."""
-        begin, end = self.clusters.spans[i]
-        bias: Tensor = self.biases[i] if len(self.biases) > 1 else self.biases[0][begin:end]
-        return bias
-
     @torch.no_grad()
     def set_frequencies(self, counts: Tensor) -> None:
         """Set the biases so that a hidden state of zero predicts every word with its frequency.
@@ -90,11 +84,11 @@ class AdaptiveSoftmax(nn.Module):
             counts: [V], how often each word occurs; words that never occur count as half an occurrence.
         """
         counts = counts.double().clamp(min=0.5)
-        parts = [counts[begin:end] for begin, end in self.clusters.spans]
+        parts, biases = self._by_cluster([counts]), self._by_cluster(list(self.biases))
         tails = torch.stack([part.sum() for part in reversed(parts[1:])]) if parts[1:] else counts[:0]
         for i, part in enumerate(parts):
             total = counts.sum() if i == 0 else part.sum()
-            self.bias(i).copy_((part / total).log())
+            biases[i].copy_((part / total).log())
         if self.clusters.n_tails:
             self.cluster_bias.copy_((tails / counts.sum()).log())
 

@@ -106,9 +106,9 @@ def sampled_loss(
     softmax, n = model.softmax, target.numel()
     x = softmax.project(hidden, 0, model.embedding)  # [n, d]
     words = torch.cat([target, sample.words])
-    table = (softmax.weights or model.embedding.tables)[0]  # there are no clusters
+    (table,), (biases,) = softmax.weights or model.embedding.tables, softmax.biases  # there are no clusters
     rows = F.embedding(words, table, sparse=True)  # [n + S, d]
-    bias = F.embedding(words, softmax.bias(0)[:, None])[:, 0]
+    bias = F.embedding(words, biases[:, None])[:, 0]
     offset = bias - sample.log_inclusion_probability(words).to(bias.dtype)
     target_logit = at_least_fp32((x * rows[:n]).sum(-1)) + offset[:n]  # [n]
     negatives = at_least_fp32(x @ rows[n:].t()) + offset[n:]  # [n, S]
