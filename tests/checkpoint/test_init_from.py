@@ -207,6 +207,7 @@ MISTAKES = {
     "empty": (["init_from={tmp}"], "init_from={tmp} holds no manifest.json"),
     "damaged": (["init_from={damaged}"], "init_from={damaged}: checkpoint {damaged} is damaged: model.pt differs from"),
     "activation": (["model.activation=gelu"], "model.activation=relu, this run gelu: its weights do not fit"),
+    "values": (["model.value_residual=true"], "model.value_residual=false, this run true: its weights do not fit"),
     "width": (["model.d_model=32"], "model.d_model=16, this run 32: its weights do not fit; set model.d_model=16"),
     "positions": (["model.positions=shaw"], "has model.positions=relative, this run shaw"),
     "kind": (["data.vocab=char"], "has data.vocab=word, this run char"),

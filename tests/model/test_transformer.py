@@ -43,9 +43,13 @@ def test_no_position_sees_the_future(positions, pre_lnorm):
 
 
 @pytest.mark.parametrize("positions", DISTANCE_SCHEMES)
-@pytest.mark.parametrize("pre_lnorm, untie_r, div_val", [(False, False, 1), (True, True, 2)])
-def test_reading_in_segments_with_memory_equals_reading_at_once(positions, pre_lnorm, untie_r, div_val):
-    model = build(positions=positions, pre_lnorm=pre_lnorm, untie_r=untie_r, div_val=div_val)
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"pre_lnorm": True, "untie_r": True, "div_val": 2}, {"value_residual": True, "n_layer": 3}],
+    ids=["plain", "pre_lnorm", "value_residual"],
+)
+def test_reading_in_segments_with_memory_equals_reading_at_once(positions, changes):
+    model = build(positions=positions, **changes)
     ids = tokens()
     whole, _ = model(ids, [], Geometry(24, 0))
     mems, parts = [], []

@@ -29,6 +29,7 @@ GEOMETRIES = [
     ["train.tgt_len=48", "train.mem_len=48", "model.dropout=0.0", "model.n_layer=5"],
     ["train.tgt_len=64", "train.mem_len=64", "model.positions=rotary", "evaluation.clamp_len=-1"],
 ]
+MODERN = ["model.activation=gelu", "model.value_residual=true", "model.dropout=0"]
 
 
 def test_the_micro_batches_of_machines_without_a_published_one_fit():
@@ -79,21 +80,22 @@ def estimate(config: RunConfig) -> dict[str, float]:
     return memory_terms(config, VOCAB, make_plan(config).parameters, MICRO, MICRO, 1)
 
 
-@pytest.mark.parametrize("geometry", [*GEOMETRIES, ["model.activation=gelu", "model.dropout=0"]], ids=" ".join)
+@pytest.mark.parametrize("geometry", [*GEOMETRIES, MODERN], ids=" ".join)
 def test_activations_are_estimated_within_15_percent_of_what_is_kept(geometry):
     config = composed(*OWN_TEXT, "model.n_layer=3", "valid.tgt_len=16", *geometry)
     assert estimate(config)["activations"] == pytest.approx(saved_bytes(config), rel=0.15)
 
 
-@pytest.mark.parametrize("geometry", [*GEOMETRIES[:2], ["model.activation=gelu"]], ids=" ".join)
+@pytest.mark.parametrize("geometry", [*GEOMETRIES[:2], MODERN], ids=" ".join)
 def test_in_half_precision_too_and_beside_the_cast_weights(geometry):
     config = composed(*OWN_TEXT, "model.n_layer=3", "valid.tgt_len=16", "precision=bf16", *geometry)
     kept = saved_bytes(config) - 2 * layer_parameters(config.model)
     assert estimate(config)["activations"] == pytest.approx(kept, rel=0.15)
 
 
-def test_recomputing_keeps_the_inputs_of_layers_and_the_insides_of_one():
-    geometry = ["train.tgt_len=64", "train.mem_len=64", "valid.tgt_len=16"]
+@pytest.mark.parametrize("options", [[], MODERN], ids=["published", "modern"])
+def test_recomputing_keeps_the_inputs_of_layers_and_the_insides_of_one(options):
+    geometry = ["train.tgt_len=64", "train.mem_len=64", "valid.tgt_len=16", *options]
     one = composed(*OWN_TEXT, *geometry, "model.n_layer=1")
     config = composed(*OWN_TEXT, *geometry, "model.n_layer=6", "recompute=true")
     during_backward = saved_bytes(config) + estimate(one)["activations"]

@@ -46,6 +46,7 @@ MODELS = {
     "narrow_own_weights": {"d_embed": 12, "tie_weight": False},
     "full_softmax": {"adaptive": False},
     "pre_lnorm": {"pre_lnorm": True},
+    "value_residual": {"value_residual": True},
 }
 
 

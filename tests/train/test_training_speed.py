@@ -66,31 +66,34 @@ def losses(model: TransformerXL, geometry: Geometry, segments: int) -> tuple[lis
     return found, {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
 
 
-def pair(backend) -> list[TransformerXL]:
+def pair(backend, **changes) -> list[TransformerXL]:
     """The same model twice, the second compiled."""
     models = []
     for _ in range(2):
         torch.manual_seed(0)
-        models.append(TransformerXL(model_config(n_layer=3, tie_weight=False), 60, [20], 16).double().train())
+        config = model_config(n_layer=3, tie_weight=False, **changes)
+        models.append(TransformerXL(config, 60, [20], 16).double().train())
     models[1].compile_layers(backend)
     return models
 
 
-def test_all_layers_share_one_compiled_program_and_odd_segments_need_none():
+@pytest.mark.parametrize("changes, count", [({}, 1), ({"value_residual": True}, 2)], ids=["plain", "value_residual"])
+def test_all_layers_share_one_compiled_program_and_odd_segments_need_none(changes, count):
+    """The first layer of a model with value residuals hands its values on, so it has a program of its own."""
     programs = []
 
     def backend(graph, inputs):
         programs.append(graph)
         return graph.forward
 
-    plain, compiled = pair(backend)
+    plain, compiled = pair(backend, **changes)
     expected = losses(plain, Geometry(8, 16), 4)
     torch.testing.assert_close(losses(compiled, Geometry(8, 16), 4), expected, rtol=1e-12, atol=1e-12)
-    assert len(programs) == 1  # of two segments with a full memory and three layers
+    assert len(programs) == count  # of two segments with a full memory and three layers
     compiled.eval()
     with torch.no_grad():
         compiled(torch.zeros(1, 5, dtype=torch.long), [], Geometry(5, 3))
-    assert len(programs) == 1
+    assert len(programs) == count
 
 
 def test_layers_with_dropout_compile_on_a_cpu_and_those_without_memory_have_a_program_of_their_own():

@@ -25,8 +25,8 @@ from txl.model.clusters import VocabularyClusters
 from txl.model.transformer import TransformerXL
 
 ARCHITECTURE = """
-    n_layer n_head d_model d_head d_inner d_embed positions pre_lnorm activation untie_r div_val tie_weight
-    tie_projs
+    n_layer n_head d_model d_head d_inner d_embed positions pre_lnorm activation value_residual untie_r div_val
+    tie_weight tie_projs
 """
 
 

@@ -205,11 +205,14 @@ def read_reference(checkpoint: dict[str, Any]) -> ExternalModel:
 def reference_checkpoint(external: ExternalModel) -> dict[str, Any]:
     """The inverse of `read_reference`: what the reference's evaluation reads."""
     model = external.model
-    known = {"positions": model.positions in ATTENTION_TYPES, "activation": model.activation is Activation.relu}
-    for option, is_known in known.items():
-        if not is_known:
-            value = getattr(model, option).name
-            raise ConfigError(f"model.{option}={value} does not exist in the reference's format; use safetensors")
+    unknown = {
+        f"positions={model.positions.name}": model.positions not in ATTENTION_TYPES,
+        f"activation={model.activation.name}": model.activation is not Activation.relu,
+        "value_residual=true": model.value_residual,
+    }
+    for option, is_unknown in unknown.items():
+        if is_unknown:
+            raise ConfigError(f"model.{option} does not exist in the reference's format; use safetensors")
     shared = ("n_layer", "n_head", "d_model", "d_head", "d_inner", "div_val", "dropout", "dropatt", "tie_weight")
     values = {key: getattr(model, key) for key in shared} | {key: getattr(external.lengths, key) for key in LENGTHS}
     values |= {

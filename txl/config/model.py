@@ -92,6 +92,7 @@ class ModelConfig:
     activation: Activation = added(Activation.relu)  # the function inside of the feed-forward part
     # zero; unigram: logarithms of the tokens' frequencies in the training split
     bias_init: BiasInit = added(BiasInit.zero)
+    value_residual: bool = added(False)  # layers add the first layer's values, times a factor per head, to their own
 
 
 @dataclass(frozen=True)

@@ -279,10 +279,13 @@ def run_layers_with_cache(
         Hidden states [B, T, D].
     """
     h: Tensor = model.embedding(input)
+    first_value: Tensor | None = None
     for i, layer in enumerate(model.layers):
         attention = layer.attention
         x = attention.norm(h) if attention.pre_lnorm else h
         query, key, value = attention.project(x)
+        value = attention.add_first_value(value, first_value)
+        first_value = value if i == 0 else first_value
         key, value = append(i, key, value)
         h = attention.attend(h, query, key, value, model.positions, i, position_keys[i], window, mask, ring_offset)
         h = layer.feed_forward(h)

@@ -134,7 +134,8 @@ def choose_backend(
 class Attention(nn.Module):
     """Multi-head attention of a segment over its memory and itself, with residual connection and LayerNorm."""
 
-    def __init__(self, model: ModelConfig, backend: AttentionBackend = AttentionBackend.eager):
+    def __init__(self, model: ModelConfig, backend: AttentionBackend = AttentionBackend.eager, is_first: bool = True):
+        """Make the parameters. `is_first`: this is the first layer, whose values `model.value_residual` hands on."""
         super().__init__()
         self.backend = backend
         self.n_head, self.d_head = model.n_head, model.d_head
@@ -146,6 +147,9 @@ class Attention(nn.Module):
         self.position = Linear(model.d_model, width, bias=False) if projects else None  # W_r
         self.norm = nn.LayerNorm(model.d_model)
         self.dropout = Dropout(model.dropout)
+        self.is_first_of_residuals = model.value_residual and is_first
+        adds_first = model.value_residual and not is_first
+        self.first_value = nn.Parameter(torch.ones(model.n_head)) if adds_first else None
 
     def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The segment [B, T, D] -> queries, keys and values, each [B, N, T, H]."""
@@ -158,12 +162,30 @@ class Attention(nn.Module):
         key, value = linear(memory, weight).chunk(2, dim=-1)
         return self._split_heads(key), self._split_heads(value)
 
+    def add_first_value(self, value: Tensor, first_value: Tensor | None) -> Tensor:
+        """Value residual (Zhou et al. 2024): value + factor * first_value, with a learned factor per head.
+
+        A word's own vector so reaches every layer, however much the layers between have changed it.
+
+        Args:
+            value: this layer's values [B, N, K, H].
+            first_value: the first layer's, of the same tokens; None in that layer, or without this option.
+
+        Returns:
+            [B, N, K, H].
+        """
+        if self.first_value is None or first_value is None:
+            return value
+        return torch.addcmul(value, self.first_value.to(value.dtype)[:, None, None], first_value)
+
     def _split_heads(self, x: Tensor) -> Tensor:
         """[B, T, N H] -> [B, N, T, H]"""
         heads: Tensor = x.unflatten(-1, (self.n_head, self.d_head))
         return heads.transpose(1, 2)
 
-    def forward(self, h: Tensor, memory: Tensor, layer: int, positions: SegmentPositions) -> Tensor:
+    def forward(
+        self, h: Tensor, memory: Tensor, layer: int, positions: SegmentPositions, first_value: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """One layer's attention.
 
         Segment and memory are projected in two products. The memory has no gradient, so none is computed for it.
@@ -173,9 +195,10 @@ class Attention(nn.Module):
             memory: [B, M, D], without gradient.
             layer: index of the layer.
             positions: those of the segment.
+            first_value: for `add_first_value`.
 
         Returns:
-            [B, T, D].
+            [B, T, D]; and in the first layer of a model with value residuals its values [B, N, K, H].
         """
         query, key, value = self.project(self.norm(h) if self.pre_lnorm else h)
         if memory.shape[1]:
@@ -183,7 +206,9 @@ class Attention(nn.Module):
             key, value = torch.cat([memory_key, key], dim=2), torch.cat([memory_value, value], dim=2)
         scheme, encoding, window = positions
         position_keys = scheme.keys(layer, encoding, self.position)
-        return self.attend(h, query, key, value, scheme, layer, position_keys, window)
+        value = self.add_first_value(value, first_value)
+        out = self.attend(h, query, key, value, scheme, layer, position_keys, window)
+        return out, value if self.is_first_of_residuals else None
 
     def attend(
         self,

@@ -63,12 +63,14 @@ class FeedForward(nn.Module):
 class Layer(nn.Module):
     """Attention, then feed-forward."""
 
-    def __init__(self, model: ModelConfig, backend: AttentionBackend):
+    def __init__(self, model: ModelConfig, backend: AttentionBackend, is_first: bool):
         super().__init__()
-        self.attention = Attention(model, backend)
+        self.attention = Attention(model, backend, is_first)
         self.feed_forward = FeedForward(model)
 
-    def forward(self, h: Tensor, memory: Tensor, layer: int, positions: SegmentPositions) -> Tensor:
+    def forward(
+        self, h: Tensor, memory: Tensor, layer: int, positions: SegmentPositions, first_value: Tensor | None
+    ) -> tuple[Tensor, Tensor | None]:
         """Compute the next layer's input.
 
         Args:
@@ -76,12 +78,13 @@ class Layer(nn.Module):
             memory: the same for the remembered positions [B, M, D].
             layer: its index, from 0.
             positions: for `Attention.forward`.
+            first_value: for `Attention.forward`.
 
         Returns:
-            Output for the segment [B, T, D].
+            Output for the segment [B, T, D], and the values that `Attention.forward` hands on.
         """
-        out: Tensor = self.feed_forward(self.attention(h, memory, layer, positions))
-        return out
+        attended, value = self.attention(h, memory, layer, positions, first_value)
+        return self.feed_forward(attended), value
 
 
 class TransformerXL(nn.Module):
@@ -115,13 +118,13 @@ class TransformerXL(nn.Module):
         shape = (vocab_size, cutoffs, d_embed, model.d_model, model.div_val)
         self.embedding = AdaptiveEmbedding(*shape)
         self.positions = build_positions(model, max_distances)
-        layers = nn.ModuleList(Layer(model, backend) for _ in range(model.n_layer))
+        layers = nn.ModuleList(Layer(model, backend, is_first=i == 0) for i in range(model.n_layer))
         self.layers = cast(Sequence[Layer], layers)
         self.softmax = AdaptiveSoftmax(*shape, model.tie_weight, model.tie_projs)
         self.dropout = Dropout(model.dropout)
         self.embedding.sparse_gradient = model.tie_weight and model.div_val == 1
         self.vocab_size, self.d_model = vocab_size, model.d_model
-        self.compiled: Callable[..., Tensor] | None = None
+        self.compiled: Callable[..., tuple[Tensor, Tensor | None]] | None = None
         self.replays_graphs = False
         initialise_weights(self, model)
 
@@ -164,7 +167,7 @@ class TransformerXL(nn.Module):
         replays = self.replays_graphs and run is self.compiled
         if replays:
             torch.compiler.cudagraph_mark_step_begin()
-        new_mems = []
+        new_mems, first_value = [], None
         for i, layer in enumerate(self.layers):
             # A program is made for a fixed index, so it is the same for all layers where it makes no difference.
             index = i if self.positions.differs_by_layer else 0
@@ -174,10 +177,12 @@ class TransformerXL(nn.Module):
             if self.positions.adds_to_input:
                 context = self.positions.add_to_input(i, torch.cat([memory, h], dim=1), geometry)
                 memory, h = context[:, :M], context[:, M:]
+            inputs = (layer, h, memory, index, positions, first_value)
             if self.recompute and self.training:
-                h = checkpoint(run, layer, h, memory, index, positions, use_reentrant=False)
+                h, value = checkpoint(run, *inputs, use_reentrant=False)
             else:
-                h = run(layer, h, memory, index, positions)
+                h, value = run(*inputs)
+            first_value = value if i == 0 else first_value
         return self.dropout(h), new_mems if geometry.mem_len else []
 
     def loss(self, hidden: Tensor, target: Tensor) -> Tensor:
@@ -215,9 +220,9 @@ class TransformerXL(nn.Module):
         return self.softmax.log_prob(hidden, self.embedding)
 
 
-def _run_layer(layer: Layer, *inputs: Any) -> Tensor:
+def _run_layer(layer: Layer, *inputs: Any) -> tuple[Tensor, Tensor | None]:
     """A function to compile, so that all layers share its program. A compiled method would belong to one layer."""
-    out: Tensor = layer(*inputs)
+    out: tuple[Tensor, Tensor | None] = layer(*inputs)
     return out
 
 

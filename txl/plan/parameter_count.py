@@ -14,8 +14,9 @@ def layer_matrix_parameters(model: ModelConfig) -> int:
 
 
 def layer_parameters(model: ModelConfig) -> int:
-    """Parameters of all layers: the matrices, the biases of the feed-forward part, two LayerNorms."""
-    return layer_matrix_parameters(model) + model.n_layer * (model.d_inner + 5 * model.d_model)
+    """Parameters of all layers: the matrices, the feed-forward part's biases, two LayerNorms, the values' factors."""
+    factors = model.value_residual * (model.n_layer - 1) * model.n_head
+    return layer_matrix_parameters(model) + model.n_layer * (model.d_inner + 5 * model.d_model) + factors
 
 
 def other_parameters(model: ModelConfig, train: TrainConfig, cutoffs: list[int], vocab_size: int) -> int:
