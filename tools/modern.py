@@ -30,7 +30,6 @@ from txl.system.hardware import cpu_model
 RESULTS = PROJECT / "docs" / "results"
 GAIN_OVER_CONTROL = 0.25  # nats that modern must be below LAMB on wikitext-mini
 GAIN_LEFT = 0.5  # share of the gain over the published recipe that the largest model must keep
-CONTROLS, CONTROL_SEEDS = ("lamb", "adamw"), 3
 SPEED = 0.9  # tokens per second that modern must reach, divided by the published recipe's
 SPEED_STEPS, SPEED_ROUNDS = 200, 3
 
@@ -163,12 +162,12 @@ def train_recipes(names: Sequence[str], corpus: str, options: Sequence[str], see
         names: of the recipes.
         corpus: name of the corpus and of its experiment.
         options: that all these trainings share.
-        seeds: how many; fewer for the controls.
+        seeds: how many.
         runs: folder of the run folders.
     """
     outcomes = {name: Outcome() for name in names}
     for name, outcome in outcomes.items():
-        for seed in range(1, (min(seeds, CONTROL_SEEDS) if name in CONTROLS else seeds) + 1):
+        for seed in range(1, seeds + 1):
             run_dir = runs / f"{name}-s{seed}"
             own = [f"experiment={corpus}", *options, f"seed={seed}", *CORPORA[corpus].overrides(name)]
             records = train_once(run_dir, own)

@@ -30,9 +30,9 @@ def test_modern_shuffles_pieces_of_sixteen_segments():
     assert composed("recipe=modern", "train.shuffle_len=null").train.shuffle_len is None
 
 
-def test_modern_has_a_memory_from_sixty_percent_of_its_curve_on():
-    assert composed("recipe=modern", "train.max_step=600").train.mem_from_step == 360
-    assert composed("recipe=modern", "train.max_step=600", "scheduler.max_step=1000").train.mem_from_step == 600
+def test_modern_has_a_memory_from_forty_percent_of_its_curve_on():
+    assert composed("recipe=modern", "train.max_step=600").train.mem_from_step == 240
+    assert composed("recipe=modern", "train.max_step=600", "scheduler.max_step=1000").train.mem_from_step == 400
     assert composed("recipe=modern", "train.mem_from_step=0").train.mem_from_step == 0
     assert composed().train.mem_from_step == 0
 
@@ -58,9 +58,10 @@ def test_every_optimizer_goes_with_modern(name):
     assert config.optimizer.eps == (1e-4 if "eps" in used else None)
 
 
-def test_modern_has_gelu_and_the_published_recipe_relu():
-    assert composed("recipe=modern").model.activation is Activation.gelu
-    assert composed().model.activation is Activation.relu
+def test_modern_has_gelu_and_value_residuals_and_the_published_recipe_has_not():
+    modern, published = composed("recipe=modern").model, composed().model
+    assert (modern.activation, modern.value_residual) == (Activation.gelu, True)
+    assert (published.activation, published.value_residual) == (Activation.relu, False)
 
 
 def test_modern_replaces_the_optimizer_of_an_experiment():
