@@ -147,8 +147,9 @@ def test_heads_drop_independently_of_each_other():
         assert (others - 0.5).abs().max() < 5 * 0.5 / count.sum() ** 0.5
 
 
-def test_a_layer_with_the_kernel_is_one_program_with_the_same_numbers():
-    """fullgraph=True: a break would be an error."""
+@pytest.mark.parametrize("value_residual, count", [(False, 1), (True, 2)])
+def test_a_layer_with_the_kernel_is_one_program_with_the_same_numbers(value_residual, count):
+    """fullgraph=True: a break would be an error. The first layer has a program of its own if it hands its values on."""
     programs = []
 
     def backend(graph, inputs):
@@ -157,7 +158,7 @@ def test_a_layer_with_the_kernel_is_one_program_with_the_same_numbers():
 
     found = []
     for compiles in (False, True):
-        model = build(n_layer=3, backend=AttentionBackend.triton).float().train()
+        model = build(n_layer=3, backend=AttentionBackend.triton, value_residual=value_residual).float().train()
         if compiles:
             model.compile_layers(backend)
         hidden, mems = model(torch.arange(8).view(2, 4), [], Geometry(4, 4))
@@ -165,7 +166,7 @@ def test_a_layer_with_the_kernel_is_one_program_with_the_same_numbers():
         hidden.backward()
         found.append([hidden.detach(), *(p.grad for p in model.layers.parameters())])
     torch.testing.assert_close(*found, rtol=1e-5, atol=1e-5)
-    assert len(programs) == 1 and "txl.relative_attention" in programs[0].code
+    assert len(programs) == count and all("txl.relative_attention" in program.code for program in programs)
 
 
 COMPILE = """
