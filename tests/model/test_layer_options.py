@@ -30,12 +30,12 @@ def test_each_unit_is_multiplied_by_the_probability_of_a_smaller_normal_variable
 def test_each_head_adds_its_share_of_the_first_layers_values():
     model = build(value_residual=True)
     plain, later = Attention(model_config()).double(), model.layers[1].attention
-    assert later.first_value is not None
-    plain.load_state_dict({name: value for name, value in later.state_dict().items() if name != "first_value"})
+    assert later.value_factors is not None
+    plain.load_state_dict({name: value for name, value in later.state_dict().items() if name != "value_factors"})
     h, memory, first_value = (torch.randn(1, *size).double() for size in [(3, 16), (2, 16), (2, 5, 8)])
     positions = SegmentPositions(model.positions, model.positions.encode(5, Geometry(3, 2), h), None)
     query, key, value = plain.project(torch.cat([memory, h], dim=1))
-    value = torch.stack([value[:, n] + later.first_value[n] * first_value[:, n] for n in range(2)], dim=1)
+    value = torch.stack([value[:, n] + later.value_factors[n] * first_value[:, n] for n in range(2)], dim=1)
     keys = model.positions.keys(1, positions.encoding, plain.position)
     expected = plain.attend(h, query[:, :, 2:], key, value, model.positions, 1, keys, None)
     found, handed_on = later(h, memory, 1, positions, first_value)
@@ -46,8 +46,8 @@ def test_each_head_adds_its_share_of_the_first_layers_values():
 def test_value_residuals_with_factors_of_zero_are_the_plain_model():
     residual, plain = build(value_residual=True), build()
     with torch.no_grad():
-        residual.layers[1].attention.first_value.zero_()
-    own = {name: value for name, value in residual.state_dict().items() if not name.endswith("first_value")}
+        residual.layers[1].attention.value_factors.zero_()
+    own = {name: value for name, value in residual.state_dict().items() if not name.endswith("value_factors")}
     plain.load_state_dict(own)
     ids = torch.arange(24).view(2, 12)
     torch.testing.assert_close(residual(ids, [], Geometry(12, 0))[0], plain(ids, [], Geometry(12, 0))[0])

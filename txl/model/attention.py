@@ -149,7 +149,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(model.dropout)
         self.is_first_of_residuals = model.value_residual and is_first
         adds_first = model.value_residual and not is_first
-        self.first_value = nn.Parameter(torch.ones(model.n_head)) if adds_first else None
+        self.value_factors = nn.Parameter(torch.ones(model.n_head)) if adds_first else None
 
     def project(self, h: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The segment [B, T, D] -> queries, keys and values, each [B, N, T, H]."""
@@ -174,9 +174,9 @@ class Attention(nn.Module):
         Returns:
             [B, N, K, H].
         """
-        if self.first_value is None or first_value is None:
+        if self.value_factors is None or first_value is None:
             return value
-        return torch.addcmul(value, self.first_value.to(value.dtype)[:, None, None], first_value)
+        return torch.addcmul(value, self.value_factors.to(value.dtype)[:, None, None], first_value)
 
     def _split_heads(self, x: Tensor) -> Tensor:
         """[B, T, N H] -> [B, N, T, H]"""
