@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,6 +48,34 @@ def test_the_sum_of_training_equals_the_definition_and_so_does_every_gradient(sh
     total, nats = model.total_loss(hidden, target, 0.1)
     (3 * total).backward()
     torch.testing.assert_close(nats.double() * 0.3, loss.detach())
+    torch.testing.assert_close(hidden.grad, expected_hidden)
+    torch.testing.assert_close(gradients(model), expected)
+
+
+def loss_of_the_words_after_the_next(model, hidden, target):
+    """By the definition: only the head's softmax, where a tail is one column."""
+    spans, columns = model.softmax.clusters.spans, model.softmax.columns(model.embedding)
+    logits = model.softmax.logits(hidden[:, :-1].flatten(0, 1), 0, model.embedding, columns)
+    words = target[:, 1:].flatten().tolist()
+    cluster = [next(i for i, (_, end) in enumerate(spans) if word < end) for word in words]
+    column = [word if i == 0 else logits.shape[1] - i for word, i in zip(words, cluster, strict=True)]
+    return F.cross_entropy(logits, torch.tensor(column), reduction="sum")
+
+
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_multi_token_prediction_adds_the_gradients_of_the_words_after_the_next(shape, monkeypatch):
+    monkeypatch.setattr(cluster_loss, "LOGITS_AT_ONCE", 100)
+    model = build(**shape)
+    hidden = torch.randn(2, 21, 16, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(50, (2, 21))
+    plain = model.loss(hidden, target).sum()
+    loss = 0.3 * (plain + 0.4 * loss_of_the_words_after_the_next(model, hidden, target))
+    (expected_hidden,) = torch.autograd.grad(loss, [hidden], retain_graph=True)
+    loss.backward()
+    expected, hidden.grad = gradients(model), None
+    total, nats = model.total_loss(hidden, target, 0.3, multi_token_weight=0.4)
+    total.backward()
+    torch.testing.assert_close(nats, plain.detach())  # what is logged is the loss of the next words
     torch.testing.assert_close(hidden.grad, expected_hidden)
     torch.testing.assert_close(gradients(model), expected)
 

@@ -21,20 +21,26 @@ def interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.4])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize(
     "columns, n, at_once", [(203, 37, 2**29), (203, 37, 256 * 10), (64, 3, 2**29), (9001, 2, 2**29)]
 )
-def test_loss_and_every_gradient_equal_float64(columns, n, at_once, dtype, monkeypatch):
+def test_loss_and_every_gradient_equal_float64(columns, n, at_once, dtype, weight, monkeypatch):
     monkeypatch.setattr(half_softmax, "HALF_LOGITS_AT_ONCE", at_once)
     torch.manual_seed(columns)
     x, w, b = torch.randn(n, 16).to(dtype), (torch.randn(columns, 16) / 4).to(dtype), torch.randn(columns)
     target = torch.randint(columns, (n,))
     unset = torch.full((columns, 16), torch.nan), torch.full((columns,), torch.nan)  # what they held must not count
-    nats, grad_x = half_softmax.loss_over_half_logits(x, target, w, b, unset, 0.25)
+    second = torch.randint(-1, columns, (n,))
+    second[:1] = -1  # no second target
+    further = cluster_loss.FurtherTargets(second, weight) if weight else None
+    nats, grad_x = half_softmax.loss_over_half_logits(x, target, w, b, unset, 0.25, further)
     exact = [tensor.double().requires_grad_() for tensor in (x, w, b)]
-    right = F.cross_entropy(exact[0] @ exact[1].t() + exact[2], target, reduction="sum")
-    (0.25 * right).backward()
+    logits = exact[0] @ exact[1].t() + exact[2]
+    right = F.cross_entropy(logits, target, reduction="sum")
+    of_second = F.cross_entropy(logits, second, reduction="sum", ignore_index=-1)
+    (0.25 * (right + weight * of_second)).backward()
     rounding = 2e-2 if dtype == torch.bfloat16 else 3e-3
     torch.testing.assert_close(nats, right.detach(), rtol=rounding, atol=1e-3)
     for found, expected in zip((grad_x, *unset), (tensor.grad for tensor in exact), strict=True):

@@ -17,7 +17,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from txl.model import half_softmax  # noqa: E402
 from txl.optim import lamb_kernels  # noqa: E402
 
-TYPES = {"addresses": "*i64", "tensor_of": "*i32", "first_of": "*i32", "sizes": "*i64", "target": "*i64"}
+TYPES = {"addresses": "*i64", "tensor_of": "*i32", "first_of": "*i32", "sizes": "*i64"}
+TYPES |= {"target": "*i64", "second": "*i64", "factor": "fp32", "weight": "fp32"}
 TYPES |= dict.fromkeys("sums rates skip bias nats".split(), "*fp32")
 TYPES |= dict.fromkeys("beta1 beta2 eps decay lr most".split(), "fp32")
 
@@ -40,8 +41,8 @@ def main(capability: int, chosen: list[str]) -> None:
         compile_kernel(lamb_kernels._subtract_updates, capability, blocks)
     if "softmax" in chosen:
         for logits in ("*bf16", "*fp16"):
-            constants = {"GRADIENT": True, "BLOCK": half_softmax.BLOCK}
-            compile_kernel(half_softmax._gradient_of_row, capability, constants, logits=logits, factor="fp32")
+            constants = {"GRADIENT": True, "SECOND": True, "BLOCK": half_softmax.BLOCK}
+            compile_kernel(half_softmax._gradient_of_row, capability, constants, logits=logits)
 
 
 if __name__ == "__main__":

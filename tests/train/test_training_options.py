@@ -68,6 +68,27 @@ def test_memory_that_begins_at_once_changes_nothing_and_one_that_never_begins_is
     assert "the memory is used" not in capsys.readouterr().out
 
 
+# --------------------------------------------------------------------------- multi-token prediction
+
+
+def test_the_weight_of_the_token_after_the_next_falls_in_a_line_to_zero():
+    config = composed("train.multi_token_weight=0.5", "train.multi_token_steps=4").train
+    assert [config.multi_token_weight_at(step) for step in range(6)] == [0.5, 0.375, 0.25, 0.125, 0.0, 0.0]
+    assert composed().train.multi_token_weight_at(0) == 0.0
+
+
+def test_multi_token_prediction_is_the_same_in_parts_and_when_it_goes_on(train):
+    option = ["train.multi_token_weight=0.5", "train.multi_token_steps=3", "model.dropout=0"]
+    whole, plain = train(*option), step_losses(train("model.dropout=0"))
+    assert step_losses(whole)[0] == plain[0]  # what is logged is the loss of the next token
+    assert step_losses(whole)[1] != plain[1]
+    in_parts = step_losses(train(*option, "train.grad_accum_steps=2"))
+    assert in_parts == pytest.approx(step_losses(whole), rel=1e-5)
+    half = train(*option, "train.max_step=2", "scheduler.max_step=4")
+    rest = train(*option, "scheduler.max_step=4", f"resume={half}/checkpoints/last")
+    assert all(torch.equal(value, weights(rest)[name]) for name, value in weights(whole).items())
+
+
 # --------------------------------------------------------------------------- memories on the host
 
 

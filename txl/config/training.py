@@ -48,6 +48,9 @@ class TrainConfig:
     clip_nonemb: bool = MISSING  # leave the embedding's gradient out of the norm and unclipped
     swap_mem: bool = MISSING  # keep memories in the host's RAM between steps (GPUs)
     sampled_softmax: int | None = above_zero(None)  # words drawn for a step's softmax; null: the whole vocabulary
+    # Factor on the loss of predicting the token after the next one as well, at the first step (multi-token prediction)
+    multi_token_weight: float = zero_or_more(0.0, is_added=True)
+    multi_token_steps: int = zero_or_more(0, most=MOST_STEPS, is_added=True)  # in which this factor falls to 0
     varlen: bool = MISSING  # draw segments' lengths around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     # Every epoch reads pieces of this many tokens in another order; null: the text from its beginning to its end
@@ -60,6 +63,11 @@ class TrainConfig:
     rollback_lr: float = above_zero(0.5, most=1)  # a rollback multiplies the learning rate by it
     target_throughput: float | None = above_zero(None)  # tokens/s; exit code 3 if it is missed
     target_perplexity: float | None = above_zero(None)  # of the final test; exit code 3 if it is missed
+
+    def multi_token_weight_at(self, step: int) -> float:
+        """`multi_token_weight` after so many steps: it falls in a line to 0."""
+        left = max(0, self.multi_token_steps - step)
+        return self.multi_token_weight * left / self.multi_token_steps if left else 0.0
 
 
 @dataclass

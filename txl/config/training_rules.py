@@ -24,6 +24,7 @@ def check_training(config: RunConfig) -> None:
     _check_optimizer(config)
     _check_lr_scale(config)
     _check_sampled_softmax(config)
+    _check_multi_token(config)
     _check_end_of_schedule(config)
     _check_plateau(config)
 
@@ -116,6 +117,17 @@ def _check_sampled_softmax(config: RunConfig) -> None:
     refuse_unless(reason is None, key, count, rule)
     rule = f"excludes optimizer.weight_decay={decay:g}: rows would decay only when they are drawn; use 0"
     refuse_unless(decay == 0, key, count, rule)
+
+
+def _check_multi_token(config: RunConfig) -> None:
+    train = config.train
+    weight, steps, drawn = train.multi_token_weight, train.multi_token_steps, train.sampled_softmax
+    rule = "needs the number of steps in which it falls to 0; set train.multi_token_steps"
+    refuse_unless(not weight or steps > 0, "train.multi_token_weight", weight, rule)
+    rule = "has no meaning without a weight that falls; set train.multi_token_weight, or leave it out"
+    refuse_unless(not steps or weight > 0, "train.multi_token_steps", steps, rule)
+    rule = f"needs the whole softmax, and train.sampled_softmax={drawn} draws words of it; leave one of them out"
+    refuse_unless(not weight or drawn is None, "train.multi_token_weight", weight, rule)
 
 
 def _check_end_of_schedule(config: RunConfig) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txl.model.adaptive_embedding import AdaptiveEmbedding
-from txl.model.cluster_loss import WeightAndBias, at_least_fp32, loss_of_cluster, wide
+from txl.model.cluster_loss import FurtherTargets, WeightAndBias, at_least_fp32, loss_of_cluster, wide
 from txl.model.clusters import TokensByCluster, VocabularyClusters
 from txl.model.linear import linear
 
@@ -136,7 +136,7 @@ class AdaptiveSoftmax(nn.Module):
     def forward(self, hidden: Tensor, target: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D], target [n] -> loss [n] in nats, in the order of the tokens."""
         tokens = self.clusters.sort_tokens(target)
-        head_target, columns = self._head_target(target, tokens), self.columns(embedding)
+        head_target, columns = self._head_target(target), self.columns(embedding)
         loss = F.cross_entropy(self.logits(hidden, 0, embedding, columns), head_target, reduction="none")
         for i, index in enumerate(tokens.order.split(tokens.sizes)):
             if i > 0 and len(index) > 0:
@@ -150,22 +150,22 @@ class AdaptiveSoftmax(nn.Module):
 
         So no shape depends on the targets, and the host need not know them: a CUDA graph can hold it.
         """
-        spans, head_size = self.clusters.spans, self.clusters.spans[0][1] + self.clusters.n_tails
         columns = self.columns(embedding)
-        head_target, of_tails = target, torch.zeros(len(target), dtype=torch.float32, device=target.device)
-        for i, (begin, end) in enumerate(spans[1:], 1):
+        of_tails = torch.zeros(len(target), dtype=torch.float32, device=target.device)
+        for i, (begin, end) in enumerate(self.clusters.spans[1:], 1):
             inside = (target >= begin) & (target < end)
             word = (target - begin).clamp(0, end - begin - 1)
             loss = F.cross_entropy(self.logits(hidden, i, embedding, columns), word, reduction="none")
             of_tails = of_tails + torch.where(inside, loss, 0.0)
-            head_target = torch.where(inside, head_size - i, head_target)
-        of_head = F.cross_entropy(self.logits(hidden, 0, embedding, columns), head_target, reduction="none")
-        return of_head + of_tails
+        logits = self.logits(hidden, 0, embedding, columns)
+        return F.cross_entropy(logits, self._head_target(target), reduction="none") + of_tails
 
-    def _head_target(self, target: Tensor, tokens: TokensByCluster) -> Tensor:
-        """Column [n] of the head's softmax: the word itself, or its cluster."""
-        columns = self.clusters.spans[0][1] + self.clusters.n_tails
-        return torch.where(tokens.cluster == 0, target, columns - tokens.cluster)
+    def _head_target(self, target: Tensor) -> Tensor:
+        """Column [n] of the head's softmax: the word itself, or its cluster. -1 stays -1."""
+        column, columns = target, self.clusters.spans[0][1] + self.clusters.n_tails
+        for i, (begin, _) in enumerate(self.clusters.spans[1:], 1):
+            column = torch.where(target >= begin, columns - i, column)
+        return column
 
     def total_loss(
         self,
@@ -175,6 +175,8 @@ class AdaptiveSoftmax(nn.Module):
         scale: float = 1.0,
         tokens: TokensByCluster | None = None,
         is_root: bool = False,
+        second_target: Tensor | None = None,
+        second_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """Sum the losses of all tokens; hold at most LOGITS_AT_ONCE logits, and their probabilities, at a time.
 
@@ -186,12 +188,15 @@ class AdaptiveSoftmax(nn.Module):
             tokens: the targets by cluster, if they were sorted on the host.
             is_root: the backward pass will start at the first result, with a gradient of 1. On a GPU this saves a
                 multiplication of all gradients by a number that the host does not know.
+            second_target: [n], a further word that each token is to predict; -1: none. It counts in the gradients
+                only, and in the head only: of a word in a tail, its cluster.
+            second_weight: factor on its loss.
 
         Returns:
             scale * sum of the losses, to start the backward pass from; and the sum in float64, without gradient.
         """
         tokens = tokens or self.clusters.sort_tokens(target)
-        targets, inputs = [self._head_target(target, tokens)], [self.project(hidden, 0, embedding)]
+        targets, inputs = [self._head_target(target)], [self.project(hidden, 0, embedding)]
         for i, index in enumerate(tokens.order.split(tokens.sizes)):
             if i > 0:
                 targets.append(target[index] - self.clusters.spans[i][0])
@@ -200,7 +205,8 @@ class AdaptiveSoftmax(nn.Module):
         tensors = [*inputs, *parameters]
         if not torch.is_grad_enabled():  # an autograd function cannot see this, and would compute an unused gradient
             tensors = [tensor.detach() for tensor in tensors]
-        total, nats = _TotalLoss.apply(clusters, targets, scale, is_root, *tensors)  # type: ignore[no-untyped-call]
+        further = None if second_target is None else FurtherTargets(self._head_target(second_target), second_weight)
+        total, nats = _TotalLoss.apply(clusters, targets, further, scale, is_root, *tensors)  # type: ignore[no-untyped-call]
         return total, nats
 
     def _column_blocks(self, embedding: AdaptiveEmbedding) -> tuple[list[list[ColumnBlock]], list[Tensor]]:
@@ -245,6 +251,7 @@ class _TotalLoss(torch.autograd.Function):
         ctx: Any,
         clusters: list[list[ColumnBlock]],
         targets: list[Tensor],
+        further: FurtherTargets | None,
         scale: float,
         is_root: bool,
         *tensors: Tensor,
@@ -255,6 +262,7 @@ class _TotalLoss(torch.autograd.Function):
             ctx: keeps the gradients for the backward pass.
             clusters: the blocks of columns of every softmax; a block names its parameters by their place.
             targets: [n] columns, for every softmax.
+            further: second targets of the head's softmax.
             scale: factor on the sum and on its gradients.
             is_root: as in `total_loss`.
             tensors: the inputs [n, d] of every softmax, then all parameters.
@@ -268,10 +276,11 @@ class _TotalLoss(torch.autograd.Function):
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs[0].dtype
         total, input_grads = torch.zeros((), dtype=torch.float64, device=inputs[0].device), []
         with torch.autocast(kind, enabled=False):
-            for x, target, blocks in zip(inputs, targets, clusters, strict=True):
+            of_cluster = [further] + [None] * (len(clusters) - 1)
+            for x, target, second, blocks in zip(inputs, targets, of_cluster, clusters, strict=True):
                 weights = _take(parameters, blocks)
                 block_grads = _take(grads, blocks) if grads else None
-                nats, grad = loss_of_cluster(x.to(dtype), target, weights, block_grads, scale)
+                nats, grad = loss_of_cluster(x.to(dtype), target, weights, block_grads, scale, second)
                 total += nats
                 input_grads.append(grad)
         ctx.grads = [*input_grads, *grads] if grads else None
@@ -290,7 +299,7 @@ class _TotalLoss(torch.autograd.Function):
                 grad *= grad_total
         for i, dtype in enumerate(ctx.dtypes):
             grads[i] = grads[i].to(dtype)
-        return None, None, None, None, *grads
+        return None, None, None, None, None, *grads
 
 
 def _take(tensors: Sequence[Tensor], blocks: list[ColumnBlock]) -> list[WeightAndBias]:

@@ -4,6 +4,7 @@ Shapes: n tokens, v columns (words), d width of the vectors.
 """
 
 import importlib.util
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,17 @@ LOGITS_AT_ONCE = 2**25  # logits that `total_loss` holds, or those of one token 
 HALF = (torch.float16, torch.bfloat16)
 
 WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v], or their gradients
+
+
+class FurtherTargets(NamedTuple):
+    """A second target of every token, for the gradient of loss + weight * (loss of the second targets)."""
+
+    column: Tensor  # [n]; -1: this token has none
+    weight: float
+
+    def rows(self, begin: int, end: int) -> "FurtherTargets":
+        """Those of the tokens from `begin` to `end`."""
+        return FurtherTargets(self.column[begin:end], self.weight)
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:
@@ -34,6 +46,7 @@ def loss_of_cluster(
     weights: list[WeightAndBias],
     grads: list[WeightAndBias] | None,
     scale: float,
+    further: FurtherTargets | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of one softmax over the columns of all blocks, and its gradient times `scale`.
 
@@ -43,13 +56,14 @@ def loss_of_cluster(
         weights: blocks of columns, each a weight [v, d] and a bias [v].
         grads: tensors of the same shapes, which are overwritten with the gradients; None to compute no gradient.
         scale: factor on the gradients.
+        further: second targets, which count in the gradients only.
 
     Returns:
         The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32 or wider, or None.
     """
     weights = [(w.to(x.dtype), b) for w, b in weights]
     if _uses_half_logits(x):
-        return _loss_over_half_logits(x, target, weights, grads, scale)
+        return _loss_over_half_logits(x, target, weights, grads, scale, further)
     dtype = wide(x.dtype)
     sizes = [len(w) for w, _ in weights]
     n, columns = len(x), sum(sizes)
@@ -70,6 +84,8 @@ def loss_of_cluster(
         if grads is None or grad_x is None:
             continue
         probability.exp_()
+        if further is not None:
+            add_further_targets(probability, further.rows(begin, begin + rows))
         probability[row, word] -= 1
         for (w, _), (grad_w, grad_b), p in zip(weights, grads, probability.split(sizes, dim=1), strict=True):
             _store_product(grad_b, None, p, begin > 0, scale)
@@ -79,17 +95,30 @@ def loss_of_cluster(
     return nats, grad_x
 
 
+def add_further_targets(probability: Tensor, further: FurtherTargets) -> None:
+    """Add to probabilities [n, v], in place, what the second targets contribute to the gradient of the logits."""
+    weight = torch.where(further.column >= 0, further.weight, 0.0).to(probability.dtype)
+    probability *= 1 + weight[:, None]
+    row = torch.arange(len(probability), device=probability.device)
+    probability[row, further.column.clamp(min=0)] -= weight
+
+
 def _loss_over_half_logits(
-    x: Tensor, target: Tensor, weights: list[WeightAndBias], grads: list[WeightAndBias] | None, scale: float
+    x: Tensor,
+    target: Tensor,
+    weights: list[WeightAndBias],
+    grads: list[WeightAndBias] | None,
+    scale: float,
+    further: FurtherTargets | None,
 ) -> tuple[Tensor, Tensor | None]:
     """`loss_of_cluster` with all blocks of columns as one."""
     from txl.model.half_softmax import loss_over_half_logits
 
     if len(weights) == 1:
-        return loss_over_half_logits(x, target, *weights[0], grads[0] if grads else None, scale)
+        return loss_over_half_logits(x, target, *weights[0], grads[0] if grads else None, scale, further)
     weight, bias = (torch.cat(parts) for parts in zip(*weights, strict=True))
     together = (weight.new_empty(weight.shape, dtype=torch.float32), torch.empty_like(bias)) if grads else None
-    result = loss_over_half_logits(x, target, weight, bias, together, scale)
+    result = loss_over_half_logits(x, target, weight, bias, together, scale, further)
     if grads and together:
         for whole, parts in zip(together, zip(*grads, strict=True), strict=True):
             for grad, part in zip(parts, whole.split([len(grad) for grad in parts]), strict=True):

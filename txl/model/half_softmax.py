@@ -14,6 +14,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from txl.model.cluster_loss import FurtherTargets
+
 ALIGNED = 64  # columns of the buffer are a multiple of this
 HALF_LOGITS_AT_ONCE = 2**29  # 1 GB in half precision
 BLOCK = 4096  # columns that the kernel reads at a time
@@ -22,9 +24,13 @@ FP16_FACTOR = 1024.0  # in fp16, probabilities below 6e-8 would become 0; this f
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _gradient_of_row(  # type: ignore[no-untyped-def]
-    logits, bias, target, nats, stride, columns, factor, GRADIENT: tl.constexpr, BLOCK: tl.constexpr
-):
-    """One row: nats = log sum exp - logit of the target. The logits become factor * (probability - 1 at the target)."""
+    logits, bias, target, second, nats, stride, columns, factor, weight,
+    GRADIENT: tl.constexpr, SECOND: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """One row: nats = log sum exp - logit of the target. The logits become factor * (probability - 1 at the target).
+
+    SECOND: and weight * (probability - 1 at the second target) is added to that, where there is one (not -1).
+    """
     row = tl.program_id(0).to(tl.int64)
     logits += row * stride
     word = tl.load(target + row).to(tl.int32)
@@ -50,12 +56,22 @@ def _gradient_of_row(  # type: ignore[no-untyped-def]
             inside = column < stride
             x = tl.load(logits + column, mask=inside, other=0.0).to(tl.float32)
             x += tl.load(bias + column, mask=inside, other=0.0)
-            p = tl.exp(tl.where(column < columns, x, -1e30) - log_sum) - tl.where(column == word, 1.0, 0.0)
+            p = tl.exp(tl.where(column < columns, x, -1e30) - log_sum)
+            if SECOND:
+                other = tl.load(second + row).to(tl.int32)
+                p += tl.where(other >= 0, weight, 0.0) * (p - tl.where(column == other, 1.0, 0.0))
+            p -= tl.where(column == word, 1.0, 0.0)
             tl.store(logits + column, (p * factor).to(logits.dtype.element_ty), mask=inside)
 
 
 def loss_over_half_logits(
-    x: Tensor, target: Tensor, weight: Tensor, bias: Tensor, grads: tuple[Tensor, Tensor] | None, scale: float
+    x: Tensor,
+    target: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    grads: tuple[Tensor, Tensor] | None,
+    scale: float,
+    further: FurtherTargets | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Loss of one softmax, and its gradient times `scale`.
 
@@ -66,6 +82,7 @@ def loss_over_half_logits(
         bias: [v] in float32.
         grads: float32 tensors of the weight's and the bias' shape, which are overwritten; None to compute no gradient.
         scale: factor on the gradients.
+        further: second targets, which count in the gradients only.
 
     Returns:
         The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32, or None.
@@ -85,9 +102,10 @@ def loss_over_half_logits(
         part = x[begin : begin + rows]
         logits = buffer[: len(part), :columns]
         torch.mm(part, weight.t(), out=logits)
+        second, second_weight = (further.column, further.weight) if further else (target, 0.0)
         _gradient_of_row[(len(part),)](
-            logits, bias, target[begin:], losses[begin:], width, columns, factor,
-            GRADIENT=grads is not None, BLOCK=BLOCK, num_warps=8,
+            logits, bias, target[begin:], second[begin:], losses[begin:], width, columns, factor, second_weight,
+            GRADIENT=grads is not None, SECOND=further is not None, BLOCK=BLOCK, num_warps=8,
         )  # fmt: skip
         if grads is None or grad_x is None:
             continue

@@ -198,6 +198,7 @@ class TransformerXL(nn.Module):
         scale: float = 1.0,
         tokens: TokensByCluster | None = None,
         is_root: bool = False,
+        multi_token_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor]:
         """The sum of `loss`, faster and in bounded memory (adaptive_softmax.py).
 
@@ -207,13 +208,17 @@ class TransformerXL(nn.Module):
             scale: factor on the first result.
             tokens: the targets by cluster, if they were sorted on the host.
             is_root: the backward pass will start at the first result, with a gradient of 1.
+            multi_token_weight: the gradients are those of the loss and, times this weight, of the loss of the
+                tokens after the next, which the same logits predict (Gloeckle et al. 2024, with one head for both).
 
         Returns:
             scale * nats, to start the backward pass from; and nats in float64, without gradient.
         """
         hidden = hidden[:, -target.shape[1] :]
         states, targets = hidden.flatten(0, 1), target.flatten()
-        return self.softmax.total_loss(states, targets, self.embedding, scale, tokens, is_root)
+        after_next = nn.functional.pad(target[:, 1:], (0, 1), value=-1).flatten() if multi_token_weight else None
+        further = (after_next, multi_token_weight)
+        return self.softmax.total_loss(states, targets, self.embedding, scale, tokens, is_root, *further)
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> log-probabilities [n, V] of the next token."""

@@ -75,6 +75,7 @@ class ModelWithLoss(nn.Module):
         scale: float,
         groups: TokensByCluster,
         sample: SampledWords | None = None,
+        multi_token_weight: float = 0.0,
     ) -> tuple[Tensor, Tensor, list[Tensor]]:
         """Read one segment of a micro-batch.
 
@@ -86,6 +87,7 @@ class ModelWithLoss(nn.Module):
             scale: factor of the loss that the backward pass starts from.
             groups: the targets sorted by cluster.
             sample: the words of a sampled softmax; None: the exact softmax.
+            multi_token_weight: for the model's `total_loss`.
 
         Returns:
             scale * nats with gradient, nats in float64 without gradient, and the new memories.
@@ -93,7 +95,8 @@ class ModelWithLoss(nn.Module):
         hidden, mems = self.model(input, mems, geometry)
         if sample is not None:
             return *sampled_loss(self.model, hidden, target, scale, sample), mems
-        return *self.model.total_loss(hidden, target, scale, groups, is_root=not self.loss_is_scaled), mems
+        is_root = not self.loss_is_scaled
+        return *self.model.total_loss(hidden, target, scale, groups, is_root, multi_token_weight), mems
 
 
 def average_gradients_over_ranks(

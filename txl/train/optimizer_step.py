@@ -98,6 +98,7 @@ class OptimizerStep:
         tokens = self.config.train.batch_size * batch.target.shape[1]
         geometry = train_geometry(self.config, step)
         sample = self.sampler.draw(step).to(self.device) if self.sampler else None
+        multi_token_weight = self.config.train.multi_token_weight_at(step)
         scale = self.world.world_size / tokens  # DistributedDataParallel averages over ranks; the mean is over tokens
         nats_of_step: list[Tensor] = []
         for i in range(self.n_micro_batches):
@@ -106,7 +107,7 @@ class OptimizerStep:
             with self._gradients_stay_local(unless=i == self.n_micro_batches - 1):
                 with autocast(self.precision, self.device):
                     loss, nats, mems = self.model_with_loss(
-                        input[i], target[i], self.mems.get(i), geometry, scale, groups, sample
+                        input[i], target[i], self.mems.get(i), geometry, scale, groups, sample, multi_token_weight
                     )
                 self.on_part_done("forward")
                 note_progress()
