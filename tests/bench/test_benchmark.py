@@ -112,6 +112,13 @@ def test_the_published_benchmark_keeps_its_learning_rate_curve_and_hardware_subm
     assert (measured.scheduler.max_step, measured.train.batch_size) == (25_000, 512)
 
 
+def test_a_benchmark_of_the_modern_recipe_measures_the_steps_that_most_of_a_training_has():
+    config = composed("suite=train", "recipe=modern", name="benchmark", kind=BenchmarkConfig)
+    assert config.train.mem_from_step > 0 and config.train.multi_token_weight > 0
+    train = configure_train_row(config, Arithmetic.fp32, 4, World(0, 1, 0, 1)).train
+    assert (train.mem_from_step, train.multi_token_weight, train.multi_token_steps) == (0, 0, 0)
+
+
 def test_the_work_of_a_token_is_what_the_design_counted():
     config = composed("model=base")
     products = products_per_token(config, 267_735, 256)

@@ -138,7 +138,8 @@ def configure_train_row(config: BenchmarkConfig, precision: Arithmetic, micro: i
         world: how many processes there are.
 
     Returns:
-        The same configuration with this batch and precision, memory from the first step on, and no run folder.
+        The same configuration with this batch and precision and no run folder, and with steps as most of a training
+        are: with memory, without multi-token prediction.
     """
     train = replace(
         config.train,
@@ -148,6 +149,8 @@ def configure_train_row(config: BenchmarkConfig, precision: Arithmetic, micro: i
         grad_accum_steps=None,
         first_rank_batch_size=None,
         mem_from_step=0,
+        multi_token_weight=0.0,
+        multi_token_steps=0,
     )
     return replace(config, train=train, precision=replace(config.precision, name=precision), debug=True)
 
