@@ -62,6 +62,7 @@ def test_modern_predicts_the_word_after_the_next_in_its_first_steps_and_the_publ
     modern, published = composed("recipe=modern").train, composed().train
     assert (modern.multi_token_weight_at(0), modern.multi_token_weight_at(150)) == (0.5, 0.0)
     assert published.multi_token_weight_at(0) == 0.0
+    assert composed("recipe=modern", "train.multi_token_weight=0").train.multi_token_weight_at(0) == 0.0
 
 
 def test_modern_has_gelu_and_value_residuals_and_the_published_recipe_has_not():

@@ -122,10 +122,8 @@ def _check_sampled_softmax(config: RunConfig) -> None:
 def _check_multi_token(config: RunConfig) -> None:
     train = config.train
     weight, steps, drawn = train.multi_token_weight, train.multi_token_steps, train.sampled_softmax
-    rule = "needs the number of steps in which it falls to 0; set train.multi_token_steps"
+    rule = "needs the number of steps in which it falls to 0; set train.multi_token_steps above 0"
     refuse_unless(not weight or steps > 0, "train.multi_token_weight", weight, rule)
-    rule = "has no meaning without a weight that falls; set train.multi_token_weight, or leave it out"
-    refuse_unless(not steps or weight > 0, "train.multi_token_steps", steps, rule)
     rule = f"needs the whole softmax, and train.sampled_softmax={drawn} draws words of it; leave one of them out"
     refuse_unless(not weight or drawn is None, "train.multi_token_weight", weight, rule)
 
