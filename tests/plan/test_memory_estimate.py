@@ -29,7 +29,8 @@ GEOMETRIES = [
     ["train.tgt_len=48", "train.mem_len=48", "model.dropout=0.0", "model.n_layer=5"],
     ["train.tgt_len=64", "train.mem_len=64", "model.positions=rotary", "evaluation.clamp_len=-1"],
 ]
-MODERN = ["model.activation=gelu", "model.value_residual=true", "model.dropout=0"]
+MULTI_TOKEN = ["train.multi_token_weight=0.5", "train.multi_token_steps=9"]
+MODERN = ["model.activation=gelu", "model.value_residual=true", "model.dropout=0", *MULTI_TOKEN]
 
 
 def test_the_micro_batches_of_machines_without_a_published_one_fit():
@@ -72,7 +73,7 @@ def saved_bytes(config: RunConfig) -> int:
     half = torch.autocast("cpu", torch.bfloat16, enabled=config.precision.name is Arithmetic.bf16)
     with half, torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         hidden, _ = model(input, mems, geometry)
-        model.total_loss(hidden, input)
+        model.total_loss(hidden, input, multi_token_weight=config.train.multi_token_weight_at(0))
     return sum(size for size, _ in kept.values())
 
 

@@ -98,12 +98,15 @@ def dropout(rows: Rows, device: torch.device) -> None:
 
 
 def softmax(rows: Rows) -> None:
-    """The sum of training, with the tied lookup, against the definition in float64: loss and every gradient."""
+    """The sum of training, with the tied lookup, against the definition in float64: loss and every gradient.
+
+    With multi-token prediction, whose definition the tests of the adaptive softmax have, against the CPU in float64.
+    """
     device, words = device_of(rows.tiny), 300 if rows.tiny else 20_000
     cutoffs = [words // 15, words // 5]
     shapes = {"tied": dict(), "div_val 2": dict(div_val=2, tie_projs=[False, True, True])}
-    for (name, changes), (kind, mode) in itertools.product(shapes.items(), LIMITS):
-        case = {"shape": name, "dtype": kind, "products": mode}
+    for (name, changes), weight, (kind, mode) in itertools.product(shapes.items(), (0.0, 0.5), LIMITS):
+        case = {"shape": name, "multi_token_weight": weight, "dtype": kind, "products": mode}
         with rows.guarded(**case):
             torch.set_float32_matmul_precision(mode)
             torch.manual_seed(0)
@@ -111,12 +114,17 @@ def softmax(rows: Rows) -> None:
             exact = TransformerXL(tiny_model_config(**sizes), words, cutoffs, 16).double().train()
             model = copy.deepcopy(exact).float().to(device)
             input = torch.randint(words, (2, 16 if rows.tiny else 512))
-            right = exact.loss(exact.embedding(input), input).sum() / input.numel()
+            states, share = exact.embedding(input), 1 / input.numel()
+            if weight:
+                right, _ = exact.total_loss(states, input, share, multi_token_weight=weight)
+            else:
+                right = exact.loss(states, input).sum() * share
             right.backward()
             half = torch.autocast(device.type, getattr(torch, kind)) if "16" in kind else contextlib.nullcontext()
             with half:
                 states = model.embedding(input.to(device))
-                total, _ = model.total_loss(states, input.to(device), 1 / input.numel(), is_root=True)
+                options = {"is_root": True, "multi_token_weight": weight}
+                total, _ = model.total_loss(states, input.to(device), share, **options)
             total.backward()
             pairs = zip(model.parameters(), exact.parameters(), strict=True)
             errors = [relative_error(a.grad, b.grad) for a, b in pairs if b.grad is not None and b.grad.any()]
