@@ -8,6 +8,7 @@ from tests.support.models import model_config
 from tests.support.triton_interpreter import import_interpreted
 from txl.model import cluster_loss
 from txl.model.adaptive_embedding import add_rows
+from txl.model.clusters import FurtherTargets
 from txl.model.transformer import TransformerXL
 
 half_softmax = import_interpreted("txl.model.half_softmax")
@@ -34,7 +35,7 @@ def test_loss_and_every_gradient_equal_float64(columns, n, at_once, dtype, weigh
     unset = torch.full((columns, 16), torch.nan), torch.full((columns,), torch.nan)  # what they held must not count
     second = torch.randint(-1, columns, (n,))
     second[:1] = -1  # no second target
-    further = cluster_loss.FurtherTargets(second, weight) if weight else None
+    further = FurtherTargets(second, weight) if weight else None
     nats, grad_x = half_softmax.loss_over_half_logits(x, target, w, b, unset, 0.25, further)
     exact = [tensor.double().requires_grad_() for tensor in (x, w, b)]
     logits = exact[0] @ exact[1].t() + exact[2]

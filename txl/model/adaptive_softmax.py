@@ -19,8 +19,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txl.model.adaptive_embedding import AdaptiveEmbedding
-from txl.model.cluster_loss import FurtherTargets, WeightAndBias, at_least_fp32, loss_of_cluster, wide
-from txl.model.clusters import TokensByCluster, VocabularyClusters
+from txl.model.cluster_loss import WeightAndBias, at_least_fp32, loss_of_cluster, wide
+from txl.model.clusters import FurtherTargets, TokensByCluster, VocabularyClusters
 from txl.model.linear import linear
 
 # Indices of a weight and a bias among the parameters, and the rows to take of both; None: all.

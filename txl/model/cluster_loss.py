@@ -4,11 +4,11 @@ Shapes: n tokens, v columns (words), d width of the vectors.
 """
 
 import importlib.util
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from txl.model.clusters import FurtherTargets
 from txl.model.linear import linear, uses_onednn
 
 ROWS_AT_ONCE = 2**14  # rows of a table's gradient that are computed apart and then added: 32 MiB at width 512
@@ -17,17 +17,6 @@ LOGITS_AT_ONCE = 2**25  # logits that `total_loss` holds, or those of one token 
 HALF = (torch.float16, torch.bfloat16)
 
 WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v], or their gradients
-
-
-class FurtherTargets(NamedTuple):
-    """A second target of every token, for the gradient of loss + weight * (loss of the second targets)."""
-
-    column: Tensor  # [n]; -1: this token has none
-    weight: float
-
-    def rows(self, begin: int, end: int) -> "FurtherTargets":
-        """Those of the tokens from `begin` to `end`."""
-        return FurtherTargets(self.column[begin:end], self.weight)
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:

@@ -24,6 +24,18 @@ class TokensByCluster(NamedTuple):
         return TokensByCluster(copy_to_device(self.cluster, device), copy_to_device(self.order, device), self.sizes)
 
 
+class FurtherTargets(NamedTuple):
+    """A second target of every token, a column of the head's softmax, for the
+    gradient of loss + weight * (loss of the second targets)."""
+
+    column: Tensor  # [n]; -1: this token has none
+    weight: float
+
+    def rows(self, begin: int, end: int) -> "FurtherTargets":
+        """Those of the tokens from `begin` to `end`."""
+        return FurtherTargets(self.column[begin:end], self.weight)
+
+
 class VocabularyClusters:
     """Where each cluster begins and ends, and how wide its vectors are."""
 

@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from txl.model.cluster_loss import FurtherTargets
+from txl.model.clusters import FurtherTargets
 
 ALIGNED = 64  # columns of the buffer are a multiple of this
 HALF_LOGITS_AT_ONCE = 2**29  # 1 GB in half precision
