@@ -50,7 +50,7 @@ class TrainConfig:
     sampled_softmax: int | None = above_zero(None)  # words drawn for a step's softmax; null: the whole vocabulary
     # Factor on the loss of predicting the token after the next one as well, at the first step (multi-token prediction)
     multi_token_weight: float = zero_or_more(0.0, is_added=True)
-    multi_token_steps: int = zero_or_more(0, most=MOST_STEPS, is_added=True)  # in which this factor falls to 0
+    multi_token_steps: int = zero_or_more(0, most=MOST_STEPS, is_added=True)  # in which multi_token_weight falls to 0
     varlen: bool = MISSING  # draw segments' lengths around tgt_len
     roll: bool = MISSING  # rotate every column by a random amount each epoch
     # Every epoch reads pieces of this many tokens in another order; null: the text from its beginning to its end

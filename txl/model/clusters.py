@@ -25,10 +25,9 @@ class TokensByCluster(NamedTuple):
 
 
 class FurtherTargets(NamedTuple):
-    """A second target of every token, a column of the head's softmax, for the
-    gradient of loss + weight * (loss of the second targets)."""
+    """A second target of every token. The gradient is that of loss + weight * (loss of the second targets)."""
 
-    column: Tensor  # [n]; -1: this token has none
+    column: Tensor  # [n], of the head's softmax; -1: this token has none
     weight: float
 
     def rows(self, begin: int, end: int) -> "FurtherTargets":

@@ -51,6 +51,9 @@ def _gradient_of_row(  # type: ignore[no-untyped-def]
     tl.store(nats + row, log_sum - own)
     if GRADIENT:
         tl.debug_barrier()  # all threads have read the target's logit before one overwrites it
+        if SECOND:
+            other = tl.load(second + row).to(tl.int32)
+            share = tl.where(other >= 0, weight, 0.0)
         for start in range(0, columns, BLOCK):
             column = start + tl.arange(0, BLOCK)
             inside = column < stride
@@ -58,8 +61,7 @@ def _gradient_of_row(  # type: ignore[no-untyped-def]
             x += tl.load(bias + column, mask=inside, other=0.0)
             p = tl.exp(tl.where(column < columns, x, -1e30) - log_sum)
             if SECOND:
-                other = tl.load(second + row).to(tl.int32)
-                p += tl.where(other >= 0, weight, 0.0) * (p - tl.where(column == other, 1.0, 0.0))
+                p += share * (p - tl.where(column == other, 1.0, 0.0))
             p -= tl.where(column == word, 1.0, 0.0)
             tl.store(logits + column, (p * factor).to(logits.dtype.element_ty), mask=inside)
 
@@ -98,11 +100,11 @@ def loss_over_half_logits(
         for grad in grads:
             grad.zero_()
     bias = F.pad(bias.float(), (0, width - columns))  # so that its last loads, too, are whole
+    second, second_weight = further or (target, 0.0)  # without second targets the kernel reads neither
     for begin in range(0, n, rows):
         part = x[begin : begin + rows]
         logits = buffer[: len(part), :columns]
         torch.mm(part, weight.t(), out=logits)
-        second, second_weight = (further.column, further.weight) if further else (target, 0.0)
         _gradient_of_row[(len(part),)](
             logits, bias, target[begin:], second[begin:], losses[begin:], width, columns, factor, second_weight,
             GRADIENT=grads is not None, SECOND=further is not None, BLOCK=BLOCK, num_warps=8,

@@ -217,8 +217,9 @@ class TransformerXL(nn.Module):
         hidden = hidden[:, -target.shape[1] :]
         states, targets = hidden.flatten(0, 1), target.flatten()
         after_next = nn.functional.pad(target[:, 1:], (0, 1), value=-1).flatten() if multi_token_weight else None
-        further = (after_next, multi_token_weight)
-        return self.softmax.total_loss(states, targets, self.embedding, scale, tokens, is_root, *further)
+        return self.softmax.total_loss(
+            states, targets, self.embedding, scale, tokens, is_root, after_next, multi_token_weight
+        )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
         """hidden [n, D] -> log-probabilities [n, V] of the next token."""
