@@ -15,12 +15,14 @@ from tests.support.models import V, build
 from tests.support.tiny_runs import TINY_RUN
 from txl.config.adaptation import Adaptation, Dynamic
 from txl.config.geometry import Geometry
+from txl.config.model import Positions
 from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.errors import ConfigError
 from txl.evaluate.adaptation import NeuralCache, evaluate_adaptively, gradient_roots, rms_from
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate_stream
+from txl.model.attention import Attention
 
 TOKENS = np.random.default_rng(0).integers(0, 12, 201)
 GEOMETRY = Geometry(8, 16)
@@ -94,6 +96,75 @@ def test_the_root_mean_square_starts_at_that_of_training_and_follows_the_text():
     assert loss(options, roots=roots) < evaluate_stream(build(), stream(), GEOMETRY, 1).loss - 0.05
 
 
+def tables(model):
+    """The vectors of words by table, with the first word of each."""
+    begin = {0: 0, 1: 20, 2: 35} if len(model.embedding.tables) > 1 else {0: 0}
+    of_embedding = [(table, begin[i]) for i, table in enumerate(model.embedding.tables)]
+    return of_embedding + [(table, begin[i]) for i, table in enumerate(model.softmax.weights)]
+
+
+@pytest.mark.parametrize("shape", [{}, {"tie_weight": False}, {"div_val": 2, "tie_projs": [False]}], ids=str)
+@pytest.mark.parametrize("options", [SGD, BOTH, replace(RMS, dynamic_rate=0.002, dynamic_beta=0.9)])
+def test_only_vectors_of_words_among_the_last_tokens_learn(shape, options):
+    """Against the definition. Segments have 8 tokens, so that 20 tokens are those of the last three segments."""
+    options, model = replace(options, dynamic_words=20), build(**shape)
+    is_rms = options.dynamic is Dynamic.rms
+    roots = gradient_roots(model, stream(), GEOMETRY, 5, Arithmetic.fp32) if is_rms else None
+    squares = [root.square() for root in roots] if is_rms else None
+    segments, seen = (TOKENS[begin : begin + 9] for begin in range(0, 200, 8)), []
+
+    def descend(model):
+        seen.append(set(next(segments).tolist()))
+        words = set().union(*seen[-3:])
+        first_words = {id(table): begin for table, begin in tables(model)}
+        for i, weight in enumerate(model.parameters()):
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            rows = slice(None)
+            if id(weight) in first_words:
+                begin = first_words[id(weight)]
+                rows = torch.tensor([word in words for word in range(begin, begin + len(weight))])
+            step = gradient[rows]
+            if is_rms:
+                squares[i][rows] = 0.9 * squares[i][rows] + 0.1 * step**2
+                step = step / (squares[i][rows].sqrt() + 1e-8)
+            weight[rows] -= options.rate * step
+
+    found = loss(options, model=model, roots=roots)
+    if options.neural_cache is None:
+        assert found == pytest.approx(loss_by_hand(build(**shape), descend), rel=1e-8)
+    else:  # the mixture does not change what is learnt
+        alone = replace(options, neural_cache=None, cache_theta=CACHE.cache_theta)
+        near = replace(options, cache_lambda=1e-12)
+        assert loss(near, model=model) == pytest.approx(loss(alone, model=model), rel=1e-8)
+    assert found != loss(replace(options, dynamic_words=None), model=model, roots=roots)
+
+
+@pytest.mark.parametrize("shape", [{}, {"pre_lnorm": True}, {"positions": Positions.rotary}, {"div_val": 2}], ids=str)
+def test_without_attention_its_output_is_a_constant_of_the_gradient(shape, monkeypatch):
+    """Against the eager model, whose attention is cut out of the graph: LayerNorm and the rest learn."""
+    model, attend = build(**shape), Attention.attend
+    found = loss(replace(SGD, dynamic_attention=False), model=model)
+
+    def descend(model):
+        for name, weight in model.named_parameters():
+            if weight.grad is not None:
+                assert name.split(".")[-2] not in ("qkv", "output", "position")
+                weight -= 0.3 * weight.grad
+
+    monkeypatch.setattr(Attention, "attend", lambda self, *given: attend(self, *given).detach())
+    assert found == pytest.approx(loss_by_hand(build(**shape), descend), rel=1e-8)
+    monkeypatch.undo()
+    assert found != loss(SGD, model=model) and found < evaluate_stream(model, stream(), GEOMETRY, 1).loss - 0.05
+
+
+def test_attention_in_half_precision_is_that_of_the_eager_model():
+    """Under autocast, with a rate of nearly nothing: no weight moves far, and all products are those of bfloat16."""
+    model, half = build().float(), Arithmetic.bf16
+    still = replace(SGD, dynamic_rate=1e-12, dynamic_words=30)
+    eager = loss(still, model=model, precision=half)
+    assert loss(replace(still, dynamic_attention=False), model=model, precision=half) == pytest.approx(eager, rel=1e-3)
+
+
 def test_a_weight_without_a_gradient_in_training_moves_by_a_limited_step():
     """The row of a word that training never saw, under a gradient of any size: rate / sqrt(1 - beta)."""
     weight = torch.nn.Parameter(torch.zeros(3))
@@ -103,7 +174,7 @@ def test_a_weight_without_a_gradient_in_training_moves_by_a_limited_step():
     torch.testing.assert_close(weight.detach(), torch.tensor([-0.01, 0.01, 0.0]), rtol=1e-4, atol=0)
 
 
-@pytest.mark.parametrize("options", [SGD, CACHE, RMS])
+@pytest.mark.parametrize("options", [SGD, CACHE, RMS, replace(RMS, dynamic_words=20, dynamic_attention=False)])
 def test_the_model_has_its_trained_weights_afterwards(options):
     model, same = build(), build().state_dict()
     roots = gradient_roots(model, stream(), GEOMETRY, 5, Arithmetic.fp32) if options.dynamic is Dynamic.rms else None
@@ -163,8 +234,9 @@ def trained(tmp_path_factory):
     return folder / "run"
 
 
-def test_two_processes_learn_as_one(trained, tmp_path):
-    chosen = ["hardware=cpu", f"checkpoint={trained}", "precision=fp64", "batch_size=3", "max_steps=9"]
+@pytest.mark.parametrize("more", [[], ["dynamic_words=12", "dynamic_attention=false"]], ids=["all", "some"])
+def test_two_processes_learn_as_one(trained, tmp_path, more):
+    chosen = ["hardware=cpu", f"checkpoint={trained}", "precision=fp64", "batch_size=3", "max_steps=9", *more]
     chosen += ["dynamic=rms", "dynamic_rate=0.001", "dynamic_decay=0.01", "dynamic_statistics=4", "neural_cache=50"]
     evaluate_here(*chosen, f"json={tmp_path}/one.json")
     run("evaluate.py", *chosen, "gpus=2", "json=two.json", cwd=tmp_path)
@@ -198,6 +270,14 @@ def test_the_settings_stand_beside_the_result_and_the_checkpoint_is_untouched(tr
         (["dynamic_rate=0.1"], "dynamic_rate=0.1 has no meaning without dynamic=sgd"),
         (["dynamic=sgd", "dynamic_beta=0.9"], "dynamic_beta=0.9 has no meaning without dynamic=rms"),
         (["dynamic=sgd", "dynamic_statistics=9"], "dynamic_statistics=9 has no meaning without dynamic=rms"),
+        (["dynamic_words=9"], "dynamic_words=9 has no meaning without dynamic=sgd"),
+        (["dynamic=sgd", "dynamic_words=0"], "dynamic_words=0 must be above 0"),
+        (["dynamic=sgd", "dynamic_words=9", "dynamic_segments=2"], "dynamic_words=9 keeps the words of one segment"),
+        (
+            ["dynamic=sgd", "dynamic_attention=false", "runtime=eager"],
+            "runtime=eager cannot run dynamic_attention=false",
+        ),
+        (["dynamic=sgd", "dynamic_attention=false", "ext_len=2"], "ext_len=2 needs dynamic_attention=true"),
         (["dynamic=rms", "cache_theta=0.1"], "cache_theta=0.1 has no meaning without neural_cache"),
         (["cache_lambda=1", "neural_cache=5"], "cache_lambda=1.0 must be 0 or more and below 1"),
         (["neural_cache=5", "text=a b"], "neural_cache=5 is for a split of the data set"),

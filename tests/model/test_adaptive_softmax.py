@@ -52,6 +52,43 @@ def test_the_sum_of_training_equals_the_definition_and_so_does_every_gradient(sh
     torch.testing.assert_close(gradients(model), expected)
 
 
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("words", [[0, 3, 4, 19, 20, 34, 35, 49], [21], []], ids=str)
+def test_the_vectors_of_some_words_alone_get_a_gradient_and_all_else_keeps_its_own(shape, words, monkeypatch):
+    monkeypatch.setattr(cluster_loss, "LOGITS_AT_ONCE", 100)
+    model = build(**shape)
+    hidden = torch.randn(2, 21, 16, dtype=torch.float64, requires_grad=True)
+    target = torch.randint(50, (2, 21))
+    model.total_loss(hidden, target, 0.1)[0].backward()
+    expected, expected_hidden, hidden.grad = gradients(model), hidden.grad, None
+    total, _ = model.total_loss(hidden, target, 0.1, words=torch.tensor(words, dtype=torch.long))
+    total.backward()
+    torch.testing.assert_close(hidden.grad, expected_hidden)
+    found = gradients(model)
+    assert found.keys() == expected.keys() and any(grad.is_sparse for grad in found.values())
+    for name, grad in found.items():
+        wanted = expected[name]
+        if grad.is_sparse:
+            begin = 0 if shape.get("div_val", 1) == 1 else (0, 10, 20)[int(name[-1])]
+            rows = [word - begin for word in words if 0 <= word - begin < len(wanted)]
+            assert grad.coalesce().indices()[0].tolist() == rows
+            kept = torch.zeros_like(wanted)
+            kept[rows] = wanted[rows]
+            grad, wanted = grad.to_dense(), kept
+        torch.testing.assert_close(grad, wanted, msg=name)
+
+
+def test_the_gradient_of_the_lookup_is_added_to_that_of_the_words():
+    model, words = build(), torch.tensor([3, 7, 30, 40])
+    input, target = words[torch.randint(4, (2, 8))], torch.randint(50, (2, 8))
+    model.total_loss(model.embedding(input), target)[0].backward()
+    wanted = gradients(model)["embedding.tables.0"]
+    model.total_loss(model.embedding(input), target, words=words)[0].backward()
+    found = model.embedding.tables[0].grad.coalesce()
+    assert found.indices()[0].equal(words)
+    torch.testing.assert_close(found.values(), wanted[words])
+
+
 def loss_of_the_words_after_the_next(model, hidden, target):
     """By the definition: only the head's softmax, where a tail is one column."""
     spans, columns = model.softmax.clusters.spans, model.softmax.columns(model.embedding)

@@ -84,7 +84,7 @@ def test_training_steps_are_those_of_the_plain_path(changes, n_steps, monkeypatc
         generator, curve = torch.Generator().manual_seed(1), []
         with monkeypatch.context() as patch:
             if fast:
-                patch.setattr(cluster_loss, "_uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
+                patch.setattr(cluster_loss, "uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
             for _ in range(n_steps):
                 input = torch.randint(50, (1, 6), generator=generator)
                 with torch.autocast("cpu", torch.float16):

@@ -37,7 +37,8 @@ def test_each_head_adds_its_share_of_the_first_layers_values():
     query, key, value = plain.project(torch.cat([memory, h], dim=1))
     value = torch.stack([value[:, n] + later.value_factors[n] * first_value[:, n] for n in range(2)], dim=1)
     keys = model.positions.keys(1, positions.encoding, plain.position)
-    expected = plain.attend(h, query[:, :, 2:], key, value, model.positions, 1, keys, None)
+    update = plain.attend(query[:, :, 2:], key, value, model.positions, 1, keys, None)
+    expected = plain.add(h, update)
     found, handed_on = later(h, memory, 1, positions, first_value)
     torch.testing.assert_close(found, expected)
     assert handed_on is None

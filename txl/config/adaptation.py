@@ -34,6 +34,8 @@ class Adaptation:
     dynamic_segments: int = above_zero(1)  # segments per update
     dynamic_beta: float = below_one(0.99997)  # rms: share of the mean square that is kept at every update
     dynamic_statistics: int = above_zero(100)  # rms: segments of the training split that the gradients are taken from
+    dynamic_attention: bool = True  # attention learns; false: the gradient takes its output as a constant
+    dynamic_words: int | None = above_zero(None)  # only vectors of words among so many last tokens learn; null: all
     neural_cache: int | None = above_zero(None)  # tokens whose hidden states are remembered; null: no cache
     cache_theta: float = zero_or_more(0.015)  # how much nearer hidden states count more
     cache_lambda: float = below_one(0.3)  # share of the cache in the mixture
@@ -59,6 +61,8 @@ class Adaptation:
         if self.dynamic is not Dynamic.none:
             found |= {"dynamic": self.dynamic.name, "rate": self.rate, "decay": self.decay}
             found |= {"segments": self.dynamic_segments}
+            found |= {} if self.dynamic_attention else {"attention": "constant"}
+            found |= {} if self.dynamic_words is None else {"words": self.dynamic_words}
         if self.dynamic is Dynamic.rms:
             found |= {"beta": self.dynamic_beta, "statistics": self.dynamic_statistics}
         if self.neural_cache is not None:
@@ -82,19 +86,30 @@ def check_adaptation(options: Adaptation, runtime: str, precision: str, repeat: 
         times: Whether the time of every segment is asked for.
     """
     defaults, learns, is_rms = Adaptation(), options.dynamic is not Dynamic.none, options.dynamic is Dynamic.rms
+    of_both = ("dynamic_rate", "dynamic_decay", "dynamic_segments", "dynamic_attention", "dynamic_words")
     for needed, is_used, keys in (
-        ("dynamic=sgd or dynamic=rms", learns, ("dynamic_rate", "dynamic_decay", "dynamic_segments")),
+        ("dynamic=sgd or dynamic=rms", learns, of_both),
         ("dynamic=rms", is_rms, ("dynamic_beta", "dynamic_statistics")),
         ("neural_cache", options.neural_cache is not None, ("cache_theta", "cache_lambda")),
     ):
         for key in keys:
             value = getattr(options, key)
             refuse_unless(is_used or value == getattr(defaults, key), key, value, f"has no meaning without {needed}")
+    rule = "keeps the words of one segment; leave dynamic_segments out"
+    refuse_unless(
+        options.dynamic_words is None or options.dynamic_segments == 1, "dynamic_words", options.dynamic_words, rule
+    )
     if not options.adapts:
         return
-    allowed = ("auto", "eager") if learns else ("auto", "eager", "cached")
     what = f"dynamic={options.dynamic.name}" if learns else "neural_cache"
-    refuse_unless(runtime in allowed, "runtime", runtime, f"has fixed weights or shapes; {what} needs runtime=eager")
+    if learns and not options.dynamic_attention:
+        refuse_unless(
+            runtime in ("auto", "cached"), "runtime", runtime, "cannot run dynamic_attention=false; leave it out"
+        )
+    else:
+        allowed = ("auto", "eager") if learns else ("auto", "eager", "cached")
+        rule = f"has fixed weights or shapes; {what} needs runtime=eager"
+        refuse_unless(runtime in allowed, "runtime", runtime, rule)
     rule = f"loses small gradients; use precision=fp32 or bf16 with {what}"
     refuse_unless(precision != "fp16" or not learns, "precision", precision, rule)
     rule = f"reads a text again that {what} has learnt; leave it out"

@@ -23,15 +23,18 @@ from txl.config.adaptation import Adaptation, Dynamic
 from txl.config.geometry import Geometry
 from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
-from txl.evaluate.kv_cache import CachedTransformerXL
+from txl.evaluate.kv_cache import CachedTransformerXL, FixedAttentionTransformerXL
 from txl.evaluate.loss import EvaluationResult, LossSum, SegmentProgress
 from txl.evaluate.runtimes import Memory
+from txl.model.adaptive_embedding import sparse_rows
 from txl.model.cluster_loss import at_least_fp32
 from txl.model.transformer import TransformerXL
 from txl.optim.without_compiler import without_compiler
 from txl.system.distributed import sum_over_ranks
 from txl.system.hang_watch import note_progress
 from txl.system.precision import autocast
+
+EPS = 1e-8  # is added to the root mean square of the gradients
 
 Readable = TransformerXL | CachedTransformerXL
 
@@ -94,6 +97,27 @@ class NeuralCache:
         return self._states[:, begin : self._end], self._words[:, begin : self._end]
 
 
+class RecentWords:
+    """The words among the last tokens that were learnt, counted in whole segments."""
+
+    def __init__(self, vocab_size: int, tokens: int, device: torch.device):
+        """Remember nothing yet. `tokens`: how many of a column a word is remembered for."""
+        self.tokens = tokens
+        self._read = 0  # tokens of a column
+        self._until = torch.zeros(vocab_size, dtype=torch.long, device=device)  # up to where a word is remembered
+
+    def read(self, input: Tensor, target: Tensor) -> None:
+        """Take the words of a segment [B, T'] and its targets [B, T]; B is 0 in a process without a column."""
+        self._read += target.shape[1]
+        for words in (input, target):
+            self._until[words.flatten()] = self._read + self.tokens
+
+    def ids(self) -> Tensor:
+        """The remembered words [n] of all processes, in ascending order. Collective."""
+        is_recent = sum_over_ranks((self._until > self._read).long())
+        return is_recent.nonzero().flatten()
+
+
 class DynamicWeights:
     """A model's weights while they follow a text; `restore` gives the trained ones back."""
 
@@ -102,21 +126,42 @@ class DynamicWeights:
 
         Args:
             model: whose weights are changed in place.
-            options: rate, decay, and after how many segments an update comes.
+            options: rate, decay, what learns, and after how many segments an update comes.
             roots: for `rms`, of every weight: the root mean square of its gradients on the training split.
         """
-        self.options, self._weights = options, list(model.parameters())
+        self.model, self.options = model, options
+        self._weights = learning_weights(model, options)
         self._trained = [weight.detach().clone() for weight in self._weights]
         self._segments = 0  # since the last update
-        self._optimizer: torch.optim.Optimizer
+        self._words: RecentWords | None = None
+        self._tables: dict[Tensor, int] = {}  # whose rows learn with their words, and the word of their first row
+        self._ids: Tensor | None = None  # the words that learn now
+        if options.dynamic_words is not None:
+            self._words = RecentWords(model.vocab_size, options.dynamic_words, self._weights[0].device)
+            self._tables = first_words(model)
         self._decays = [torch.tensor(options.decay)] * len(self._weights)
+        self._squares: dict[Tensor, Tensor] = {}  # for `rms`, of every weight: the mean square of its gradients
+        dense = [weight for weight in self._weights if weight not in self._tables]
         if roots is None:
-            self._optimizer = without_compiler(torch.optim.SGD)(self._weights, options.rate, fused=True)
-        else:
-            self._optimizer = rms_from(self._weights, roots, options)
-            # Weights with large gradients are also pulled back more, as in the paper.
+            self._optimizer: torch.optim.Optimizer = without_compiler(torch.optim.SGD)(dense, options.rate, fused=True)
+            return
+        of_weight: dict[Tensor, Tensor] = dict(zip(model.parameters(), roots, strict=True))
+        self._squares = {weight: of_weight[weight].square() for weight in self._weights}
+        self._optimizer = rms_from(dense, [self._squares[weight] for weight in dense], options)
+        if options.decay:  # weights with large gradients are also pulled back more, as in the paper
+            roots = [of_weight[weight] for weight in self._weights]
             mean = torch.cat([root.flatten() for root in roots]).mean()
             self._decays = [(options.decay * root / mean).clamp(max=1) for root in roots]
+
+    def words_to_learn(self, input: Tensor, target: Tensor) -> Tensor | None:
+        """Take the words of a segment [B, T'] and its targets [B, T]; returns the words whose vectors learn from it.
+
+        They are [w] in ascending order; None: all. Collective.
+        """
+        if self._words is not None:
+            self._words.read(input, target)
+            self._ids = self._words.ids()
+        return self._ids
 
     def learn(self, total: Tensor | None) -> None:
         """Take the gradient of a segment's loss, and update after every `dynamic_segments`-th. Collective.
@@ -135,9 +180,14 @@ class DynamicWeights:
     def _update(self) -> None:
         for weight, trained, decay in zip(self._weights, self._trained, self._decays, strict=True):
             weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
-            sum_over_ranks(weight.grad)
             if self.options.decay:
                 weight.add_(decay.to(weight) * (trained - weight))
+            if self._ids is None or weight not in self._tables:
+                sum_over_ranks(weight.grad)
+                continue
+            gradient, weight.grad = rows_of(weight.grad, self._ids - self._tables[weight]), None
+            sum_over_ranks(gradient._values())
+            move_rows(weight, gradient, self.options, self._squares.get(weight))
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -149,7 +199,39 @@ class DynamicWeights:
             weight.grad = None
 
 
-def rms_from(weights: Sequence[Tensor], roots: Sequence[Tensor], options: Adaptation) -> torch.optim.Optimizer:
+def learning_weights(model: TransformerXL, options: Adaptation) -> list[Tensor]:
+    """The weights that learn: all, or all but those of attention. (Its LayerNorm stands behind it, or is small.)"""
+    resting: set[Tensor] = set()
+    if not options.dynamic_attention:
+        attentions = [layer.attention for layer in model.layers]
+        named = [pair for attention in attentions for pair in attention.named_parameters()]
+        resting = {weight for name, weight in named if not name.startswith("norm.")}
+    return [weight for weight in model.parameters() if weight not in resting]
+
+
+def first_words(model: TransformerXL) -> dict[Tensor, int]:
+    """Every table of word vectors, of the embedding and of the softmax, and the word that its first row belongs to."""
+    found: dict[Tensor, int] = {}
+    for tables in (model.embedding.tables, model.softmax.weights):
+        begin = 0
+        for table in tables:
+            found[table] = begin
+            begin += len(table)
+    return found
+
+
+def rows_of(gradient: Tensor, rows: Tensor) -> Tensor:
+    """The gradient of a table as a sparse tensor of these rows; those outside of the table do not count.
+
+    One that is sparse already has these rows (`AdaptiveSoftmax.total_loss`).
+    """
+    if gradient.is_sparse:
+        return gradient.coalesce()
+    rows = rows[(rows >= 0) & (rows < len(gradient))]
+    return sparse_rows(rows, gradient[rows], gradient.shape)
+
+
+def rms_from(weights: Sequence[Tensor], squares: Sequence[Tensor], options: Adaptation) -> torch.optim.Optimizer:
     """Gradient descent, divided by a root mean square that is the training split's at first and then follows the text.
 
     A word that is rare in training has hardly any gradient there. Its first one in the text counts in its own
@@ -157,20 +239,37 @@ def rms_from(weights: Sequence[Tensor], roots: Sequence[Tensor], options: Adapta
 
     Args:
         weights: what learns.
-        roots: of every weight, in the same order: the root mean square of its gradients on the training split.
+        squares: of every weight, in the same order: the mean square of its gradients, which is then changed.
         options: rate and beta.
 
     Returns:
         torch's Adam without momentum, which updates everything in one pass.
     """
-    optimizer = without_compiler(torch.optim.Adam)(weights, options.rate, (0.0, options.dynamic_beta), fused=True)
-    for weight, root in zip(weights, roots, strict=True):
+    optimizer = without_compiler(torch.optim.Adam)(weights, options.rate, (0.0, options.dynamic_beta), EPS, fused=True)
+    for weight, square in zip(weights, squares, strict=True):
         optimizer.state[weight] = {
             "step": torch.full((), 1e9, device=weight.device),  # so that the mean square is that of many steps
             "exp_avg": torch.zeros_like(weight),
-            "exp_avg_sq": root.square(),
+            "exp_avg_sq": square,
         }
     return optimizer
+
+
+def move_rows(table: Tensor, gradient: Tensor, options: Adaptation, square: Tensor | None) -> None:
+    """An update of some rows of a table, in place: gradient descent, or that of `rms_from`.
+
+    Args:
+        table: [V, d].
+        gradient: the same shape, sparse and coalesced.
+        options: rate and beta.
+        square: [V, d], the mean square of the gradients, whose rows are changed; None: do not divide.
+    """
+    rows, values = gradient._indices()[0], gradient._values()
+    if square is not None:
+        mean = square[rows].mul_(options.dynamic_beta).addcmul_(values, values, value=1 - options.dynamic_beta)
+        square.index_copy_(0, rows, mean)
+        values = values / mean.sqrt_().add_(EPS)
+    table.index_add_(0, rows, values, alpha=-options.rate)
 
 
 def evaluate_adaptively(
@@ -205,6 +304,9 @@ def evaluate_adaptively(
     device, training = next(model.parameters()).device, model.training
     model.eval()
     weights, cache = _learners(model, options, roots)
+    if weights is not None and not options.dynamic_attention:
+        with autocast(precision, device):
+            model = FixedAttentionTransformerXL(weights.model, geometry, batch_size)
     losses = LossSum(model, at_least=1)
     started, counted = time.perf_counter(), 0
     memory: Memory = []
@@ -215,13 +317,15 @@ def evaluate_adaptively(
                 break
             counted += batch.counted
             note_progress(is_step=True)
-            total, tokens = None, batch.target.shape[1] * batch_size
+            total, words, tokens = None, None, batch.target.shape[1] * batch_size
+            if weights is not None and batch.counted:
+                words = weights.words_to_learn(batch.input, batch.target)
             if len(stream.columns):
                 input, target = batch.input.to(device), batch.target.to(device)
                 with torch.set_grad_enabled(weights is not None and batch.counted), autocast(precision, device):
                     counting = losses if batch.counted else None
                     scale = 1 / (tokens * options.dynamic_segments)
-                    total, memory = _read(model, input, target, memory, geometry, cache, counting, scale)
+                    total, memory = _read(model, input, target, memory, geometry, cache, counting, scale, words)
             if weights is not None and batch.counted:
                 weights.learn(total)
             if progress is not None and progress.is_due():
@@ -256,6 +360,7 @@ def _read(
     cache: NeuralCache | None,
     losses: LossSum | None,
     scale: float,
+    words: Tensor | None,
 ) -> tuple[Tensor | None, Memory]:
     """Score a segment; returns its summed loss times `scale`, to learn from, and the memory.
 
@@ -268,13 +373,14 @@ def _read(
         cache: mixes its words in; None: no cache.
         losses: the segment's losses are added to it; None if the segment only fills memory and cache.
         scale: factor on what is learnt from.
+        words: those whose vectors learn; None: all.
     """
     hidden, memory = model(input, memory, geometry)
     if cache is None:
         if losses is None:
             return None, memory
-        assert isinstance(model, TransformerXL), "only with a cache it may be another one"
-        total, nats = model.total_loss(hidden, target, scale, is_root=True)
+        weights = model.model if isinstance(model, CachedTransformerXL) else model
+        total, nats = weights.total_loss(hidden, target, scale, is_root=True, words=words)
         losses.total, losses.tokens = losses.total + nats, losses.tokens + target.numel()
         return total, memory
     hidden = hidden[:, -target.shape[1] :]

@@ -49,8 +49,8 @@ class Evaluator:
         self.loaded = load_trained_model(config.checkpoint, device, dtype, config.config_file, config.data_path)
         self.geometry, self.batch_size = evaluation_geometry(config, self.loaded)
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
-        if config.dynamic is not Dynamic.none:  # a change of weights would make cached keys and values wrong
-            self.runtime = Runtime.eager
+        if config.dynamic is not Dynamic.none:  # a change of attention's weights would make its cache wrong
+            self.runtime = Runtime.eager if config.dynamic_attention else Runtime.cached
             self.batch_size = config.batch_size or 1  # in the order of the text
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
         self.roots: list[Tensor] | None = None  # for dynamic=rms
@@ -146,6 +146,8 @@ class Evaluator:
 
     def _build_runtime(self, batch_size: int) -> RunnableModel:
         program = self.config.program
+        if self.config.dynamic is not Dynamic.none:
+            return self.loaded.model
         if self.world.world_size > 1 and program is not None:
             raise ConfigError(f"program={program} is for one process; leave it out, or use gpus=1")
         with autocast(self.precision, self.device):

@@ -34,7 +34,7 @@ class CachedStep(nn.Module):
 
     def __init__(self, model: TransformerXL, geometry: Geometry, runtime: str = "step"):
         super().__init__()
-        check_cacheable(model, geometry, runtime)
+        check_cacheable(model, geometry, f"runtime={runtime}")
         model.eval()
         self.model, self.geometry = model, geometry
         self.loss: Callable[[TransformerXL, Tensor, Tensor], Tensor] = traceable_loss

@@ -21,7 +21,7 @@ FEWEST_HEADS = 64  # heads of all texts from which on the fused kernel has enoug
 PACKED = (torch.float32, torch.bfloat16)  # what oneDNN has an order of its own for, with AVX-512
 
 
-def with_fixed_weights(model: TransformerXL, batch_size: int = 1) -> TransformerXL:
+def with_fixed_weights(model: TransformerXL, batch_size: int = 1, only_attention: bool = False) -> TransformerXL:
     """The model with the matrices of its layers and of its softmax as the products take them.
 
     Under autocast they are cast; on a CPU with AVX-512 they are packed for oneDNN. The result has its own modules and
@@ -31,6 +31,7 @@ def with_fixed_weights(model: TransformerXL, batch_size: int = 1) -> Transformer
     Args:
         model: the weights. They stay as they are, and in memory.
         batch_size: texts that are read at once. On a GPU that has enough of them the fused kernel computes attention.
+        only_attention: leave the feed-forward layers and the softmax as they are, to be trained.
 
     Returns:
         The model to read with.
@@ -48,12 +49,14 @@ def with_fixed_weights(model: TransformerXL, batch_size: int = 1) -> Transformer
         return pack(matrix) if packs else matrix
 
     fixed = copy.deepcopy(model, {id(parameter): parameter for parameter in model.parameters()})
-    for module in fixed.modules():
+    attentions = [module for layer in fixed.layers for module in layer.attention.modules()]
+    for module in attentions if only_attention else fixed.modules():
         if isinstance(module, nn.Linear):
             weight, bias = prepared(module.weight), module.bias
             del module.weight, module.bias  # no parameters any more
             vars(module).update(weight=weight, bias=None if bias is None else bias.detach().to(dtype))
-    fixed.softmax.fix_weights(fixed.embedding, prepared)
+    if not only_attention:
+        fixed.softmax.fix_weights(fixed.embedding, prepared)
     for layer in fixed.layers:
         if is_half and batch_size * layer.attention.n_head >= FEWEST_HEADS:
             layer.attention.backend = choose_backend(AttentionBackend.auto, norm.device, Arithmetic.bf16)

@@ -18,7 +18,9 @@ from torch import Tensor, nn
 from txl.config.geometry import Geometry
 from txl.config.model import Positions
 from txl.errors import ConfigError, any_of
+from txl.evaluate.fixed_weights import with_fixed_weights
 from txl.model.adaptive_softmax import AdaptiveSoftmax
+from txl.model.attention import Attention
 from txl.model.clusters import TokensByCluster
 from txl.model.positions.scheme import PositionKeys, attention_window
 from txl.model.transformer import TransformerXL
@@ -98,16 +100,25 @@ class KeyValueCache:
         return min(self.end, self.mem_len)
 
 
-def check_cacheable(model: TransformerXL, geometry: Geometry | None, runtime: str) -> None:
-    """Raises ConfigError if the keys and values of this model cannot be cached, or not with these lengths."""
+def check_cacheable(
+    model: TransformerXL, geometry: Geometry | None, option: str, instead: str = "runtime=eager"
+) -> None:
+    """Raises ConfigError if the keys and values of this model cannot be cached, or not with these lengths.
+
+    Args:
+        model: the model.
+        geometry: the lengths; None: any.
+        option: what needs the cache, such as runtime=cached.
+        instead: the value that needs no cache.
+    """
     if not model.positions.facts.caches_keys:
         able = any_of([scheme.name for scheme in Positions if scheme.facts.caches_keys])
         raise ConfigError(
-            f"runtime={runtime} needs model.positions={able}: with this model's positions, "
-            "the keys of a token change when more tokens follow; use runtime=eager"
+            f"{option} needs model.positions={able}: with this model's positions, "
+            f"the keys of a token change when more tokens follow; use {instead}"
         )
     if geometry is not None and geometry.ext_len:
-        raise ConfigError(f"ext_len={geometry.ext_len} needs runtime=eager: {runtime} reads no token twice")
+        raise ConfigError(f"ext_len={geometry.ext_len} needs {instead}: {option} reads no token twice")
 
 
 class CachedTransformerXL(nn.Module):
@@ -115,7 +126,7 @@ class CachedTransformerXL(nn.Module):
 
     def __init__(self, model: TransformerXL, geometry: Geometry | None = None):
         super().__init__()
-        check_cacheable(model, geometry, "cached")
+        check_cacheable(model, geometry, "runtime=cached")
         self.model = model
         self._position_keys: dict[tuple[Geometry, torch.dtype | None], list[PositionKeys]] = {}
         self.eval()  # the model, too
@@ -143,6 +154,12 @@ class CachedTransformerXL(nn.Module):
     def forward(
         self, input: Tensor, cache: "KeyValueCache | list[Tensor]", geometry: Geometry
     ) -> tuple[Tensor, KeyValueCache]:
+        """`read` without gradients."""
+        return self.read(input, cache, geometry)
+
+    def read(
+        self, input: Tensor, cache: "KeyValueCache | list[Tensor]", geometry: Geometry
+    ) -> tuple[Tensor, KeyValueCache]:
         """Read one segment.
 
         Args:
@@ -168,6 +185,7 @@ class CachedTransformerXL(nn.Module):
         cache.advance(T)
         return hidden, cache
 
+    @torch.no_grad()
     def position_keys(self, K: int, geometry: Geometry) -> list[PositionKeys]:
         """The position keys of every layer, for K keys. They are computed once, for the largest K of this geometry."""
         positions = self.model.positions
@@ -182,6 +200,21 @@ class CachedTransformerXL(nn.Module):
     def device(self) -> torch.device:
         """The device of the weights."""
         return self.model.layers[0].attention.qkv.weight.device
+
+
+class FixedAttentionTransformerXL(CachedTransformerXL):
+    """A model whose attention is fixed, so that its keys and values are cached, while all other weights may learn."""
+
+    def __init__(self, model: TransformerXL, geometry: Geometry, batch_size: int = 1):
+        """Prepare attention's matrices under the autocast that is active now; see `with_fixed_weights`."""
+        check_cacheable(model, geometry, "dynamic_attention=false", "dynamic_attention=true")
+        super().__init__(with_fixed_weights(model, batch_size, only_attention=True), geometry)
+
+    def forward(
+        self, input: Tensor, cache: "KeyValueCache | list[Tensor]", geometry: Geometry
+    ) -> tuple[Tensor, KeyValueCache]:
+        """As `CachedTransformerXL.read`, with gradients where they are enabled."""
+        return self.read(input, cache, geometry)
 
 
 class GraphedTransformerXL(CachedTransformerXL):
@@ -265,6 +298,8 @@ def run_layers_with_cache(
 ) -> Tensor:
     """Read one segment through all layers, with cached keys and values.
 
+    In a gradient attention is a constant: it passes the residual connections, LayerNorm and the feed-forward layers.
+
     Args:
         model: the weights.
         input: token ids [B, T].
@@ -278,15 +313,19 @@ def run_layers_with_cache(
     Returns:
         Hidden states [B, T, D].
     """
-    h: Tensor = model.embedding(input)
     first_value: Tensor | None = None
-    for i, layer in enumerate(model.layers):
-        attention = layer.attention
-        x = attention.norm(h) if attention.pre_lnorm else h
-        query, key, value = attention.project(x)
+
+    def attend(i: int, attention: Attention, h: Tensor) -> Tensor:
+        nonlocal first_value
+        query, key, value = attention.project(attention.norm(h) if attention.pre_lnorm else h)
         value = attention.add_first_value(value, first_value)
         first_value = value if i == 0 else first_value
         key, value = append(i, key, value)
-        h = attention.attend(h, query, key, value, model.positions, i, position_keys[i], window, mask, ring_offset)
-        h = layer.feed_forward(h)
+        return attention.attend(query, key, value, model.positions, i, position_keys[i], window, mask, ring_offset)
+
+    if torch.is_grad_enabled():
+        attend = torch.no_grad()(attend)
+    h: Tensor = model.embedding(input)
+    for i, layer in enumerate(model.layers):
+        h = layer.feed_forward(layer.attention.add(h, attend(i, layer.attention, h)))
     return h

@@ -104,8 +104,25 @@ class _SparseLookup(torch.autograd.Function):
         if grad_view is None and rows.device.type != "cpu":
             grad_view = rows.new_zeros(ctx.shape)
         if grad_view is None:
-            return None, torch.sparse_coo_tensor(ids[None], rows, ctx.shape, check_invariants=False)
+            return None, sparse_rows(ids, rows, ctx.shape, is_coalesced=False)
+        if grad_view.is_sparse:
+            return None, grad_view + sparse_rows(ids, rows, ctx.shape, is_coalesced=False)
         return None, add_rows(grad_view, ids, rows)
+
+
+def sparse_rows(ids: Tensor, rows: Tensor, shape: Sequence[int], is_coalesced: bool = True) -> Tensor:
+    """Rows of a table as a sparse tensor.
+
+    Args:
+        ids: [n], which rows they are.
+        rows: [n, d].
+        shape: of the table, [V, d].
+        is_coalesced: no id stands there twice, and they ascend.
+
+    Returns:
+        A sparse tensor of that shape.
+    """
+    return torch.sparse_coo_tensor(ids[None], rows, tuple(shape), check_invariants=False, is_coalesced=is_coalesced)
 
 
 def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:

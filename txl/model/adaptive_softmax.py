@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.model.adaptive_embedding import AdaptiveEmbedding
-from txl.model.cluster_loss import WeightAndBias, at_least_fp32, loss_of_cluster, wide
+from txl.model.adaptive_embedding import AdaptiveEmbedding, sparse_rows
+from txl.model.cluster_loss import BlockGradient, WeightAndBias, at_least_fp32, loss_of_cluster, uses_half_logits, wide
 from txl.model.clusters import FurtherTargets, TokensByCluster, VocabularyClusters
 from txl.model.linear import linear
 
@@ -177,6 +177,7 @@ class AdaptiveSoftmax(nn.Module):
         is_root: bool = False,
         second_target: Tensor | None = None,
         second_weight: float = 0.0,
+        words: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Sum the losses of all tokens; hold at most LOGITS_AT_ONCE logits, and their probabilities, at a time.
 
@@ -191,6 +192,8 @@ class AdaptiveSoftmax(nn.Module):
             second_target: [n], a further word that each token is to predict; -1: none. It counts in the gradients
                 only, and in the head only: of a word in a tail, its cluster.
             second_weight: factor on its loss.
+            words: [w], ascending: only their vectors need a gradient, which is then sparse, with exactly these rows.
+                (Where the logits stay in half precision, all vectors get a dense one.) None: all vectors.
 
         Returns:
             scale * sum of the losses, to start the backward pass from; and the sum in float64, without gradient.
@@ -206,7 +209,8 @@ class AdaptiveSoftmax(nn.Module):
         if not torch.is_grad_enabled():  # an autograd function cannot see this, and would compute an unused gradient
             tensors = [tensor.detach() for tensor in tensors]
         further = None if second_target is None else FurtherTargets(self._head_target(second_target), second_weight)
-        total, nats = _TotalLoss.apply(clusters, targets, further, scale, is_root, *tensors)  # type: ignore[no-untyped-call]
+        rows = None if words is None else self._rows_of_tables(words, parameters)
+        total, nats = _TotalLoss.apply(clusters, targets, further, rows, scale, is_root, *tensors)  # type: ignore[no-untyped-call]
         return total, nats
 
     def _column_blocks(self, embedding: AdaptiveEmbedding) -> tuple[list[list[ColumnBlock]], list[Tensor]]:
@@ -226,6 +230,15 @@ class AdaptiveSoftmax(nn.Module):
             clusters[0].append((len(parameters), len(parameters) + 1, None))
             parameters += [self.cluster_weight, self.cluster_bias]
         return clusters, parameters
+
+    def _rows_of_tables(self, words: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
+        """Of every parameter that `_column_blocks` returns: the rows of these words if it is a table, else None."""
+        rows: list[Tensor | None] = [None] * len(parameters)
+        begin = 0
+        for i, table in enumerate(parameters[: len(self.biases)]):  # every table has one bias
+            rows[i] = words[(words >= begin) & (words < begin + len(table))] - begin
+            begin += len(table)
+        return rows
 
     def log_prob(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> log-probability of every word [n, V]."""
@@ -252,6 +265,7 @@ class _TotalLoss(torch.autograd.Function):
         clusters: list[list[ColumnBlock]],
         targets: list[Tensor],
         further: FurtherTargets | None,
+        rows: list[Tensor | None] | None,
         scale: float,
         is_root: bool,
         *tensors: Tensor,
@@ -263,6 +277,7 @@ class _TotalLoss(torch.autograd.Function):
             clusters: the blocks of columns of every softmax; a block names its parameters by their place.
             targets: [n] columns, for every softmax.
             further: second targets of the head's softmax.
+            rows: of every parameter, the rows that need a gradient; None: all.
             scale: factor on the sum and on its gradients.
             is_root: as in `total_loss`.
             tensors: the inputs [n, d] of every softmax, then all parameters.
@@ -271,20 +286,26 @@ class _TotalLoss(torch.autograd.Function):
             The sum times `scale`, and the sum.
         """
         inputs, parameters = tensors[: len(clusters)], tensors[len(clusters) :]
-        grads = [torch.empty_like(p) for p in parameters] if any(ctx.needs_input_grad) else None
         kind = inputs[0].device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs[0].dtype
+        if rows is None or uses_half_logits(inputs[0].to(dtype)):
+            rows = [None] * len(parameters)
+        grads = None
+        if any(ctx.needs_input_grad):
+            sizes = [len(p) if kept is None else len(kept) for p, kept in zip(parameters, rows, strict=True)]
+            grads = [p.new_empty(size, *p.shape[1:]) for p, size in zip(parameters, sizes, strict=True)]
         total, input_grads = torch.zeros((), dtype=torch.float64, device=inputs[0].device), []
         with torch.autocast(kind, enabled=False):
             of_cluster = [further] + [None] * (len(clusters) - 1)
             for x, target, second, blocks in zip(inputs, targets, of_cluster, clusters, strict=True):
                 weights = _take(parameters, blocks)
-                block_grads = _take(grads, blocks) if grads else None
+                block_grads = [_gradient_of(block, grads, rows) for block in blocks] if grads else None
                 nats, grad = loss_of_cluster(x.to(dtype), target, weights, block_grads, scale, second)
                 total += nats
                 input_grads.append(grad)
         ctx.grads = [*input_grads, *grads] if grads else None
         ctx.dtypes, ctx.is_root = [x.dtype for x in inputs], is_root
+        ctx.rows, ctx.shapes = rows, [p.shape for p in parameters]
         ctx.mark_non_differentiable(total)
         return (total * scale).to(wide(parameters[0].dtype)), total
 
@@ -299,8 +320,24 @@ class _TotalLoss(torch.autograd.Function):
                 grad *= grad_total
         for i, dtype in enumerate(ctx.dtypes):
             grads[i] = grads[i].to(dtype)
-        return None, None, None, None, None, *grads
+        of_parameters = grads[len(ctx.dtypes) :]
+        for i, (kept, shape) in enumerate(zip(ctx.rows, ctx.shapes, strict=True)):
+            if kept is not None:
+                of_parameters[i] = sparse_rows(kept, of_parameters[i], shape)
+        return None, None, None, None, None, None, *grads[: len(ctx.dtypes)], *of_parameters
 
 
 def _take(tensors: Sequence[Tensor], blocks: list[ColumnBlock]) -> list[WeightAndBias]:
     return [(tensors[w], tensors[b]) if rows is None else (tensors[w][rows], tensors[b][rows]) for w, b, rows in blocks]
+
+
+def _gradient_of(block: ColumnBlock, grads: Sequence[Tensor], rows: Sequence[Tensor | None]) -> BlockGradient:
+    """Where the gradient of a block is written to; `rows` as in `_TotalLoss.forward`."""
+    weight, bias, columns = block
+    kept = rows[weight]
+    if columns is None:
+        return BlockGradient(grads[weight], grads[bias], kept)
+    if kept is None:
+        return BlockGradient(grads[weight][columns], grads[bias][columns])
+    begin, end = torch.searchsorted(kept, kept.new_tensor([columns.start, columns.stop])).tolist()
+    return BlockGradient(grads[weight][begin:end], grads[bias][columns], kept[begin:end] - columns.start)

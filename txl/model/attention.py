@@ -207,12 +207,11 @@ class Attention(nn.Module):
         scheme, encoding, window = positions
         position_keys = scheme.keys(layer, encoding, self.position)
         value = self.add_first_value(value, first_value)
-        out = self.attend(h, query, key, value, scheme, layer, position_keys, window)
-        return out, value if self.is_first_of_residuals else None
+        update = self.attend(query, key, value, scheme, layer, position_keys, window)
+        return self.add(h, update), value if self.is_first_of_residuals else None
 
     def attend(
         self,
-        h: Tensor,
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -223,10 +222,9 @@ class Attention(nn.Module):
         mask: Tensor | None = None,
         ring_offset: int = 0,
     ) -> Tensor:
-        """Everything after the projections: scores, softmax, weighted values, output, residual and LayerNorm.
+        """Everything after the projections: scores, softmax, weighted values, output.
 
         Args:
-            h: the segment, [B, T, D].
             query: [B, N, T, H].
             key: [B, N, K, H].
             value: [B, N, K, H].
@@ -253,6 +251,10 @@ class Attention(nn.Module):
                 bias = bias + mask
             heads = attention_with_bias(query, key, value, bias, dropatt, self.backend, ring_offset)
         update: Tensor = self.dropout(self.output(heads.transpose(1, 2).flatten(-2)))
+        return update
+
+    def add(self, h: Tensor, update: Tensor) -> Tensor:
+        """The residual connection, with LayerNorm behind it if it is not before attention: [B, T, D] both."""
         if self.pre_lnorm:
             return h + update
         normed: Tensor = self.norm(h + update)

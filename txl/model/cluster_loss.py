@@ -4,6 +4,7 @@ Shapes: n tokens, v columns (words), d width of the vectors.
 """
 
 import importlib.util
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,7 +17,15 @@ LOGITS_AT_ONCE = 2**25  # logits that `total_loss` holds, or those of one token 
 
 HALF = (torch.float16, torch.bfloat16)
 
-WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v], or their gradients
+WeightAndBias = tuple[Tensor, Tensor]  # [v, d] and [v]
+
+
+class BlockGradient(NamedTuple):
+    """Where the gradient of a block of columns is written to."""
+
+    weight: Tensor  # [v, d], or [r, d] with `rows`
+    bias: Tensor  # [v]
+    rows: Tensor | None = None  # [r], the rows of the weight that get a gradient; None: all
 
 
 def at_least_fp32(logits: Tensor) -> Tensor:
@@ -33,7 +42,7 @@ def loss_of_cluster(
     x: Tensor,
     target: Tensor,
     weights: list[WeightAndBias],
-    grads: list[WeightAndBias] | None,
+    grads: list[BlockGradient] | None,
     scale: float,
     further: FurtherTargets | None = None,
 ) -> tuple[Tensor, Tensor | None]:
@@ -43,7 +52,7 @@ def loss_of_cluster(
         x: [n, d] in the dtype that products are computed in.
         target: [n] columns.
         weights: blocks of columns, each a weight [v, d] and a bias [v].
-        grads: tensors of the same shapes, which are overwritten with the gradients; None to compute no gradient.
+        grads: what is overwritten with the gradients of each block; None to compute no gradient.
         scale: factor on the gradients.
         further: second targets, which count in the gradients only.
 
@@ -51,7 +60,7 @@ def loss_of_cluster(
         The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32 or wider, or None.
     """
     weights = [(w.to(x.dtype), b) for w, b in weights]
-    if _uses_half_logits(x):
+    if uses_half_logits(x):
         return _loss_over_half_logits(x, target, weights, grads, scale, further)
     dtype = wide(x.dtype)
     sizes = [len(w) for w, _ in weights]
@@ -61,8 +70,9 @@ def loss_of_cluster(
     nats = torch.zeros((), dtype=torch.float64, device=x.device)
     grad_x = torch.zeros(x.shape, dtype=dtype, device=x.device) if grads else None
     if grads and n == 0:
-        for grad in (g for block in grads for g in block):
-            grad.zero_()
+        for grad in grads:
+            grad.weight.zero_()
+            grad.bias.zero_()
     for begin in range(0, n, rows):
         part, word = x[begin : begin + rows], target[begin : begin + rows]
         for (w, b), out in zip(weights, logits[: len(part)].split(sizes, dim=1), strict=True):
@@ -76,10 +86,11 @@ def loss_of_cluster(
         if further is not None:
             add_further_targets(probability, further.rows(begin, begin + rows))
         probability[row, word] -= 1
-        for (w, _), (grad_w, grad_b), p in zip(weights, grads, probability.split(sizes, dim=1), strict=True):
-            _store_product(grad_b, None, p, begin > 0, scale)
+        for (w, _), grad, p in zip(weights, grads, probability.split(sizes, dim=1), strict=True):
+            _store_product(grad.bias, None, p, begin > 0, scale)
             p = p.to(x.dtype)
-            _store_product(grad_w, part, p, begin > 0, scale)
+            of_rows = p if grad.rows is None else p[:, grad.rows]
+            _store_product(grad.weight, part, of_rows, begin > 0, scale, any_shape=grad.rows is not None)
             grad_x[begin : begin + rows].add_(linear(p, w.t()), alpha=scale)
     return nats, grad_x
 
@@ -96,33 +107,45 @@ def _loss_over_half_logits(
     x: Tensor,
     target: Tensor,
     weights: list[WeightAndBias],
-    grads: list[WeightAndBias] | None,
+    grads: list[BlockGradient] | None,
     scale: float,
     further: FurtherTargets | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`loss_of_cluster` with all blocks of columns as one."""
+    """`loss_of_cluster` with all blocks of columns as one. All rows get a gradient."""
     from txl.model.half_softmax import loss_over_half_logits
 
     if len(weights) == 1:
-        return loss_over_half_logits(x, target, *weights[0], grads[0] if grads else None, scale, further)
+        into = (grads[0].weight, grads[0].bias) if grads else None
+        return loss_over_half_logits(x, target, *weights[0], into, scale, further)
     weight, bias = (torch.cat(parts) for parts in zip(*weights, strict=True))
     together = (weight.new_empty(weight.shape, dtype=torch.float32), torch.empty_like(bias)) if grads else None
     result = loss_over_half_logits(x, target, weight, bias, together, scale, further)
     if grads and together:
-        for whole, parts in zip(together, zip(*grads, strict=True), strict=True):
+        for whole, parts in zip(together, ([g.weight for g in grads], [g.bias for g in grads]), strict=True):
             for grad, part in zip(parts, whole.split([len(grad) for grad in parts]), strict=True):
                 grad.copy_(part)
     return result
 
 
-def _uses_half_logits(x: Tensor) -> bool:
+def uses_half_logits(x: Tensor) -> bool:
     """Whether the logits stay in half precision: on a GPU, where their memory traffic takes most of the time."""
     return x.is_cuda and x.dtype in HALF and importlib.util.find_spec("triton") is not None
 
 
-def _store_product(grad: Tensor, x: Tensor | None, p: Tensor, accumulate: bool, scale: float) -> None:
-    """grad = scale * p^T x, or scale * the sums of p's columns without x; added to grad if `accumulate`."""
-    if x is not None and x.dtype == grad.dtype and not uses_onednn(x):
+def _store_product(
+    grad: Tensor, x: Tensor | None, p: Tensor, accumulate: bool, scale: float, any_shape: bool = False
+) -> None:
+    """grad = scale * p^T x, or scale * the sums of p's columns without x.
+
+    Args:
+        grad: is overwritten.
+        x: [n, d].
+        p: [n, v].
+        accumulate: add to grad.
+        scale: factor.
+        any_shape: v is another number each time. oneDNN would make a program for each.
+    """
+    if x is not None and x.dtype == grad.dtype and (any_shape or not uses_onednn(x)):
         grad.addmm_(p.t(), x, beta=float(accumulate), alpha=scale)
         return
     for begin in range(0, len(grad), ROWS_AT_ONCE):

@@ -199,6 +199,7 @@ class TransformerXL(nn.Module):
         tokens: TokensByCluster | None = None,
         is_root: bool = False,
         multi_token_weight: float = 0.0,
+        words: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
         """The sum of `loss`, faster and in bounded memory (adaptive_softmax.py).
 
@@ -210,6 +211,7 @@ class TransformerXL(nn.Module):
             is_root: the backward pass will start at the first result, with a gradient of 1.
             multi_token_weight: the gradients are those of the loss and, times this weight, of the loss of the
                 tokens after the next, which the same logits predict (Gloeckle et al. 2024, with one head for both).
+            words: as in `AdaptiveSoftmax.total_loss`.
 
         Returns:
             scale * nats, to start the backward pass from; and nats in float64, without gradient.
@@ -218,7 +220,7 @@ class TransformerXL(nn.Module):
         states, targets = hidden.flatten(0, 1), target.flatten()
         after_next = nn.functional.pad(target[:, 1:], (0, 1), value=-1).flatten() if multi_token_weight else None
         return self.softmax.total_loss(
-            states, targets, self.embedding, scale, tokens, is_root, after_next, multi_token_weight
+            states, targets, self.embedding, scale, tokens, is_root, after_next, multi_token_weight, words
         )
 
     def log_prob(self, hidden: Tensor) -> Tensor:
