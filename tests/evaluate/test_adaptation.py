@@ -19,9 +19,11 @@ from txl.config.model import Positions
 from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.errors import ConfigError
-from txl.evaluate.adaptation import NeuralCache, evaluate_adaptively, gradient_roots, rms_from
+from txl.evaluate.adaptation import evaluate_adaptively
+from txl.evaluate.dynamic_weights import gradient_roots, rms_from
 from txl.evaluate.kv_cache import CachedTransformerXL
 from txl.evaluate.loss import evaluate_stream
+from txl.evaluate.neural_cache import NeuralCache
 from txl.model.attention import Attention
 
 TOKENS = np.random.default_rng(0).integers(0, 12, 201)

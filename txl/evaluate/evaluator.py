@@ -16,7 +16,8 @@ from txl.config.schema import EvaluateConfig, Runtime, Split
 from txl.data.batches import TokenStream
 from txl.data.corpus import Corpus, open_corpus
 from txl.errors import ConfigError
-from txl.evaluate.adaptation import evaluate_adaptively, gradient_roots
+from txl.evaluate.adaptation import evaluate_adaptively
+from txl.evaluate.dynamic_weights import gradient_roots
 from txl.evaluate.exported_program import FixedShapeProgram
 from txl.evaluate.load_model import evaluation_geometry, load_trained_model
 from txl.evaluate.loss import EvaluationResult, SegmentProgress, evaluate_stream, evaluation_stream
