@@ -24,11 +24,22 @@ def test_the_page_has_a_row_for_each_set_of_options_beside_the_plain_one():
     assert "| none | 10 | 2.000 ± 0.000 | - | - | 1.0 | - |" in text
     assert "| dynamic=rms | 10 | 1.890 ± 0.000 | -5.5 | -5.5, -5.5 | 3.9 | 2.0 |" in text
     assert "txl evaluate checkpoint=RUN split=test batch_size=10 dynamic=rms" in text
-    assert text.endswith("4 times the time.\n\n* a: 5.5 % in 3.9 times the time with `dynamic=rms`\n")
+    assert text.endswith("4 times the time.\n\n* a: 5.5 % in 3.9 times the time with `dynamic=rms` (batch 10)\n")
 
 
-def test_the_cache_alone_is_no_dynamic_evaluation():
+def test_the_bar_is_for_dynamic_evaluation_without_the_cache():
     plain, learning = evaluations(1.5, 13.0)
-    learning.options = "neural_cache=4000"
-    (missed,) = missed_bars({("a", "test"): [plain, learning]})
-    assert missed.startswith("a: 0.0 %")
+    for options in ("neural_cache=4000", "dynamic=rms neural_cache=4000"):
+        learning.options = options
+        (missed,) = missed_bars({("a", "test"): [plain, learning]})
+        assert missed.startswith("a: 0.0 %")
+
+
+def test_longer_segments_are_compared_with_a_plain_evaluation_of_the_same_lengths():
+    longer = Measured(10, "tgt_len=96", "tgt_len 96 mem_len 64", [1.9, 1.9], [5.0, 5.0], [3.0, 3.0])
+    learning = Measured(10, "tgt_len=96 dynamic=rms", longer.geometry, [1.71, 1.71], [15.0, 15.0], [8.0, 8.0])
+    found = {("a", "test"): [*evaluations(1.89, 39.0), longer, learning]}
+    text = page(found, missed_bars(found))
+    assert "| tgt\\_len=96 | 10 | 1.900 ± 0.000 | - | - | 1.0 | - |" in text
+    assert "| tgt\\_len=96 dynamic=rms | 10 | 1.710 ± 0.000 | -10.0 | -10.0, -10.0 | 3.0 | 1.0 |" in text
+    assert "* a: 10.0 % in 3.0 times the time" in text
