@@ -84,7 +84,7 @@ def test_training_steps_are_those_of_the_plain_path(changes, n_steps, monkeypatc
         generator, curve = torch.Generator().manual_seed(1), []
         with monkeypatch.context() as patch:
             if fast:
-                patch.setattr(cluster_loss, "uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
+                patch.setattr(cluster_loss, "_uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
             for _ in range(n_steps):
                 input = torch.randint(50, (1, 6), generator=generator)
                 with torch.autocast("cpu", torch.float16):
@@ -97,6 +97,25 @@ def test_training_steps_are_those_of_the_plain_path(changes, n_steps, monkeypatc
         curves.append(torch.tensor(curve))
     assert n_steps < 50 or curves[0][-10:].mean() < curves[0][:10].mean() - 0.1
     assert (curves[0] - curves[1]).abs().max() < 5e-3
+
+
+@pytest.mark.parametrize("changes", [dict(), DIVIDED, dict(adaptive=False)], ids=str)
+def test_the_gradient_of_some_words_is_that_of_all_without_the_others(changes, monkeypatch):
+    monkeypatch.setattr(cluster_loss, "_uses_half_logits", lambda x: x.dtype in cluster_loss.HALF)
+    torch.manual_seed(0)
+    model = TransformerXL(model_config(n_layer=1, **changes), 50, [10, 20], 16)
+    input, words, found = torch.randint(50, (1, 6)), torch.tensor([2, 9, 10, 31, 49]), []
+    for only in (None, words):
+        with torch.autocast("cpu", torch.float16):
+            model.total_loss(torch.ones(1, 6, 16), input, is_root=True, words=only)[0].backward()
+        found.append([table.grad for table in model.embedding.tables])
+        model.zero_grad()
+    begin = 0
+    for whole, some in zip(*found, strict=True):
+        rows = [word - begin for word in words.tolist() if 0 <= word - begin < len(whole)]
+        assert some.is_sparse and some.coalesce().indices()[0].tolist() == rows
+        torch.testing.assert_close(some.coalesce().values(), whole[rows])
+        begin += len(whole)
 
 
 def test_rows_are_added_in_a_fixed_order_without_a_copy():

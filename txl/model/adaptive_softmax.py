@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from txl.model.adaptive_embedding import AdaptiveEmbedding, sparse_rows
-from txl.model.cluster_loss import BlockGradient, WeightAndBias, at_least_fp32, loss_of_cluster, uses_half_logits, wide
+from txl.model.cluster_loss import BlockGradient, WeightAndBias, at_least_fp32, loss_of_cluster, wide
 from txl.model.clusters import FurtherTargets, TokensByCluster, VocabularyClusters
 from txl.model.linear import linear
 
@@ -192,8 +192,8 @@ class AdaptiveSoftmax(nn.Module):
             second_target: [n], a further word that each token is to predict; -1: none. It counts in the gradients
                 only, and in the head only: of a word in a tail, its cluster.
             second_weight: factor on its loss.
-            words: [w], ascending: only their vectors need a gradient, which is then sparse, with exactly these rows.
-                (Where the logits stay in half precision, all vectors get a dense one.) None: all vectors.
+            words: [w], ascending: only their vectors get a gradient, which is then sparse, with exactly these rows.
+                None: all vectors.
 
         Returns:
             scale * sum of the losses, to start the backward pass from; and the sum in float64, without gradient.
@@ -288,8 +288,7 @@ class _TotalLoss(torch.autograd.Function):
         inputs, parameters = tensors[: len(clusters)], tensors[len(clusters) :]
         kind = inputs[0].device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs[0].dtype
-        if rows is None or uses_half_logits(inputs[0].to(dtype)):
-            rows = [None] * len(parameters)
+        rows = [None] * len(parameters) if rows is None else rows
         grads = None
         if any(ctx.needs_input_grad):
             sizes = [len(p) if kept is None else len(kept) for p, kept in zip(parameters, rows, strict=True)]

@@ -60,7 +60,7 @@ def loss_of_cluster(
         The sum of the losses in nats, in float64; and the gradient [n, d] of x in float32 or wider, or None.
     """
     weights = [(w.to(x.dtype), b) for w, b in weights]
-    if uses_half_logits(x):
+    if _uses_half_logits(x):
         return _loss_over_half_logits(x, target, weights, grads, scale, further)
     dtype = wide(x.dtype)
     sizes = [len(w) for w, _ in weights]
@@ -111,23 +111,24 @@ def _loss_over_half_logits(
     scale: float,
     further: FurtherTargets | None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`loss_of_cluster` with all blocks of columns as one. All rows get a gradient."""
+    """`loss_of_cluster` with all blocks of columns as one."""
     from txl.model.half_softmax import loss_over_half_logits
 
-    if len(weights) == 1:
+    if len(weights) == 1 and (grads is None or grads[0].rows is None):
         into = (grads[0].weight, grads[0].bias) if grads else None
         return loss_over_half_logits(x, target, *weights[0], into, scale, further)
     weight, bias = (torch.cat(parts) for parts in zip(*weights, strict=True))
     together = (weight.new_empty(weight.shape, dtype=torch.float32), torch.empty_like(bias)) if grads else None
     result = loss_over_half_logits(x, target, weight, bias, together, scale, further)
     if grads and together:
-        for whole, parts in zip(together, ([g.weight for g in grads], [g.bias for g in grads]), strict=True):
-            for grad, part in zip(parts, whole.split([len(grad) for grad in parts]), strict=True):
-                grad.copy_(part)
+        of_weights, of_biases = (whole.split([len(w) for w, _ in weights]) for whole in together)
+        for grad, of_weight, of_bias in zip(grads, of_weights, of_biases, strict=True):
+            grad.weight.copy_(of_weight if grad.rows is None else of_weight[grad.rows])
+            grad.bias.copy_(of_bias)
     return result
 
 
-def uses_half_logits(x: Tensor) -> bool:
+def _uses_half_logits(x: Tensor) -> bool:
     """Whether the logits stay in half precision: on a GPU, where their memory traffic takes most of the time."""
     return x.is_cuda and x.dtype in HALF and importlib.util.find_spec("triton") is not None
 
