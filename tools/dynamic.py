@@ -28,10 +28,11 @@ from txl.report.tables import Column, Spread, Table, show_fixed
 from txl.system.hardware import cpu_model
 
 GAIN = 0.05  # share of the test loss that learning must take away ...
-TIME = 4.0  # ... in so many times the time of the plain evaluation
+TIME = 4.0  # ... in so many times the time of the plain evaluation, the time before it included
 ROUNDS = 2
 PLAIN = ""  # the options of an evaluation that does not learn
 LONGER = "tgt_len=96"  # the same with longer segments: fewer updates
+RESTING = "dynamic=rms dynamic_attention=false"
 CACHE = "neural_cache=4000 cache_theta=0.015 cache_lambda=0.3"
 
 # By corpus and split: batch and options. What learns is compared with the plain row of the same batch and lengths.
@@ -41,21 +42,21 @@ EVALUATIONS: dict[tuple[str, str], list[tuple[int, str]]] = {
         (10, CACHE),
         (10, "dynamic=sgd dynamic_rate=0.05"),
         (10, "dynamic=rms dynamic_rate=0.0004 dynamic_beta=0.999"),
-        (10, f"dynamic=rms dynamic_rate=0.0002 dynamic_beta=0.999 {CACHE}"),
+        (10, f"{RESTING} dynamic_statistics=4 dynamic_rate=0.0002 dynamic_beta=0.999 {CACHE}"),
         (1, PLAIN),
         (1, "dynamic=sgd dynamic_rate=0.03"),
         (1, "dynamic=rms dynamic_rate=0.00015"),
         (1, LONGER),
-        (1, f"{LONGER} dynamic=rms dynamic_attention=false dynamic_words=4800 dynamic_rate=0.0003 dynamic_beta=0.9998"),
+        (1, f"{LONGER} {RESTING} dynamic_words=4800 dynamic_statistics=4 dynamic_rate=0.00025 dynamic_beta=0.9998"),
     ],
     ("tinyshakespeare", "valid"): [
         (10, PLAIN),
         (10, "dynamic=sgd dynamic_rate=0.1"),
         (10, "dynamic=rms dynamic_rate=0.0002"),
-        (10, "dynamic=rms dynamic_attention=false dynamic_rate=0.0005"),
+        (10, f"{RESTING} dynamic_statistics=10 dynamic_rate=0.0005"),
         (1, PLAIN),
         (1, "dynamic=rms dynamic_rate=0.00007"),
-        (1, "dynamic=rms dynamic_attention=false dynamic_rate=0.0001"),
+        (1, f"{RESTING} dynamic_statistics=10 dynamic_rate=0.0001"),
     ],
 }
 
@@ -101,6 +102,10 @@ class Measured:
         """The same of the time before the evaluation, beyond what the other one takes there."""
         times = zip(self.before, plain.before, plain.seconds, strict=True)
         return statistics.median((own - other) / seconds for own, other, seconds in times)
+
+    def whole_time_beside(self, plain: "Measured") -> float:
+        """Both together, where gradients' statistics are collected."""
+        return self.time_beside(plain) + (self.time_before(plain) if "dynamic=rms" in self.options else 0.0)
 
     def gains(self, plain: "Measured") -> list[float]:
         """The share of the loss that is gone, by seed."""
@@ -168,6 +173,8 @@ def beside_plain(found: Sequence[Measured]) -> list[tuple[Measured, Measured]]:
 def best_in_time(found: Sequence[Measured], with_cache: bool = False) -> tuple[Measured, Measured] | None:
     """The best dynamic evaluation that takes at most the allowed time, and the plain one; None if all take longer.
 
+    The time before the evaluation counts.
+
     `with_cache`: of those that have the neural cache as well, else of those without.
     """
     allowed = [
@@ -175,7 +182,7 @@ def best_in_time(found: Sequence[Measured], with_cache: bool = False) -> tuple[M
         for measured, plain in beside_plain(found)
         if "dynamic=" in measured.options
         and ("neural_cache" in measured.options) == with_cache
-        and measured.time_beside(plain) <= TIME
+        and measured.whole_time_beside(plain) <= TIME
     ]
     return max(allowed, key=lambda pair: pair[0].gain_beside(pair[1]), default=None)
 
@@ -225,7 +232,8 @@ def page(corpora: dict[tuple[str, str], list[Measured]], missed: Sequence[str]) 
         "Loss in nats per token, mean ± standard deviation over seeds; `by seed` the change in per cent. Times: in "
         "times of the plain evaluation of the same batch and lengths, which uses the fastest runtime; mean of "
         f"{ROUNDS} rounds, all options in turn, float32, on {cpu_model()} (threads: {torch.get_num_threads()}). "
-        "`time before`: what `dynamic=rms` takes first, once: it reads 100 segments of the training split.",
+        "`time before`: what `dynamic=rms` takes first, once: it reads segments of the training split "
+        "(`dynamic_statistics`, 100 by default).",
     ]
     for (corpus, split), found in corpora.items():
         title = f"## {corpus}, {split}, {len(found[0].loss)} seeds"
@@ -233,13 +241,13 @@ def page(corpora: dict[tuple[str, str], list[Measured]], missed: Sequence[str]) 
         last = found[-1]
         command = f"txl evaluate checkpoint=RUN split={split} batch_size={last.batch} {last.options}"
         lines += ["", "```", command, "```"]
-    wanted = f"{100 * GAIN:g} % less loss in at most {TIME:g} times the time"
+    wanted = f"{100 * GAIN:g} % less loss in at most {TIME:g} times the time, the time before included"
     reached = [f"Wanted of dynamic evaluation, and reached on both corpora: {wanted}.", ""]
     for (corpus, _), found in corpora.items():
         for with_cache in (False, True):
             if best := best_in_time(found, with_cache):
                 measured, plain = best
-                gain, times = 100 * measured.gain_beside(plain), measured.time_beside(plain)
+                gain, times = 100 * measured.gain_beside(plain), measured.whole_time_beside(plain)
                 name = f"{corpus}, with the neural cache" if with_cache else corpus
                 text = f"{gain:.1f} % in {times:.1f} times the time with `{measured.options}`"
                 reached.append(f"* {name}: {text} (batch {measured.batch})")
