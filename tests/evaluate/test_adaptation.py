@@ -262,6 +262,12 @@ def test_the_settings_stand_beside_the_result_and_the_checkpoint_is_untouched(tr
     assert json.loads((tmp_path / "r.json").read_text())["test"]["loss"] == result["test"]["loss"]
 
 
+def test_what_learns_stands_beside_the_result_where_it_is_not_everything():
+    assert "attention" not in RMS.settings() and "words" not in RMS.settings()
+    text = replace(RMS, dynamic_attention=False, dynamic_words=500).adaptation_text
+    assert text.startswith("dynamic rms rate 0.0001 decay 0.0 segments 1 attention constant words 500 beta")
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -19,6 +19,7 @@ from txl.errors import ConfigError
 from txl.evaluate.adaptation import evaluate_adaptively
 from txl.evaluate.dynamic_weights import gradient_roots
 from txl.evaluate.exported_program import FixedShapeProgram
+from txl.evaluate.kv_cache import check_cacheable
 from txl.evaluate.load_model import evaluation_geometry, load_trained_model
 from txl.evaluate.loss import EvaluationResult, SegmentProgress, evaluate_stream, evaluation_stream
 from txl.evaluate.runtimes import RunnableModel, build_runtime, choose_runtime
@@ -52,6 +53,8 @@ class Evaluator:
         self.runtime = choose_runtime(config.runtime, self.loaded.model, self.geometry)
         if config.dynamic is not Dynamic.none:  # a change of attention's weights would make its cache wrong
             self.runtime = Runtime.eager if config.dynamic_attention else Runtime.cached
+            if not config.dynamic_attention:
+                check_cacheable(self.loaded.model, self.geometry, "dynamic_attention=false", "dynamic_attention=true")
             self.batch_size = config.batch_size or 1  # in the order of the text
         self.latencies: list[float] | None = [] if config.latency or config.npz else None
         self.roots: list[Tensor] | None = None  # for dynamic=rms

@@ -207,7 +207,6 @@ class FixedAttentionTransformerXL(CachedTransformerXL):
 
     def __init__(self, model: TransformerXL, geometry: Geometry, batch_size: int = 1):
         """Prepare attention's matrices under the autocast that is active now; see `with_fixed_weights`."""
-        check_cacheable(model, geometry, "dynamic_attention=false", "dynamic_attention=true")
         super().__init__(with_fixed_weights(model, batch_size, only_attention=True), geometry)
 
     def forward(
