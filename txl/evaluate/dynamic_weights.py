@@ -127,7 +127,7 @@ class DynamicWeights:
 
 
 def learning_weights(model: TransformerXL, options: Adaptation) -> list[Tensor]:
-    """The weights that learn: all, or all but those of attention. (Its LayerNorm stands behind it, or is small.)"""
+    """The weights that learn: all, or all but those of attention. LayerNorm behind attention learns in any case."""
     resting: set[Tensor] = set()
     if not options.dynamic_attention:
         attentions = [layer.attention for layer in model.layers]
