@@ -96,20 +96,17 @@ def check_adaptation(options: Adaptation, runtime: str, precision: str, repeat: 
             value = getattr(options, key)
             refuse_unless(is_used or value == getattr(defaults, key), key, value, f"has no meaning without {needed}")
     rule = "keeps the words of one segment; leave dynamic_segments out"
-    refuse_unless(
-        options.dynamic_words is None or options.dynamic_segments == 1, "dynamic_words", options.dynamic_words, rule
-    )
+    words, segments = options.dynamic_words, options.dynamic_segments
+    refuse_unless(words is None or segments == 1, "dynamic_words", words, rule)
     if not options.adapts:
         return
     what = f"dynamic={options.dynamic.name}" if learns else "neural_cache"
-    if learns and not options.dynamic_attention:
-        refuse_unless(
-            runtime in ("auto", "cached"), "runtime", runtime, "cannot run dynamic_attention=false; leave it out"
-        )
-    else:
-        allowed = ("auto", "eager") if learns else ("auto", "eager", "cached")
-        rule = f"has fixed weights or shapes; {what} needs runtime=eager"
-        refuse_unless(runtime in allowed, "runtime", runtime, rule)
+    allowed, rule = {"auto", "eager"}, f"has fixed weights or shapes; {what} needs runtime=eager"
+    if not learns:
+        allowed = {"auto", "eager", "cached"}
+    elif not options.dynamic_attention:
+        allowed, rule = {"auto", "cached"}, "cannot run dynamic_attention=false; leave it out"
+    refuse_unless(runtime in allowed, "runtime", runtime, rule)
     rule = f"loses small gradients; use precision=fp32 or bf16 with {what}"
     refuse_unless(precision != "fp16" or not learns, "precision", precision, rule)
     rule = f"reads a text again that {what} has learnt; leave it out"

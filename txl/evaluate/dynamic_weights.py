@@ -15,7 +15,7 @@ from txl.config.geometry import Geometry
 from txl.config.precision import Arithmetic
 from txl.data.batches import TokenStream
 from txl.evaluate.runtimes import Memory
-from txl.model.adaptive_embedding import sparse_rows
+from txl.model.adaptive_embedding import rows_by_table, sparse_rows
 from txl.model.transformer import TransformerXL
 from txl.optim.without_compiler import without_compiler
 from txl.system.distributed import sum_over_ranks
@@ -56,19 +56,19 @@ class DynamicWeights:
             options: rate, decay, what learns, and after how many segments an update comes.
             roots: for `rms`, of every weight: the root mean square of its gradients on the training split.
         """
-        self.model, self.options = model, options
+        self.options, self._model = options, model
         self._weights = learning_weights(model, options)
         self._trained = [weight.detach().clone() for weight in self._weights]
         self._segments = 0  # since the last update
         self._words: RecentWords | None = None
-        self._tables: dict[Tensor, int] = {}  # whose rows learn with their words, and the word of their first row
-        self._ids: Tensor | None = None  # the words that learn now
+        self._rows: dict[Tensor, Tensor] = {}  # of each table whose vectors learn with their words: the present rows
+        tables: set[Tensor] = set()
         if options.dynamic_words is not None:
             self._words = RecentWords(model.vocab_size, options.dynamic_words, self._weights[0].device)
-            self._tables = first_words(model)
+            tables = {*model.embedding.tables, *model.softmax.weights}
         self._decays = [torch.tensor(options.decay)] * len(self._weights)
         self._squares: dict[Tensor, Tensor] = {}  # for `rms`, of every weight: the mean square of its gradients
-        dense = [weight for weight in self._weights if weight not in self._tables]
+        dense = [weight for weight in self._weights if weight not in tables]
         if roots is None:
             self._optimizer: torch.optim.Optimizer = without_compiler(torch.optim.SGD)(dense, options.rate, fused=True)
             return
@@ -85,10 +85,13 @@ class DynamicWeights:
 
         They are [w] in ascending order; None: all. Collective.
         """
-        if self._words is not None:
-            self._words.read(input, target)
-            self._ids = self._words.ids()
-        return self._ids
+        if self._words is None:
+            return None
+        self._words.read(input, target)
+        ids = self._words.ids()
+        for tables in (self._model.embedding.tables, self._model.softmax.weights):
+            self._rows.update(zip(tables, rows_by_table(ids, tables), strict=True))
+        return ids
 
     def learn(self, total: Tensor | None) -> None:
         """Take the gradient of a segment's loss, and update after every `dynamic_segments`-th. Collective.
@@ -106,15 +109,15 @@ class DynamicWeights:
     @torch.no_grad()
     def _update(self) -> None:
         for weight, trained, decay in zip(self._weights, self._trained, self._decays, strict=True):
-            weight.grad = torch.zeros_like(weight) if weight.grad is None else weight.grad
+            gradient = torch.zeros_like(weight) if weight.grad is None else weight.grad
             if self.options.decay:
                 weight.add_(decay.to(weight) * (trained - weight))
-            if self._ids is None or weight not in self._tables:
-                sum_over_ranks(weight.grad)
-                continue
-            gradient, weight.grad = rows_of(weight.grad, self._ids - self._tables[weight]), None
-            sum_over_ranks(gradient._values())
-            move_rows(weight, gradient, self.options, self._squares.get(weight))
+            if weight in self._rows:
+                rows, weight.grad = rows_of(gradient, self._rows[weight]), None
+                sum_over_ranks(rows._values())
+                move_rows(weight, rows, self.options, self._squares.get(weight))
+            else:
+                weight.grad = sum_over_ranks(gradient)
         self._optimizer.step()
         self._optimizer.zero_grad()
 
@@ -136,25 +139,13 @@ def learning_weights(model: TransformerXL, options: Adaptation) -> list[Tensor]:
     return [weight for weight in model.parameters() if weight not in resting]
 
 
-def first_words(model: TransformerXL) -> dict[Tensor, int]:
-    """Every table of word vectors, of the embedding and of the softmax, and the word that its first row belongs to."""
-    found: dict[Tensor, int] = {}
-    for tables in (model.embedding.tables, model.softmax.weights):
-        begin = 0
-        for table in tables:
-            found[table] = begin
-            begin += len(table)
-    return found
-
-
 def rows_of(gradient: Tensor, rows: Tensor) -> Tensor:
-    """The gradient of a table as a sparse tensor of these rows; those outside of the table do not count.
+    """The gradient of a table as a sparse tensor of these rows.
 
     One that is sparse already has these rows (`AdaptiveSoftmax.total_loss`).
     """
     if gradient.is_sparse:
         return gradient.coalesce()
-    rows = rows[(rows >= 0) & (rows < len(gradient))]
     return sparse_rows(rows, gradient[rows], gradient.shape)
 
 

@@ -3,7 +3,7 @@
 Shapes: D model width, V vocabulary, V_i words and d_i width of cluster i.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -123,6 +123,23 @@ def sparse_rows(ids: Tensor, rows: Tensor, shape: Sequence[int], is_coalesced: b
         A sparse tensor of that shape.
     """
     return torch.sparse_coo_tensor(ids[None], rows, tuple(shape), check_invariants=False, is_coalesced=is_coalesced)
+
+
+def rows_by_table(words: Tensor, tables: Iterable[Tensor]) -> list[Tensor]:
+    """The rows of words in every table, of which each goes on where the one before it ends.
+
+    Args:
+        words: ids [w], ascending.
+        tables: [V_i, d_i] each, which hold the vectors of the whole vocabulary together.
+
+    Returns:
+        For each table the rows [w_i] of those of the words that it holds, ascending.
+    """
+    found, begin = [], 0
+    for table in tables:
+        found.append(words[(words >= begin) & (words < begin + len(table))] - begin)
+        begin += len(table)
+    return found
 
 
 def add_rows(table: Tensor, ids: Tensor, rows: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from txl.model.adaptive_embedding import AdaptiveEmbedding, sparse_rows
+from txl.model.adaptive_embedding import AdaptiveEmbedding, rows_by_table, sparse_rows
 from txl.model.cluster_loss import BlockGradient, WeightAndBias, at_least_fp32, loss_of_cluster, wide
 from txl.model.clusters import FurtherTargets, TokensByCluster, VocabularyClusters
 from txl.model.linear import linear
@@ -209,7 +209,9 @@ class AdaptiveSoftmax(nn.Module):
         if not torch.is_grad_enabled():  # an autograd function cannot see this, and would compute an unused gradient
             tensors = [tensor.detach() for tensor in tensors]
         further = None if second_target is None else FurtherTargets(self._head_target(second_target), second_weight)
-        rows = None if words is None else self._rows_of_tables(words, parameters)
+        rows: list[Tensor | None] = [None] * len(parameters)
+        if words is not None:  # the tables are the first parameters, and each has one bias
+            rows[: len(self.biases)] = rows_by_table(words, parameters[: len(self.biases)])
         total, nats = _TotalLoss.apply(clusters, targets, further, rows, scale, is_root, *tensors)  # type: ignore[no-untyped-call]
         return total, nats
 
@@ -230,15 +232,6 @@ class AdaptiveSoftmax(nn.Module):
             clusters[0].append((len(parameters), len(parameters) + 1, None))
             parameters += [self.cluster_weight, self.cluster_bias]
         return clusters, parameters
-
-    def _rows_of_tables(self, words: Tensor, parameters: list[Tensor]) -> list[Tensor | None]:
-        """Of every parameter that `_column_blocks` returns: the rows of these words if it is a table, else None."""
-        rows: list[Tensor | None] = [None] * len(parameters)
-        begin = 0
-        for i, table in enumerate(parameters[: len(self.biases)]):  # every table has one bias
-            rows[i] = words[(words >= begin) & (words < begin + len(table))] - begin
-            begin += len(table)
-        return rows
 
     def log_prob(self, hidden: Tensor, embedding: AdaptiveEmbedding) -> Tensor:
         """hidden [n, D] -> log-probability of every word [n, V]."""
@@ -265,7 +258,7 @@ class _TotalLoss(torch.autograd.Function):
         clusters: list[list[ColumnBlock]],
         targets: list[Tensor],
         further: FurtherTargets | None,
-        rows: list[Tensor | None] | None,
+        rows: list[Tensor | None],
         scale: float,
         is_root: bool,
         *tensors: Tensor,
@@ -277,7 +270,7 @@ class _TotalLoss(torch.autograd.Function):
             clusters: the blocks of columns of every softmax; a block names its parameters by their place.
             targets: [n] columns, for every softmax.
             further: second targets of the head's softmax.
-            rows: of every parameter, the rows that need a gradient; None: all.
+            rows: of every parameter, those that get a gradient; None: all.
             scale: factor on the sum and on its gradients.
             is_root: as in `total_loss`.
             tensors: the inputs [n, d] of every softmax, then all parameters.
@@ -288,7 +281,6 @@ class _TotalLoss(torch.autograd.Function):
         inputs, parameters = tensors[: len(clusters)], tensors[len(clusters) :]
         kind = inputs[0].device.type
         dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else inputs[0].dtype
-        rows = [None] * len(parameters) if rows is None else rows
         grads = None
         if any(ctx.needs_input_grad):
             sizes = [len(p) if kept is None else len(kept) for p, kept in zip(parameters, rows, strict=True)]
@@ -334,9 +326,9 @@ def _gradient_of(block: ColumnBlock, grads: Sequence[Tensor], rows: Sequence[Ten
     """Where the gradient of a block is written to; `rows` as in `_TotalLoss.forward`."""
     weight, bias, columns = block
     kept = rows[weight]
+    if kept is None:
+        return BlockGradient(*_take(grads, [block])[0])
     if columns is None:
         return BlockGradient(grads[weight], grads[bias], kept)
-    if kept is None:
-        return BlockGradient(grads[weight][columns], grads[bias][columns])
     begin, end = torch.searchsorted(kept, kept.new_tensor([columns.start, columns.stop])).tolist()
     return BlockGradient(grads[weight][begin:end], grads[bias][columns], kept[begin:end] - columns.start)
