@@ -185,6 +185,13 @@ def test_the_model_has_its_trained_weights_afterwards(options):
     assert loss(options, model=model, roots=roots) == first
 
 
+@pytest.mark.parametrize("options", [SGD, CACHE, replace(SGD, dynamic_attention=False)])
+def test_a_model_that_was_in_training_is_in_training_again(options):
+    model = build().float().train()  # in float32 attention has matrices of its own
+    loss(options, model=model)
+    assert all(module.training for module in model.modules())
+
+
 def test_a_full_decay_forgets_everything_at_every_update():
     forgetful = replace(SGD, dynamic_rate=1e-12, dynamic_decay=1.0)
     assert loss(forgetful) == pytest.approx(evaluate_stream(build(), stream(), GEOMETRY, 1).loss, rel=1e-9)

@@ -65,12 +65,9 @@ def evaluate_adaptively(
     device, training = next(model.parameters()).device, model.training
     model.eval()
     weights, cache = _learners(model, options, roots)
-    if weights is not None and not options.dynamic_attention:
-        with autocast(precision, device):
-            model = FixedAttentionTransformerXL(weights.model, geometry, batch_size)
-    losses = LossSum(model, at_least=1)
-    started, counted = time.perf_counter(), 0
-    memory: Memory = []
+    with autocast(precision, device):
+        reader = _SegmentReader(_with_resting_attention(model, geometry, batch_size, options), geometry, cache)
+    losses, counted, started = LossSum(model, at_least=1), 0, time.perf_counter()
     try:
         for index in range(stream.n_batches):
             batch = stream.batch(1, index)
@@ -78,17 +75,16 @@ def evaluate_adaptively(
                 break
             counted += batch.counted
             note_progress(is_step=True)
-            total, words, tokens = None, None, batch.target.shape[1] * batch_size
-            if weights is not None and batch.counted:
-                words = weights.words_to_learn(batch.input, batch.target)
+            learner = weights if batch.counted else None
+            words = None if learner is None else learner.words_to_learn(batch.input, batch.target)
+            total = None
             if len(stream.columns):
                 input, target = batch.input.to(device), batch.target.to(device)
-                with torch.set_grad_enabled(weights is not None and batch.counted), autocast(precision, device):
-                    counting = losses if batch.counted else None
-                    scale = 1 / (tokens * options.dynamic_segments)
-                    total, memory = _read(model, input, target, memory, geometry, cache, counting, scale, words)
-            if weights is not None and batch.counted:
-                weights.learn(total)
+                scale = 1 / (target.shape[1] * batch_size * options.dynamic_segments)
+                with torch.set_grad_enabled(learner is not None), autocast(precision, device):
+                    total = reader.read(input, target, losses if batch.counted else None, scale, words)
+            if learner is not None:
+                learner.learn(total)
             if progress is not None and progress.is_due():
                 progress.report(index + 1, stream.n_batches, losses)
     finally:
@@ -112,42 +108,45 @@ def _learners(
     return weights, cache
 
 
-def _read(
-    model: Readable,
-    input: Tensor,
-    target: Tensor,
-    memory: Memory,
-    geometry: Geometry,
-    cache: NeuralCache | None,
-    losses: LossSum | None,
-    scale: float,
-    words: Tensor | None,
-) -> tuple[Tensor | None, Memory]:
-    """Score a segment; returns its summed loss times `scale`, to learn from, and the memory.
+def _with_resting_attention(model: Readable, geometry: Geometry, batch_size: int, options: Adaptation) -> Readable:
+    """What reads the text: the model, or with dynamic_attention=false one that shares its weights."""
+    if options.dynamic_attention:
+        return model
+    assert isinstance(model, TransformerXL), "the rules have checked it"
+    return FixedAttentionTransformerXL(model, geometry, batch_size)
 
-    Args:
-        model: as of `evaluate_adaptively`.
-        input: token ids [B, T'].
-        target: the tokens to predict [B, T].
-        memory: what the last call returned, or an empty list where a text starts.
-        geometry: the lengths to read with.
-        cache: mixes its words in; None: no cache.
-        losses: the segment's losses are added to it; None if the segment only fills memory and cache.
-        scale: factor on what is learnt from.
-        words: those whose vectors learn; None: all.
-    """
-    hidden, memory = model(input, memory, geometry)
-    if cache is None:
-        if losses is None:
-            return None, memory
-        weights = model.model if isinstance(model, CachedTransformerXL) else model
-        total, nats = weights.total_loss(hidden, target, scale, is_root=True, words=words)
-        losses.total, losses.tokens = losses.total + nats, losses.tokens + target.numel()
-        return total, memory
-    hidden = hidden[:, -target.shape[1] :]
-    loss = model.loss(hidden, target)
-    with torch.no_grad():
-        mixed = cache.read(hidden.detach(), target, loss.detach())
-    if losses is not None:
-        losses.add_losses(mixed)
-    return loss.sum() * scale, memory
+
+class _SegmentReader:
+    """Scores the segments of a text in their order, with memory and neural cache."""
+
+    def __init__(self, model: Readable, geometry: Geometry, cache: NeuralCache | None):
+        self._model, self._geometry, self._cache = model, geometry, cache
+        self._weights = model.model if isinstance(model, CachedTransformerXL) else model
+        self._memory: Memory = []
+
+    def read(
+        self, input: Tensor, target: Tensor, losses: LossSum | None, scale: float, words: Tensor | None
+    ) -> Tensor | None:
+        """Score a segment; returns its summed loss times `scale`, to learn from, if there is one.
+
+        Args:
+            input: token ids [B, T'].
+            target: the tokens to predict [B, T].
+            losses: the segment's losses are added to it; None if the segment only fills memory and cache.
+            scale: factor on what is learnt from.
+            words: those whose vectors learn; None: all.
+        """
+        hidden, self._memory = self._model(input, self._memory, self._geometry)
+        if self._cache is None:
+            if losses is None:
+                return None
+            total, nats = self._weights.total_loss(hidden, target, scale, is_root=True, words=words)
+            losses.total, losses.tokens = losses.total + nats, losses.tokens + target.numel()
+            return total
+        hidden = hidden[:, -target.shape[1] :]
+        loss = self._weights.loss(hidden, target)
+        with torch.no_grad():
+            mixed = self._cache.read(hidden.detach(), target, loss.detach())
+        if losses is not None:
+            losses.add_losses(mixed)
+        return loss.sum() * scale
